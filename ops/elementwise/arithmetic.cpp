@@ -1,0 +1,239 @@
+#include "ebb/ops/elementwise/arithmetic.h"
+
+#include "ebb/ops/elementwise/broadcast.h"
+#include "ebb/ops/map.h"
+
+namespace ebb {
+namespace {
+
+// Not recorded: the forward of all four, and steps of their gradients.
+Tensor calculate(const char* op, Sign sign, const Tensor& a, const Tensor& b) {
+  require_floating(op, "a", a);
+  require_alike(op, "a", a, "b", b);
+  Tensor y = empty(broadcast(op, a.shape(), b.shape()), a.options());
+  run<cpu::arithmetic, gpu::arithmetic>(a.device(), sign, a, b, y);
+  return y;
+}
+
+Tensor calculate(const char* op, Sign sign, const Tensor& x, double s, bool s_first = false) {
+  require_floating(op, "x", x);
+  Tensor y = empty_like(x);
+  run<cpu::arithmetic_with_number, gpu::arithmetic_with_number>(x.device(), sign, x, s, s_first, y);
+  return y;
+}
+
+Tensor negative(const Tensor& x) { return calculate("neg", Sign::mul, x, -1); }
+
+// What a closure needs to know of an operand besides its elements.
+struct Operand {
+  Shape shape;
+  bool needed;
+  explicit Operand(const Tensor& x) : shape(x.shape()), needed(x.requires_grad()) {}
+};
+
+bool both_equal(const Operand& a, const Operand& b) {
+  return a.needed && b.needed && a.shape == b.shape;
+}
+
+}  // namespace
+
+Tensor add(const Tensor& a, const Tensor& b) {
+  return record("add", calculate("add", Sign::add, a, b), {a, b},
+                [a = Operand(a), b = Operand(b)](const Tensor& dy) -> Gradients {
+                  return {a.needed ? sum_to(dy, a.shape) : Tensor(),
+                          b.needed ? sum_to(dy, b.shape) : Tensor()};
+                });
+}
+
+Tensor sub(const Tensor& a, const Tensor& b) {
+  return record("sub", calculate("sub", Sign::sub, a, b), {a, b},
+                [a = Operand(a), b = Operand(b)](const Tensor& dy) -> Gradients {
+                  return {a.needed ? sum_to(dy, a.shape) : Tensor(),
+                          b.needed ? negative(sum_to(dy, b.shape)) : Tensor()};
+                });
+}
+
+Tensor mul(const Tensor& a, const Tensor& b) {
+  const auto backward = [a = Saved(a), b = Saved(b), of_a = Operand(a),
+                         of_b = Operand(b)](const Tensor& dy) -> Gradients {
+    Tensor da;
+    Tensor db;
+    if (both_equal(of_a, of_b)) {
+      da = empty_like(dy);
+      db = empty_like(dy);
+      run<cpu::mul_backward, gpu::mul_backward>(dy.device(), a.get(), b.get(), dy, da, db);
+      return {da, db};
+    }
+    if (of_a.needed) da = sum_to(calculate("mul", Sign::mul, dy, b), of_a.shape);
+    if (of_b.needed) db = sum_to(calculate("mul", Sign::mul, dy, a), of_b.shape);
+    return {da, db};
+  };
+  return record("mul", calculate("mul", Sign::mul, a, b), {a, b}, backward);
+}
+
+Tensor div(const Tensor& a, const Tensor& b) {
+  const Tensor y = calculate("div", Sign::div, a, b);
+  const auto backward = [y = Saved(y), b = Saved(b), of_a = Operand(a),
+                         of_b = Operand(b)](const Tensor& dy) -> Gradients {
+    Tensor da;
+    Tensor db;
+    if (both_equal(of_a, of_b)) {
+      da = empty_like(dy);
+      db = empty_like(dy);
+      run<cpu::div_backward, gpu::div_backward>(dy.device(), y.get(), b.get(), dy, da, db);
+      return {da, db};
+    }
+    const Tensor q = calculate("div", Sign::div, dy, b);
+    if (of_a.needed) da = sum_to(q, of_a.shape);
+    if (of_b.needed) db = negative(sum_to(calculate("div", Sign::mul, q, y), of_b.shape));
+    return {da, db};
+  };
+  return record("div", y, {a, b}, backward);
+}
+
+Tensor neg(const Tensor& x) {
+  return record("neg", negative(x), {x},
+                [](const Tensor& dy) -> Gradients { return {negative(dy)}; });
+}
+
+Tensor add(const Tensor& x, double s) {
+  return record("add", calculate("add", Sign::add, x, s), {x},
+                [](const Tensor& dy) -> Gradients { return {dy}; });
+}
+
+Tensor sub(const Tensor& x, double s) {
+  return record("sub", calculate("sub", Sign::sub, x, s), {x},
+                [](const Tensor& dy) -> Gradients { return {dy}; });
+}
+
+Tensor sub(double s, const Tensor& x) {
+  return record("sub", calculate("sub", Sign::sub, x, s, true), {x},
+                [](const Tensor& dy) -> Gradients { return {negative(dy)}; });
+}
+
+Tensor mul(const Tensor& x, double s) {
+  return record("mul", calculate("mul", Sign::mul, x, s), {x}, [s](const Tensor& dy) -> Gradients {
+    return {calculate("mul", Sign::mul, dy, s)};
+  });
+}
+
+Tensor div(const Tensor& x, double s) {
+  return record("div", calculate("div", Sign::div, x, s), {x}, [s](const Tensor& dy) -> Gradients {
+    return {calculate("div", Sign::div, dy, s)};
+  });
+}
+
+Tensor div(double s, const Tensor& x) {
+  const Tensor y = calculate("div", Sign::div, x, s, true);
+  return record("div", y, {x}, [x = Saved(x), y = Saved(y)](const Tensor& dy) -> Gradients {
+    const Tensor q = calculate("div", Sign::div, dy, x);
+    return {negative(calculate("div", Sign::mul, q, y))};
+  });
+}
+
+namespace {
+
+// f(g) for the formula g of that sign.
+template <class F>
+void with_formula(Sign sign, F&& f) {
+  switch (sign) {
+    case Sign::add:
+      return f([](const auto& a, const auto& b) { return a + b; });
+    case Sign::sub:
+      return f([](const auto& a, const auto& b) { return a - b; });
+    case Sign::mul:
+      return f([](const auto& a, const auto& b) { return a * b; });
+    case Sign::div:
+      return f([](const auto& a, const auto& b) { return a / b; });
+  }
+}
+
+// y's row r starts where in an operand? Rows are all dimensions but the last.
+std::int64_t row_offset(const Layout& l, const std::int64_t* stride, std::int64_t r) {
+  std::int64_t offset = 0;
+  for (int d = l.rank - 2; d >= 0; r /= l.dims[d--]) offset += r % l.dims[d] * stride[d];
+  return offset;
+}
+
+// One row, of which each operand goes on by 1 or stays.
+template <class T, class Formula>
+void one_row(const Formula& f, const Layout& l, const T* a, const T* b, T* y) {
+  const int last = l.rank - 1;
+  const std::int64_t n = l.dims[last];
+  auto out = cpu::array(y, n);
+  if (l.a[last] == 0) {
+    out = f(cpu::Array<T>::Constant(n, *a), cpu::array(b, n));
+  } else if (l.b[last] == 0) {
+    out = f(cpu::array(a, n), cpu::Array<T>::Constant(n, *b));
+  } else {
+    out = f(cpu::array(a, n), cpu::array(b, n));
+  }
+}
+
+}  // namespace
+
+void cpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
+  const Layout l(y.shape(), a.shape(), b.shape());
+  if (y.numel() == 0) return;
+  if (a.numel() == 1 && !l.equal()) {
+    return arithmetic_with_number(sign, b, a.item(), true, y);
+  } else if (b.numel() == 1 && !l.equal()) {
+    return arithmetic_with_number(sign, a, b.item(), false, y);
+  }
+  visit<float, double>(y.dtype(), "arithmetic", [&](auto zero) {
+    using T = decltype(zero);
+    with_formula(sign, [&](auto f) {
+      if (l.equal()) return map<T>(y, f, a, b);
+      const std::int64_t n = l.dims[l.rank - 1];
+      parallel_for(y.numel() / n, std::max<std::int64_t>(1, map_grain / n),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t r = begin; r < end; ++r)
+                       one_row(f, l, a.data<T>() + row_offset(l, l.a, r),
+                               b.data<T>() + row_offset(l, l.b, r), y.data<T>() + r * n);
+                   });
+    });
+  });
+}
+
+void cpu::arithmetic_with_number(Sign sign, const Tensor& x, double s, bool s_first, Tensor& y) {
+  visit<float, double>(y.dtype(), "arithmetic", [&](auto zero) {
+    using T = decltype(zero);
+    const Simd<T> number = static_cast<T>(s);
+    with_formula(sign, [&](auto f) {
+      if (s_first) {
+        map<T>(
+            y, [&](auto x) { return f(number, x); }, x);
+      } else {
+        map<T>(
+            y, [&](auto x) { return f(x, number); }, x);
+      }
+    });
+  });
+}
+
+void cpu::mul_backward(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, Tensor& db) {
+  visit<float, double>(dy.dtype(), "mul", [&](auto zero) {
+    using T = decltype(zero);
+    map<T>(
+        std::tie(da, db),
+        [](auto a, auto b, auto dy) {
+          return std::array{dy * b, dy * a};
+        },
+        a, b, dy);
+  });
+}
+
+void cpu::div_backward(const Tensor& y, const Tensor& b, const Tensor& dy, Tensor& da, Tensor& db) {
+  visit<float, double>(dy.dtype(), "div", [&](auto zero) {
+    using T = decltype(zero);
+    map<T>(
+        std::tie(da, db),
+        [](auto y, auto b, auto dy) {
+          const auto q = dy / b;
+          return std::array{q, -(q * y)};
+        },
+        y, b, dy);
+  });
+}
+
+}  // namespace ebb

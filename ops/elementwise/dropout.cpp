@@ -1,0 +1,115 @@
+#include "ebb/ops/elementwise/dropout.h"
+
+#include "ebb/core/parallel.h"
+
+namespace ebb {
+
+Tensor dropout(const Tensor& x, const DropoutOptions& options) {
+  require_floating("dropout", "x", x);
+  const double p = options.p;
+  require(0 <= p && p <= 1, Kind::value, "dropout", "bad probability", p, "0 to 1");
+  require(!options.seed || !options.stream, Kind::value, "dropout", "two sources of randomness",
+          "a seed and a stream", "one of them");
+  if (!options.training || p == 0) return x;
+  const Stream stream = options.stream ? *options.stream
+                        : options.seed ? Stream{*options.seed, 0}
+                                       : default_generator().next();
+  const DropThreshold threshold(p);
+  Tensor y = empty_like(x);
+  run<cpu::dropout, gpu::dropout>(x.device(), x, stream, threshold, y);
+  return record("dropout", y, {x}, [stream, threshold](const Tensor& dy) -> Gradients {
+    Tensor dx = empty_like(dy);
+    run<cpu::dropout, gpu::dropout>(dy.device(), dy, stream, threshold, dx);
+    return {dx};
+  });
+}
+
+void tune_dropout(bool on) {
+  if constexpr (has_cuda) gpu::tune_dropout(on);
+}
+
+DropThreshold::DropThreshold(double p) : scale(p < 1 ? 1 / (1 - p) : 0) {
+  const auto steps = static_cast<std::uint64_t>(std::llround(p * 0x1p32));
+  high = static_cast<std::uint32_t>(steps >> 16);
+  low = static_cast<std::uint32_t>(steps & 0xffff);
+}
+
+namespace {
+
+constexpr std::int64_t segment_size = 256;
+constexpr int lanes = 32;  // blocks of a segment
+
+// Of each element of a segment, the draw that decides; all blocks at once, round by round, so that
+// the compiler turns the rounds of philox() into SIMD.
+using Draws = std::array<std::int32_t, segment_size>;
+
+Draws draws(const Stream& stream, std::uint64_t segment) {
+  std::uint32_t v[4][lanes];
+  for (int l = 0; l < lanes; ++l) {
+    const std::uint64_t block = segment * lanes + static_cast<std::uint64_t>(l);
+    v[0][l] = static_cast<std::uint32_t>(block);
+    v[1][l] = static_cast<std::uint32_t>(block >> 32);
+    v[2][l] = static_cast<std::uint32_t>(stream.index);
+    v[3][l] = static_cast<std::uint32_t>(stream.index >> 32);
+  }
+  auto k0 = static_cast<std::uint32_t>(stream.seed);
+  auto k1 = static_cast<std::uint32_t>(stream.seed >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
+    for (int l = 0; l < lanes; ++l) {
+      const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * v[0][l];
+      const std::uint64_t p1 = std::uint64_t{0xCD9E8D57u} * v[2][l];
+      v[0][l] = static_cast<std::uint32_t>(p1 >> 32) ^ v[1][l] ^ k0;
+      v[1][l] = static_cast<std::uint32_t>(p1);
+      v[2][l] = static_cast<std::uint32_t>(p0 >> 32) ^ v[3][l] ^ k1;
+      v[3][l] = static_cast<std::uint32_t>(p0);
+    }
+  Draws d;
+  for (int half = 0; half < 2; ++half)
+    for (int l = 0; l < lanes; ++l)
+      for (int j = 0; j < 4; ++j)
+        d[half * 128 + 4 * l + j] =
+            static_cast<std::int32_t>(v[2 * half + j / 2][l] >> (j % 2 * 16) & 0xffff);
+  return d;
+}
+
+// Draws that tie with `high` and lose the second time become −1: below any threshold.
+void break_ties(const Stream& stream, const DropThreshold& threshold, std::uint64_t segment,
+                Draws& d) {
+  constexpr std::uint64_t of_ties = std::uint64_t{1} << 63;
+  for (int i = 0; i < segment_size; ++i) {
+    if (d[i] != static_cast<std::int32_t>(threshold.high)) continue;
+    const auto l = static_cast<std::uint64_t>(i % 128 / 4);
+    const Philox again = philox(stream.seed, (segment * lanes + l) | of_ties, stream.index);
+    const std::uint32_t word = again.v[i / 128 * 2 + i % 4 / 2];
+    if ((word >> (i % 2 * 16) & 0xffff) < threshold.low) d[i] = -1;
+  }
+}
+
+}  // namespace
+
+void cpu::dropout(const Tensor& x, const Stream& stream, const DropThreshold& threshold,
+                  Tensor& y) {
+  visit<float, double>(x.dtype(), "dropout", [&](auto zero) {
+    using T = decltype(zero);
+    const T* in = x.data<T>();
+    T* out = y.data<T>();
+    const std::int64_t n = x.numel();
+    const T scale = static_cast<T>(threshold.scale);
+    const auto high = static_cast<std::int32_t>(threshold.high);
+    parallel_for((n + segment_size - 1) / segment_size, 16, [&](auto begin, auto end) {
+      for (std::int64_t s = begin; s < end; ++s) {
+        Draws d = draws(stream, static_cast<std::uint64_t>(s));
+        if (threshold.low > 0 && std::ranges::count(d, high) > 0)
+          break_ties(stream, threshold, static_cast<std::uint64_t>(s), d);
+        const std::int64_t at = s * segment_size;
+        const std::int64_t count = std::min(segment_size, n - at);
+        for (std::int64_t i = 0; i < count; ++i) {
+          const T kept = in[at + i] * scale;
+          out[at + i] = d[i] >= high ? kept : T(0);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace ebb

@@ -1,0 +1,39 @@
+#include "ebb/ops/elementwise/sigmoid.h"
+#include "ebb/ops/map.cuh"
+
+namespace ebb {
+namespace {
+
+using gpu::reciprocal;
+
+struct Sigmoid {
+  template <class T>
+  __device__ T operator()(T x) const {
+    return reciprocal(1 + exp(-x));
+  }
+};
+
+struct SigmoidBackward {
+  template <class T>
+  __device__ T operator()(T y, T dy) const {
+    return dy * (y * (1 - y));
+  }
+};
+
+}  // namespace
+
+void gpu::sigmoid(const Tensor& x, Tensor& y) {
+  visit<float, double, bf16>(x.dtype(), "sigmoid", [&](auto zero) {
+    using T = decltype(zero);
+    map<T>("sigmoid", Sigmoid{}, x.numel(), y.data<T>(), x.data<T>());
+  });
+}
+
+void gpu::sigmoid_backward(const Tensor& y, const Tensor& dy, Tensor& dx) {
+  visit<float, double, bf16>(dy.dtype(), "sigmoid", [&](auto zero) {
+    using T = decltype(zero);
+    map<T>("sigmoid", SigmoidBackward{}, dy.numel(), dx.data<T>(), y.data<T>(), dy.data<T>());
+  });
+}
+
+}  // namespace ebb

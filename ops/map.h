@@ -1,0 +1,105 @@
+// Internal: not in <ebb/ebb.h>, not installed.
+// CPU element-wise maps: y[i] = f(x[i], …), the formula on SIMD registers, split over threads.
+//
+//   map<T>(y, [](auto x) { return x / (1 + exp(-x)); }, x);
+//   map<T>(std::tie(da, db), [](auto a, auto b, auto dy) { return std::array{dy * b, dy * a}; },
+//          a, b, dy);
+//
+// A formula that takes the output as well gets Eigen arrays instead, a block that stays in the
+// first-level cache at a time:
+//
+//   map<T>(y, [](auto& y, const auto& x) { y = x.square(); }, x);
+#pragma once
+#include <array>
+#include <tuple>
+
+#include "ebb/core/parallel.h"
+#include "ebb/ops/simd.h"
+
+namespace ebb::cpu {
+
+inline constexpr std::int64_t map_grain = 1 << 15;
+
+namespace detail {
+
+template <class T, size_t outputs>
+void store(const std::array<Simd<T>, outputs>& values, const std::array<T*, outputs>& y,
+           std::int64_t i) {
+  for (size_t k = 0; k < outputs; ++k) values[k].store(y[k] + i);
+}
+template <class T>
+void store(Simd<T> value, const std::array<T*, 1>& y, std::int64_t i) {
+  value.store(y[0] + i);
+}
+
+// The first `n` of a register, the others 1: a value that no formula minds.
+template <class T>
+Simd<T> load_first(const T* x, std::int64_t n) {
+  T padded[lanes<T>];
+  std::fill(padded, padded + lanes<T>, T(1));
+  std::copy(x, x + n, padded);
+  return Simd<T>::load(padded);
+}
+
+template <class T, size_t outputs, class Formula, class... X>
+void map_registers(std::array<T*, outputs> y, std::int64_t n, const Formula& formula,
+                   const X*... x) {
+  constexpr std::int64_t width = lanes<T>;
+  const std::int64_t full = n / width;
+  parallel_for((n + width - 1) / width, map_grain / width,
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t i = begin * width; i < std::min(end, full) * width; i += width)
+                   store<T>(formula(Simd<T>::load(x + i)...), y, i);
+                 if (end <= full) return;
+                 const std::int64_t at = full * width;
+                 T rest[outputs][width];
+                 std::array<T*, outputs> to;
+                 for (size_t k = 0; k < outputs; ++k) to[k] = rest[k];
+                 store<T>(formula(load_first(x + at, n - at)...), to, 0);
+                 for (size_t k = 0; k < outputs; ++k)
+                   std::copy(rest[k], rest[k] + (n - at), y[k] + at);
+               });
+}
+
+// Blocks begin at the same elements whatever the number of threads, so that Eigen's split into
+// registers and single elements does too.
+template <class T, class Formula, class... X>
+void map_arrays(T* y, std::int64_t n, const Formula& formula, const X*... x) {
+  constexpr std::int64_t block = 2048;
+  const std::int64_t blocks = (n + block - 1) / block;
+  parallel_for(blocks, map_grain / block, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin * block; i < std::min(end * block, n); i += block) {
+      const std::int64_t count = std::min(block, n - i);
+      auto result = array(y + i, count);
+      formula(result, array(x + i, count)...);
+    }
+  });
+}
+
+}  // namespace detail
+
+template <class T, class Formula, class... X>
+void map(Tensor& y, const Formula& formula, const X&... x) {
+  if constexpr (std::is_invocable_v<const Formula&, decltype((void)x, Simd<T>(T()))...>) {
+    detail::map_registers<T, 1>({y.data<T>()}, y.numel(), formula, x.template data<T>()...);
+  } else {
+    detail::map_arrays<T>(y.data<T>(), y.numel(), formula, x.template data<T>()...);
+  }
+}
+
+template <class T, class... Y, class Formula, class... X>
+void map(const std::tuple<Y&...>& y, const Formula& formula, const X&... x) {
+  const auto pointers =
+      std::apply([](auto&... t) { return std::array{t.template data<T>()...}; }, y);
+  detail::map_registers<T, sizeof...(Y)>(pointers, std::get<0>(y).numel(), formula,
+                                         x.template data<T>()...);
+}
+
+// eˣ of an array, as of a register.
+template <class X>
+auto exp(const Eigen::ArrayBase<X>& x) {
+  using T = typename X::Scalar;
+  return (x.derived() * T(0.5)).exp().square();
+}
+
+}  // namespace ebb::cpu

@@ -1,0 +1,79 @@
+// Internal: not in <ebb/ebb.h>, not installed.
+// Simd<T>: as many T as one SIMD register holds, with arithmetic, so that a CPU kernel's formula
+// reads like the mathematics and every element goes through the same instructions, wherever it
+// lies and whatever the number of threads.
+//
+//   Simd<T> silu(Simd<T> x) { return x / (1 + exp(-x)); }
+#pragma once
+#include <cmath>
+
+#include "ebb/core/eigen.h"
+
+namespace ebb::cpu {
+
+template <class T>
+struct Mask {
+  Packet<T> v;  // all ones where true
+};
+
+template <class T>
+struct Simd {
+  using P = Packet<T>;
+  P v;
+
+  Simd(T x) : v(Eigen::internal::pset1<P>(x)) {}  // NOLINT: 1 + x is how it is written
+  static Simd of(const P& v) {
+    Simd x(T(0));
+    x.v = v;
+    return x;
+  }
+  static Simd load(const T* p) { return of(Eigen::internal::ploadu<P>(p)); }
+  void store(T* p) const { Eigen::internal::pstoreu(p, v); }
+
+  friend Simd operator+(Simd a, Simd b) { return of(Eigen::internal::padd(a.v, b.v)); }
+  friend Simd operator-(Simd a, Simd b) { return of(Eigen::internal::psub(a.v, b.v)); }
+  friend Simd operator*(Simd a, Simd b) { return of(Eigen::internal::pmul(a.v, b.v)); }
+  friend Simd operator/(Simd a, Simd b) { return of(Eigen::internal::pdiv(a.v, b.v)); }
+  friend Simd operator-(Simd a) { return of(Eigen::internal::pnegate(a.v)); }
+  friend Mask<T> operator<(Simd a, Simd b) { return {Eigen::internal::pcmp_lt(a.v, b.v)}; }
+  friend Mask<T> operator<=(Simd a, Simd b) { return {Eigen::internal::pcmp_le(a.v, b.v)}; }
+
+  // NaN compares as false, so what a condition does to NaN is seen in the formula.
+  friend Simd select(Mask<T> condition, Simd yes, Simd no) {
+    return of(Eigen::internal::pselect(condition.v, yes.v, no.v));
+  }
+  friend Simd abs(Simd x) { return of(Eigen::internal::pabs(x.v)); }
+  friend Simd sqrt(Simd x) { return of(Eigen::internal::psqrt(x.v)); }
+
+  // Eigen's exp clamps its argument at ±88 (f32) and so never reaches 0, denormals or infinity; of
+  // x/2 it stays inside the clamp, and its square goes where eˣ goes.
+  friend Simd exp(Simd x) {
+    const P root = Eigen::internal::pexp((x * T(0.5)).v);
+    return of(Eigen::internal::pmul(root, root));
+  }
+
+  // Eigen's log takes denormals for the smallest normal number; scaled up they are none.
+  friend Simd log(Simd x) {
+    constexpr int digits = std::numeric_limits<T>::digits;
+    const Mask<T> small = x < Simd(std::numeric_limits<T>::min());
+    const Simd normal = select(small, x * std::ldexp(T(1), digits), x);
+    const Simd y = of(Eigen::internal::plog(normal.v));
+    return y - select(small, Simd(T(digits) * T(EIGEN_LN2)), T(0));
+  }
+
+  friend Simd tanh(Simd x) {
+    if constexpr (std::is_same_v<T, float>) return of(Eigen::internal::ptanh(x.v));
+    return each(x, [](T e) { return std::tanh(e); });  // Eigen has none for f64
+  }
+
+  // For what there is no packet of.
+  template <class F>
+  friend Simd each(Simd x, F&& f) {
+    T elements[lanes<T>];
+    x.store(elements);
+    for (T& e : elements) e = f(e);
+    return load(elements);
+  }
+};
+
+}  // namespace ebb::cpu
