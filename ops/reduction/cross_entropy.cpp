@@ -1,0 +1,192 @@
+#include "ebb/ops/reduction/cross_entropy.h"
+
+#include <limits>
+
+#include "ebb/ops/map.h"
+#include "ebb/ops/reduction/sum.h"
+#include "ebb/ops/sums.h"
+
+namespace ebb {
+namespace {
+
+constexpr const char* op = "cross_entropy";
+
+void check(const Tensor& x, const Tensor& target, const Tensor& weight,
+           const CrossEntropyOptions& options) {
+  require_floating(op, "logits", x);
+  require(x.rank() == 2, Kind::shape, op, "logits must be [N,C]", x.shape(), "2 dimensions");
+  require(target.dtype() == Dtype::i32, Kind::dtype, op, "target must hold class numbers",
+          target.dtype(), "i32");
+  require(target.device() == x.device(), Kind::device, op,
+          "logits and target are on different devices", text(x.device(), " and ", target.device()),
+          "one device");
+  require_shape(op, "target", target, {x.size(0)});
+  if (weight.defined()) {
+    require_alike(op, "logits", x, "weight", weight);
+    require_shape(op, "weight", weight, {x.size(1)});
+  }
+  const double smoothing = options.label_smoothing;
+  require(0 <= smoothing && smoothing < 1, Kind::value, op, "label_smoothing out of range",
+          smoothing, "[0,1)");
+  if (!options.check_targets) return;
+  Tensor found = empty({2}, {Dtype::f64, x.device()});
+  run<cpu::find_bad_target, gpu::find_bad_target>(x.device(), target, x.size(1),
+                                                  options.ignore_index, found);
+  const auto [row, value] = [&] {
+    const std::vector<double> v = found.to_vector<double>();
+    return std::pair{static_cast<std::int64_t>(v[0]), static_cast<std::int64_t>(v[1])};
+  }();
+  require(row >= x.size(0), Kind::index, op,
+          text("target ", value, " not in [0,", x.size(1), "), row ", row), value,
+          text("a class, or ignore_index ", options.ignore_index));
+}
+
+}  // namespace
+
+Tensor cross_entropy(const Tensor& x, const Tensor& target, const Tensor& weight,
+                     const CrossEntropyOptions& options) {
+  check(x, target, weight, options);
+  const TensorOptions wide{x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, x.device()};
+  CrossEntropyState state{empty({x.size(0)}, wide), empty({x.size(0)}, wide), empty({}, wide), {}};
+  const Tensor w = weight.defined() ? weight.detach().to(wide.dtype) : Tensor();
+  if (w.defined() && options.label_smoothing > 0) state.weight_sum = sum(w);
+  const bool each = options.reduction == Reduction::none;
+  Tensor y = empty(each ? Shape{x.size(0)} : Shape{}, x.options());
+  run<cpu::cross_entropy, gpu::cross_entropy>(x.device(), x, target, w, options, state, y);
+  return record(op, y, {x},
+                [x = Saved(x), target = Saved(target), w = Saved(w), options,
+                 state](const Tensor& dy) -> Gradients {
+                  Tensor dx = empty_like(x);
+                  run<cpu::cross_entropy_backward, gpu::cross_entropy_backward>(
+                      dy.device(), x.get(), target.get(), w.get(), options, state, dy, dx);
+                  return {dx};
+                });
+}
+
+Tensor cross_entropy(const Tensor& logits, const Tensor& target,
+                     const CrossEntropyOptions& options) {
+  return cross_entropy(logits, target, Tensor(), options);
+}
+
+void cpu::find_bad_target(const Tensor& target, std::int64_t classes, std::int64_t ignore_index,
+                          Tensor& found) {
+  const std::int32_t* t = target.data<std::int32_t>();
+  const std::int64_t n = target.numel();
+  std::int64_t row = 0;
+  while (row < n && (t[row] == ignore_index || (0 <= t[row] && t[row] < classes))) ++row;
+  found.data<double>()[0] = static_cast<double>(row);
+  found.data<double>()[1] = row < n ? t[row] : 0;
+}
+
+namespace {
+
+template <class T>
+T nan() {
+  return std::numeric_limits<T>::quiet_NaN();
+}
+
+std::int64_t grain(std::int64_t classes) { return 16384 / (classes + 8); }
+
+// One row's loss from z = x − max and log Σ exp z; `w` may be null.
+template <class T>
+T row_loss(const T* z, std::int64_t classes, std::int64_t t, const T* w, T log_sum, double e) {
+  T loss = T(1 - e) * (w ? w[t] : T(1)) * (log_sum - z[t]);
+  if (e > 0) {
+    const double spread = cpu::sum_of(
+        0, classes, [=](std::int64_t c) { return (w ? w[c] : T(1)) * (log_sum - z[c]); });
+    loss += T(e / static_cast<double>(classes) * spread);
+  }
+  return loss;
+}
+
+template <class T>
+void forward(const Tensor& x, const Tensor& target, const T* w, const CrossEntropyOptions& options,
+             CrossEntropyState& state, cpu::Array<T>& loss, cpu::Array<T>& share) {
+  const std::int64_t classes = x.size(1);
+  const std::int32_t* labels = target.data<std::int32_t>();
+  parallel_for(x.size(0), grain(classes), [&](std::int64_t begin, std::int64_t end) {
+    cpu::Array<T> z(classes), e(classes);
+    for (std::int64_t r = begin; r < end; ++r) {
+      const auto row = cpu::array(x.data<T>() + r * classes, classes);
+      const T max = classes ? row.maxCoeff() : T(0);
+      z = row - max;
+      e = cpu::exp(z);
+      const T* p = e.data();
+      const T log_sum = T(std::log(cpu::sum_of(0, classes, [p](std::int64_t c) { return p[c]; })));
+      state.max.data<T>()[r] = max;
+      state.log_sum.data<T>()[r] = log_sum;
+      const std::int32_t t = labels[r];
+      const bool ignored = t == options.ignore_index;
+      const bool good = !ignored && 0 <= t && t < classes;
+      share[r] = good && w ? w[t] : T(!ignored);
+      loss[r] = ignored ? T(0)
+                : good  ? row_loss(z.data(), classes, t, w, log_sum, options.label_smoothing)
+                        : nan<T>();
+    }
+  });
+}
+
+}  // namespace
+
+void cpu::cross_entropy(const Tensor& x, const Tensor& target, const Tensor& weight,
+                        const CrossEntropyOptions& options, CrossEntropyState& state, Tensor& y) {
+  visit<float, double>(x.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const std::int64_t n = x.size(0);
+    Array<T> loss(n), share(n);
+    forward(x, target, weight.defined() ? weight.data<T>() : nullptr, options, state, loss, share);
+    T* divisor = state.divisor.data<T>();
+    *divisor = T(1);
+    if (options.reduction == Reduction::none) {
+      array(y.data<T>(), n) = loss;
+      return;
+    }
+    const double total = long_sum_of(n, [&](std::int64_t r) { return loss[r]; });
+    const double shares = long_sum_of(n, [&](std::int64_t r) { return share[r]; });
+    const bool mean = options.reduction == Reduction::mean;
+    if (mean) *divisor = T(shares);
+    *y.data<T>() = T(mean ? total / shares : total);
+  });
+}
+
+void cpu::cross_entropy_backward(const Tensor& x, const Tensor& target, const Tensor& weight,
+                                 const CrossEntropyOptions& options, const CrossEntropyState& state,
+                                 const Tensor& dy, Tensor& dx) {
+  visit<float, double>(x.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const std::int64_t classes = x.size(1);
+    const T* w = weight.defined() ? weight.data<T>() : nullptr;
+    const T e = T(options.label_smoothing);
+    const T spread = e / T(classes);
+    const T all = state.weight_sum.defined() ? *state.weight_sum.data<T>() : T(classes);
+    const bool each = options.reduction == Reduction::none;
+    parallel_for(x.size(0), grain(classes), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        auto out = array(dx.data<T>() + r * classes, classes);
+        const std::int32_t t = target.data<std::int32_t>()[r];
+        const bool good = 0 <= t && t < classes;
+        if (t == options.ignore_index || !good) {
+          out.setConstant(t == options.ignore_index ? T(0) : nan<T>());
+          continue;
+        }
+        const T g = dy.data<T>()[each ? r : 0] / *state.divisor.data<T>();
+        const T hit = (T(1) - e) * (w ? w[t] : T(1));
+        const T max = state.max.data<T>()[r];
+        const T log_sum = state.log_sum.data<T>()[r];
+        out = cpu::exp((array(x.data<T>() + r * classes, classes) - max) - log_sum);
+        const T at_target = hit * (out[t] - T(1)) + spread * (all * out[t] - (w ? w[t] : T(1)));
+        if (e > 0) {
+          out = hit * out + (spread * all) * out;
+          if (w) out -= spread * array(w, classes);
+          if (!w) out -= spread;
+          out *= g;
+        } else {
+          out *= g * hit;
+        }
+        out[t] = g * at_target;
+      }
+    });
+  });
+}
+
+}  // namespace ebb

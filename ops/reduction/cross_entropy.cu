@@ -1,0 +1,205 @@
+#include "ebb/ops/reduction/cross_entropy.h"
+#include "ebb/ops/reduction/softmax.cuh"
+
+namespace ebb {
+namespace gpu {
+namespace {
+
+constexpr int threads = 1024;  // of the kernels that are one block
+
+struct Min {
+  __device__ double operator()(double a, double b) const { return a < b ? a : b; }
+};
+
+__global__ void __launch_bounds__(threads)
+    find_bad_target_kernel(const std::int32_t* target, std::int64_t n, std::int64_t classes,
+                           std::int64_t ignore_index, double* found) {
+  double first = static_cast<double>(n);
+  for (std::int64_t r = threadIdx.x; r < n; r += threads) {
+    const std::int32_t t = target[r];
+    if (t == ignore_index || (0 <= t && t < classes)) continue;
+    first = static_cast<double>(r);
+    break;
+  }
+  first = block_reduce<threads>(first, Min{});
+  if (threadIdx.x != 0) return;
+  found[0] = first;
+  found[1] = first < static_cast<double>(n) ? target[static_cast<std::int64_t>(first)] : 0;
+}
+
+// What both directions know of a row.
+template <class C>
+struct Labels {
+  const std::int32_t* target;
+  const C* weight;  // or null
+  std::int64_t classes;
+  std::int64_t ignore_index;
+  C smoothing;
+
+  __device__ bool ignored(std::int64_t row) const { return target[row] == ignore_index; }
+  __device__ bool good(std::int64_t row) const { return 0 <= target[row] && target[row] < classes; }
+  __device__ C weight_of(std::int64_t c) const { return weight ? weight[c] : C(1); }
+};
+
+template <class T>
+struct RowLoss {
+  using C = Compute<T>;
+  Labels<C> labels;
+  const T* x;
+  C* max;
+  C* log_sum;
+  C* loss;   // [N]
+  C* share;  // [N] what the row adds to the mean's divisor
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const auto [row_max, row_sum] = max_and_sum<C>(row);
+    const C m = row_max;
+    const C l = log(row_sum);
+    const C e = labels.smoothing;
+    C spread = 0;
+    if (e > 0) {
+      spread = row.sum([&](auto c, C v) { return labels.weight_of(c) * (l - (v - m)); });
+      spread *= e / static_cast<C>(labels.classes);
+    }
+    if (!row.leader()) return;
+    const std::int64_t r = row.index();
+    const std::int32_t t = labels.target[r];
+    max[r] = m;
+    log_sum[r] = l;
+    const bool ignored = labels.ignored(r);
+    const bool good = !ignored && labels.good(r);
+    const C w = good ? labels.weight_of(t) : C(!ignored);
+    share[r] = w;
+    loss[r] = std::numeric_limits<C>::quiet_NaN();
+    if (ignored) loss[r] = 0;
+    if (good) loss[r] = (1 - e) * w * (l - (widen(x[r * labels.classes + t]) - m)) + spread;
+  }
+};
+
+// One block adds up all rows: a few bytes for each row that was read.
+template <class T>
+__global__ void __launch_bounds__(threads)
+    total_kernel(const Compute<T>* loss, const Compute<T>* share, std::int64_t n, bool mean,
+                 Compute<T>* divisor, T* y) {
+  double total = 0;
+  double shares = 0;
+  for (std::int64_t r = threadIdx.x; r < n; r += threads) {
+    total += loss[r];
+    shares += share[r];
+  }
+  total = block_reduce<threads>(total, Sum{});
+  shares = block_reduce<threads>(shares, Sum{});
+  if (threadIdx.x != 0) return;
+  *divisor = mean ? static_cast<Compute<T>>(shares) : 1;
+  *y = narrow<T>(static_cast<Compute<T>>(mean ? total / shares : total));
+}
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    copy_losses_kernel(const Compute<T>* loss, std::int64_t n, Compute<T>* divisor, T* y) {
+  const std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (r == 0) *divisor = 1;
+  if (r < n) y[r] = narrow<T>(loss[r]);
+}
+
+template <class T>
+struct LogitsGradient {
+  using C = Compute<T>;
+  Labels<C> labels;
+  const C* weight_sum;  // or null
+  const C* max;
+  const C* log_sum;
+  const C* divisor;
+  const T* dy;
+  bool each;  // dy has one element for each row
+  T* dx;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const std::int64_t r = row.index();
+    const std::int64_t t = labels.target[r];
+    const bool ignored = labels.ignored(r);
+    const bool good = !ignored && labels.good(r);
+    const C m = max[r];
+    const C l = log_sum[r];
+    const C e = labels.smoothing;
+    const C g = widen(dy[each ? r : 0]) / *divisor;
+    const C hit = (1 - e) * (good ? labels.weight_of(t) : std::numeric_limits<C>::quiet_NaN());
+    const C spread = e / static_cast<C>(labels.classes);
+    const C all = weight_sum ? *weight_sum : static_cast<C>(labels.classes);
+    row.write(dx, [&](auto c, C x) {
+      const C p = exp((x - m) - l);
+      C d = hit * (p - C(c == t));
+      if (e > 0) d += spread * (all * p - labels.weight_of(c));
+      return ignored ? C(0) : g * d;
+    });
+  }
+};
+
+template <class T>
+Labels<Compute<T>> labels_of(const Tensor& x, const Tensor& target, const Tensor& weight,
+                             const CrossEntropyOptions& options) {
+  using C = Compute<T>;
+  return {target.data<std::int32_t>(), weight.defined() ? weight.data<C>() : nullptr, x.size(1),
+          options.ignore_index, static_cast<C>(options.label_smoothing)};
+}
+
+}  // namespace
+}  // namespace gpu
+
+void gpu::find_bad_target(const Tensor& target, std::int64_t classes, std::int64_t ignore_index,
+                          Tensor& found) {
+  launch("cross_entropy", find_bad_target_kernel, 1, threads, 0, target.data<std::int32_t>(),
+         target.numel(), classes, ignore_index, found.data<double>());
+}
+
+void gpu::cross_entropy(const Tensor& x, const Tensor& target, const Tensor& weight,
+                        const CrossEntropyOptions& options, CrossEntropyState& state, Tensor& y) {
+  visit<float, double, bf16>(x.dtype(), "cross_entropy", [&](auto zero) {
+    using T = decltype(zero);
+    using C = Compute<T>;
+    const std::int64_t n = x.size(0);
+    Tensor rows = empty({2, n}, state.max.options());
+    C* loss = rows.data<C>();
+    C* share = loss + n;
+    C* divisor = state.divisor.data<C>();
+    const RowLoss<T> body{labels_of<T>(x, target, weight, options),
+                          x.data<T>(),
+                          state.max.data<C>(),
+                          state.log_sum.data<C>(),
+                          loss,
+                          share};
+    keep_rows<T>("cross_entropy", body, n, x.size(1), nullptr, x.data<T>());
+    if (options.reduction == Reduction::none) {
+      launch("cross_entropy", copy_losses_kernel<T>,
+             dim3(static_cast<unsigned>(divide_up<std::int64_t>(n, 256))), 256, 0, loss, n, divisor,
+             y.data<T>());
+      return;
+    }
+    launch("cross_entropy", total_kernel<T>, 1, threads, 0, loss, share, n,
+           options.reduction == Reduction::mean, divisor, y.data<T>());
+  });
+}
+
+void gpu::cross_entropy_backward(const Tensor& x, const Tensor& target, const Tensor& weight,
+                                 const CrossEntropyOptions& options, const CrossEntropyState& state,
+                                 const Tensor& dy, Tensor& dx) {
+  visit<float, double, bf16>(x.dtype(), "cross_entropy", [&](auto zero) {
+    using T = decltype(zero);
+    using C = Compute<T>;
+    const CrossEntropyState& s = state;
+    const LogitsGradient<T> body{labels_of<T>(x, target, weight, options),
+                                 s.weight_sum.defined() ? s.weight_sum.data<C>() : nullptr,
+                                 s.max.data<C>(),
+                                 s.log_sum.data<C>(),
+                                 s.divisor.data<C>(),
+                                 dy.data<T>(),
+                                 options.reduction == Reduction::none,
+                                 dx.data<T>()};
+    if (x.numel() == 0) return;
+    stream_rows<T>("cross_entropy", body, {x.size(0), x.size(1)}, dx.data<T>(), x.data<T>());
+  });
+}
+
+}  // namespace ebb

@@ -1,0 +1,48 @@
+#include "ebb/ops/reduction/inner_product.h"
+
+#include "ebb/ops/map.h"
+#include "ebb/ops/sums.h"
+
+namespace ebb {
+
+Tensor inner_product(const Tensor& a, const Tensor& b) {
+  require_floating("inner_product", "a", a);
+  require_alike("inner_product", "a", a, "b", b);
+  require(a.rank() == 1, Kind::shape, "inner_product", "a must be [n]", a.shape(), "1 dimension");
+  require_shape("inner_product", "b", b, a.shape());
+  Tensor y = empty({}, a.options());
+  run<cpu::inner_product, gpu::inner_product>(a.device(), a, b, y);
+  return record("inner_product", y, {a, b},
+                [a = Saved(a), b = Saved(b), needs_a = a.requires_grad(),
+                 needs_b = b.requires_grad()](const Tensor& dy) -> Gradients {
+                  Tensor da = needs_a ? empty_like(a) : Tensor();
+                  Tensor db = needs_b ? empty_like(b) : Tensor();
+                  run<cpu::inner_product_backward, gpu::inner_product_backward>(
+                      dy.device(), a.get(), b.get(), dy, da, db);
+                  return {da, db};
+                });
+}
+
+void cpu::inner_product(const Tensor& a, const Tensor& b, Tensor& y) {
+  visit<float, double>(a.dtype(), "inner_product", [&](auto zero) {
+    using T = decltype(zero);
+    const T* p = a.data<T>();
+    const T* q = b.data<T>();
+    *y.data<T>() = T(long_sum_of(a.numel(), [=](std::int64_t i) {
+      return static_cast<double>(p[i]) * static_cast<double>(q[i]);
+    }));
+  });
+}
+
+void cpu::inner_product_backward(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da,
+                                 Tensor& db) {
+  visit<float, double>(a.dtype(), "inner_product", [&](auto zero) {
+    using T = decltype(zero);
+    const T g = *dy.data<T>();
+    const auto scaled = [g](auto x) { return x * g; };
+    if (da.defined()) map<T>(da, scaled, b);
+    if (db.defined()) map<T>(db, scaled, a);
+  });
+}
+
+}  // namespace ebb

@@ -1,0 +1,79 @@
+#include "ebb/ops/reduction/l2_norm.h"
+
+#include "ebb/ops/columns.cuh"
+#include "ebb/ops/slices.cuh"
+
+namespace ebb {
+namespace gpu {
+namespace {
+
+struct Square {
+  __device__ double operator()(double x) const { return x * x; }
+};
+
+template <class T>
+struct Root {
+  T* y;
+  __device__ void operator()(std::int64_t row, double total) const {
+    y[row] = narrow<T>(static_cast<Compute<T>>(sqrt(total)));
+  }
+  __device__ void operator()(std::int64_t column, const double (&sum)[1]) const {
+    (*this)(column, sum[0]);
+  }
+};
+
+template <class T>
+struct SquareTerm {
+  const T* x;
+  __device__ void operator()(std::int64_t i, std::int64_t, double (&term)[1]) const {
+    const double v = static_cast<double>(widen(x[i]));
+    term[0] = v * v;
+  }
+};
+
+// A slice of a line along v.n; `slices` of them have the same norm.
+template <class T>
+struct NormGradient {
+  using C = Compute<T>;
+  std::int64_t slices;
+  const T* y;
+  const T* dy;
+  T* dx;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const std::int64_t line = row.index() / slices;
+    const C norm = widen(y[line]);
+    const C up = widen(dy[line]);
+    row.write(dx, [=](auto, C x) { return norm == 0 ? C(0) : x / norm * up; });
+  }
+};
+
+}  // namespace
+}  // namespace gpu
+
+void gpu::l2_norm(const Tensor& x, const View& v, Tensor& y) {
+  visit<float, double, bf16>(x.dtype(), "l2_norm", [&](auto zero) {
+    using T = decltype(zero);
+    const Root<T> root{y.data<T>()};
+    if (v.inner == 1)
+      return sum_slices<T>("l2_norm", Square{}, root, v.outer, v.n, x.device(), x.data<T>());
+    columns<double, 1>("l2_norm", SquareTerm<T>{x.data<T>()}, root, v.outer, v.n, v.inner,
+                       x.device());
+  });
+}
+
+void gpu::l2_norm_backward(const Tensor& x, const Tensor& y, const Tensor& dy, const View& v,
+                           Tensor& dx) {
+  if (x.numel() == 0) return;
+  visit<float, double, bf16>(x.dtype(), "l2_norm", [&](auto zero) {
+    using T = decltype(zero);
+    NormGradient<T> body{1, y.data<T>(), dy.data<T>(), dx.data<T>()};
+    if (v.inner > 1) return strided_rows<T>("l2_norm", body, v.outer, v.n, v.inner, x.data<T>());
+    const RowLayout layout = slice_rows(v.outer, v.n);
+    body.slices = layout.slices;
+    stream_rows<T>("l2_norm", body, layout, dx.data<T>(), x.data<T>());
+  });
+}
+
+}  // namespace ebb

@@ -1,0 +1,50 @@
+#include "ebb/ops/reduction/log_softmax.h"
+#include "ebb/ops/reduction/softmax.cuh"
+
+namespace ebb {
+namespace {
+
+template <class T>
+struct LogSoftmax {
+  using C = gpu::Compute<T>;
+  T* y;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const auto [max, sum] = gpu::max_and_sum<C>(row);
+    const C m = max;
+    const C log_sum = log(sum);
+    row.write(y, [=](auto, C x) { return (x - m) - log_sum; });
+  }
+};
+
+template <class T>
+struct LogSoftmaxBackward {
+  using C = gpu::Compute<T>;
+  T* dx;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const C sum = row.sum([](auto, C, C dy) { return dy; });
+    row.write(dx, [=](auto, C y, C dy) { return dy - exp(y) * sum; });
+  }
+};
+
+}  // namespace
+
+void gpu::log_softmax(const Tensor& x, const View& v, Tensor& y) {
+  visit<float, double, bf16>(x.dtype(), "log_softmax", [&](auto zero) {
+    using T = decltype(zero);
+    lines<T>("log_softmax", LogSoftmax<T>{y.data<T>()}, v, y.data<T>(), x.data<T>());
+  });
+}
+
+void gpu::log_softmax_backward(const Tensor& y, const Tensor& dy, const View& v, Tensor& dx) {
+  visit<float, double, bf16>(y.dtype(), "log_softmax", [&](auto zero) {
+    using T = decltype(zero);
+    lines<T>("log_softmax", LogSoftmaxBackward<T>{dx.data<T>()}, v, dx.data<T>(), y.data<T>(),
+             dy.data<T>());
+  });
+}
+
+}  // namespace ebb

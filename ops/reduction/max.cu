@@ -1,0 +1,108 @@
+#include "ebb/core/tensor.h"
+#include "ebb/ops/reduction/max.h"
+#include "ebb/ops/rows.cuh"
+
+namespace ebb {
+namespace gpu {
+namespace {
+
+struct Earliest {
+  __device__ std::int64_t operator()(std::int64_t a, std::int64_t b) const { return a < b ? a : b; }
+};
+
+// One read of the row: each thread keeps its first largest element, and of the threads that hold
+// the row's largest the earliest wins. Columns of a slice are counted from its start.
+template <class T>
+struct MaxRow {
+  T* y;
+  std::int32_t* index;          // or null
+  const std::int32_t* earlier;  // [rows, cols]: the index of each x, when x are maxima of slices
+  std::int64_t cols;
+  std::int64_t slices;
+  std::int64_t chunk;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    using C = Compute<T>;
+    constexpr std::int64_t nowhere = std::numeric_limits<std::int64_t>::max();
+    C best = -std::numeric_limits<C>::infinity();
+    std::int64_t at = nowhere;
+    row.each([&](auto col, C x) {
+      if (!(x > best || (x != x && best == best) || at == nowhere)) return;
+      best = x;
+      at = col;
+    });
+    const C largest = row.reduce(Max{}, best);
+    const bool mine = best == largest || (best != best && largest != largest);
+    const std::int64_t first = row.reduce(Earliest{}, mine ? at : nowhere);
+    if (!row.leader()) return;
+    const std::int64_t r = row.index();
+    y[r] = narrow<T>(largest);
+    if (!index) return;
+    index[r] =
+        earlier ? earlier[r * cols + first] : static_cast<std::int32_t>(first + r % slices * chunk);
+  }
+};
+
+// Few rows are cut into slices, whose maxima are rows of a second stage.
+template <class T>
+void max_rows(const Tensor& x, const View& v, std::int32_t* index, Tensor& y) {
+  constexpr std::int64_t enough_rows = 512;
+  constexpr std::int64_t shortest = 16384;
+  constexpr std::int64_t most_slices = 2048;
+  RowLayout layout{v.outer, v.n};
+  if (v.outer < enough_rows && v.n > shortest) {
+    const std::int64_t slice = divide_up(v.n, divide_up(most_slices, v.outer));
+    constexpr std::int64_t width = pack_size<T>;
+    layout.chunk = divide_up(slice > shortest ? slice : shortest, width) * width;
+    layout.slices = divide_up(v.n, layout.chunk);
+  }
+  if (layout.slices == 1) {
+    layout.chunk = v.n;
+    const MaxRow<T> body{y.data<T>(), index, nullptr, v.n, 1, v.n};
+    return stream_rows<T>("max", body, layout, nullptr, x.data<T>());
+  }
+  Tensor partial = empty({v.outer, layout.slices}, x.options());
+  Tensor place;
+  if (index) place = empty({v.outer, layout.slices}, {Dtype::i32, x.device()});
+  std::int32_t* places = index ? place.data<std::int32_t>() : nullptr;
+  T* maxima = partial.data<T>();
+  stream_rows<T>("max", MaxRow<T>{maxima, places, nullptr, v.n, layout.slices, layout.chunk},
+                 layout, nullptr, x.data<T>());
+  stream_rows<T>("max", MaxRow<T>{y.data<T>(), index, places, layout.slices, 1, layout.slices},
+                 {v.outer, layout.slices}, nullptr, static_cast<const T*>(maxima));
+}
+
+template <class T>
+__global__ void place_kernel(const std::int32_t* index, const T* dy, std::int64_t kept,
+                             std::int64_t n, std::int64_t inner, T* dx) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= kept) return;
+  const std::int64_t o = i / inner;
+  dx[(o * n + index[i]) * inner + i - o * inner] = dy[i];
+}
+
+}  // namespace
+}  // namespace gpu
+
+void gpu::max_along(const Tensor& x, const View& v, Tensor& index, Tensor& y) {
+  visit<float, double, bf16>(x.dtype(), "max", [&](auto zero) {
+    using T = decltype(zero);
+    std::int32_t* places = index.defined() ? index.data<std::int32_t>() : nullptr;
+    if (v.inner == 1) return max_rows<T>(x, v, places, y);
+    strided_rows<T>("max", MaxRow<T>{y.data<T>(), places, nullptr, v.n, 1, v.n}, v.outer, v.n,
+                    v.inner, x.data<T>());
+  });
+}
+
+void gpu::place_along(const Tensor& index, const Tensor& dy, const View& v, Tensor& dx) {
+  visit<float, double, bf16>(dy.dtype(), "max", [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int threads = 256;
+    launch("max", place_kernel<T>,
+           dim3(static_cast<unsigned>(divide_up<std::int64_t>(v.kept(), threads))), threads, 0,
+           index.data<std::int32_t>(), dy.data<T>(), v.kept(), v.n, v.inner, dx.data<T>());
+  });
+}
+
+}  // namespace ebb

@@ -1,0 +1,68 @@
+#include "ebb/ops/reduction/mse_loss.h"
+
+#include <limits>
+
+#include "ebb/ops/map.h"
+#include "ebb/ops/sums.h"
+
+namespace ebb {
+
+Tensor mse_loss(const Tensor& x, const Tensor& target, MseLossOptions options) {
+  require_floating("mse_loss", "x", x);
+  require_alike("mse_loss", "x", x, "target", target);
+  require_shape("mse_loss", "target", target, x.shape());
+  const bool each = options.reduction == Reduction::none;
+  const double n = static_cast<double>(x.numel());
+  double factor = 1;
+  if (options.reduction == Reduction::mean)
+    factor = n > 0 ? 1 / n : std::numeric_limits<double>::quiet_NaN();
+  Tensor y = empty(each ? x.shape() : Shape{}, x.options());
+  run<cpu::mse_loss, gpu::mse_loss>(x.device(), x, target, factor, each, y);
+  return record("mse_loss", y, {x, target},
+                [x = Saved(x), t = Saved(target), factor, each, needs_x = x.requires_grad(),
+                 needs_t = target.requires_grad()](const Tensor& dy) -> Gradients {
+                  const auto gradient = [&](double sign) {
+                    Tensor d = empty_like(x);
+                    run<cpu::mse_loss_backward, gpu::mse_loss_backward>(
+                        dy.device(), x.get(), t.get(), dy, sign * 2 * factor, each, d);
+                    return d;
+                  };
+                  return {needs_x ? gradient(1) : Tensor(), needs_t ? gradient(-1) : Tensor()};
+                });
+}
+
+void cpu::mse_loss(const Tensor& x, const Tensor& target, double factor, bool each, Tensor& y) {
+  visit<float, double>(x.dtype(), "mse_loss", [&](auto zero) {
+    using T = decltype(zero);
+    if (each) {
+      return map<T>(
+          y, [](auto& y, const auto& x, const auto& t) { y = (x - t).square(); }, x, target);
+    }
+    const T* a = x.data<T>();
+    const T* b = target.data<T>();
+    const double sum =
+        long_sum_of(x.numel(), [=](std::int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
+    *y.data<T>() = T(factor * sum);
+  });
+}
+
+void cpu::mse_loss_backward(const Tensor& x, const Tensor& target, const Tensor& dy, double factor,
+                            bool each, Tensor& dx) {
+  visit<float, double>(x.dtype(), "mse_loss", [&](auto zero) {
+    using T = decltype(zero);
+    const T scale = T(factor);
+    if (each) {
+      return map<T>(
+          dx,
+          [=](auto& dx, const auto& x, const auto& t, const auto& dy) {
+            dx = scale * (x - t) * dy;
+          },
+          x, target, dy);
+    }
+    const T g = scale * *dy.data<T>();
+    map<T>(
+        dx, [=](auto& dx, const auto& x, const auto& t) { dx = g * (x - t); }, x, target);
+  });
+}
+
+}  // namespace ebb

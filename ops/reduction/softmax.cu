@@ -1,0 +1,50 @@
+#include "ebb/ops/reduction/softmax.cuh"
+#include "ebb/ops/reduction/softmax.h"
+
+namespace ebb {
+namespace {
+
+template <class T>
+struct Softmax {
+  using C = gpu::Compute<T>;
+  T* y;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const auto [max, sum] = gpu::max_and_sum<C>(row);
+    const C m = max;
+    const C scale = 1 / sum;
+    row.write(y, [=](auto, C x) { return exp(x - m) * scale; });
+  }
+};
+
+template <class T>
+struct SoftmaxBackward {
+  using C = gpu::Compute<T>;
+  T* dx;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const C dot = row.sum([](auto, C y, C dy) { return y * dy; });
+    row.write(dx, [=](auto, C y, C dy) { return y * (dy - dot); });
+  }
+};
+
+}  // namespace
+
+void gpu::softmax(const Tensor& x, const View& v, Tensor& y) {
+  visit<float, double, bf16>(x.dtype(), "softmax", [&](auto zero) {
+    using T = decltype(zero);
+    lines<T>("softmax", Softmax<T>{y.data<T>()}, v, y.data<T>(), x.data<T>());
+  });
+}
+
+void gpu::softmax_backward(const Tensor& y, const Tensor& dy, const View& v, Tensor& dx) {
+  visit<float, double, bf16>(y.dtype(), "softmax", [&](auto zero) {
+    using T = decltype(zero);
+    lines<T>("softmax", SoftmaxBackward<T>{dx.data<T>()}, v, dx.data<T>(), y.data<T>(),
+             dy.data<T>());
+  });
+}
+
+}  // namespace ebb

@@ -1,0 +1,143 @@
+#include "ebb/ops/columns.cuh"
+#include "ebb/ops/reduction/sum.h"
+#include "ebb/ops/rows.cuh"
+
+namespace ebb {
+namespace gpu {
+namespace {
+
+// The sum is a Y (f32 for bf16) before it is scaled, so that a mean overflows where its sum does.
+template <class Y>
+__device__ Y scaled(double sum, double factor) {
+  using C = Compute<Y>;
+  return narrow<Y>(static_cast<C>(factor * static_cast<double>(static_cast<C>(sum))));
+}
+
+// Rows that are contiguous, or slices of them.
+template <class Y>
+struct SumRow {
+  double factor;
+  Y* y;
+
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const double total = row.template sum<double>([](auto, auto x) { return x; });
+    if (row.leader()) y[row.index()] = scaled<Y>(total, factor);
+  }
+};
+
+template <class T>
+struct ColumnTerm {
+  const T* x;
+
+  __device__ void operator()(std::int64_t i, std::int64_t, Compute<T> (&term)[1]) const {
+    term[0] = widen(x[i]);
+  }
+};
+
+template <class Y>
+struct ColumnTotal {
+  double factor;
+  Y* y;
+
+  __device__ void operator()(std::int64_t column, const double (&sum)[1]) const {
+    y[column] = scaled<Y>(sum[0], factor);
+  }
+};
+
+// Few rows are cut into slices, whose sums are rows of a second stage. The numbers are fixed, so
+// that every GPU adds in the same order.
+template <class T, class Y>
+void sum_rows(const Tensor& x, std::int64_t rows, std::int64_t n, double factor, Tensor& y) {
+  constexpr std::int64_t enough_rows = 512;
+  constexpr std::int64_t shortest = 16384;
+  constexpr std::int64_t most_slices = 2048;
+  RowLayout layout{rows, n};
+  if (rows < enough_rows && n > shortest) {
+    const std::int64_t wanted = divide_up(most_slices, rows);
+    const std::int64_t slice = divide_up(n, wanted);
+    constexpr std::int64_t width = pack_size<T>;
+    layout.chunk = divide_up(slice > shortest ? slice : shortest, width) * width;
+    layout.slices = divide_up(n, layout.chunk);
+  }
+  if (layout.slices == 1) {
+    layout.chunk = n;
+    stream_rows<T>("sum", SumRow<Y>{factor, y.data<Y>()}, layout, nullptr, x.data<T>());
+    return;
+  }
+  Tensor partial = empty({rows, layout.slices}, {Dtype::f64, x.device()});
+  double* sums = partial.data<double>();
+  stream_rows<T>("sum", SumRow<double>{1, sums}, layout, nullptr, x.data<T>());
+  stream_rows<double>("sum", SumRow<Y>{factor, y.data<Y>()}, {rows, layout.slices}, nullptr,
+                      static_cast<const double*>(sums));
+}
+
+template <class T, class Y>
+void sum_any(const Tensor& x, const View& v, double factor, Tensor& y) {
+  if (v.inner == 1) {
+    sum_rows<T, Y>(x, v.outer, v.n, factor, y);
+  } else {
+    columns<Compute<T>, 1>("sum", ColumnTerm<T>{x.data<T>()}, ColumnTotal<Y>{factor, y.data<Y>()},
+                           v.outer, v.n, v.inner, x.device());
+  }
+}
+
+// One 16-byte pack a thread; Index is 32 bits wide where that suffices, for the divisions.
+template <class T, class Index>
+__global__ void repeat_kernel(const T* dy, Index n, Index inner, double factor, Index total,
+                              T* dx) {
+  constexpr int width = pack_size<T>;
+  const Index first = (static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x) * width;
+  if (first >= total) return;
+  const Index row = first / inner;
+  Index o = row / n;
+  Index k = row - o * n;
+  Index i = first - row * inner;
+  Pack<T, width> out;
+#pragma unroll
+  for (int j = 0; j < width; ++j) {
+    if (j < total - first)
+      out.v[j] = narrow<T>(static_cast<Compute<T>>(factor) * widen(dy[o * inner + i]));
+    if (++i == inner) i = 0, ++k;
+    if (k == n) k = 0, ++o;
+  }
+  if (total - first >= width) {
+    *reinterpret_cast<Pack<T, width>*>(dx + first) = out;
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < width; ++j)
+    if (j < total - first) dx[first + j] = out.v[j];
+}
+
+template <class T, class Index>
+void repeat(const Tensor& dy, const View& v, double factor, Tensor& dx) {
+  constexpr int threads = 256;
+  const std::int64_t packs = divide_up<std::int64_t>(dx.numel(), pack_size<T>);
+  launch("sum", repeat_kernel<T, Index>,
+         dim3(static_cast<unsigned>(divide_up<std::int64_t>(packs, threads))), threads, 0,
+         dy.data<T>(), v.n, v.inner, factor, dx.numel(), dx.data<T>());
+}
+
+}  // namespace
+}  // namespace gpu
+
+void gpu::sum_along(const Tensor& x, const View& v, double factor, Tensor& y) {
+  visit<float, double, bf16>(x.dtype(), "sum", [&](auto zero) {
+    using T = decltype(zero);
+    if (y.dtype() == x.dtype()) return sum_any<T, T>(x, v, factor, y);
+    sum_any<T, float>(x, v, factor, y);  // what lies between is f32
+  });
+}
+
+// dx is fresh, so its first element is aligned.
+void gpu::repeat_along(const Tensor& dy, const View& v, double factor, Tensor& dx) {
+  visit<float, double, bf16>(dy.dtype(), "sum", [&](auto zero) {
+    using T = decltype(zero);
+    constexpr std::int64_t small = std::int64_t{1} << 30;
+    if (dx.numel() < small) return repeat<T, std::int32_t>(dy, v, factor, dx);
+    repeat<T, std::int64_t>(dy, v, factor, dx);
+  });
+}
+
+}  // namespace ebb
