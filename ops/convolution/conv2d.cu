@@ -1,0 +1,99 @@
+// The three products of a convolution as tiled matrix products over pixels gathered where they lie:
+//
+//   forward          y[k, (n,p,q)]  = Σ over c,r,s  w[k, (c,r,s)] · x[(c,r,s), (n,p,q)]
+//   input gradient   dx[c, (n,h,w)] = Σ over k,r,s  w[(k,r,s), c] · dy[(k,r,s), (n,h,w)]
+//   weight gradient  dw[k, (c,r,s)] = Σ over n,p,q  dy[k, (n,p,q)] · x[(n,p,q), (c,r,s)]
+//
+//
+// The first two are one kernel, gather.cuh; the third is filters.cuh.
+#include "ebb/core/basic.h"
+#include "ebb/ops/convolution/filters.cuh"
+#include "ebb/ops/convolution/gather.cuh"
+
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::convolution;
+
+// The first stage of the bias gradient: one slice of the images of one channel a block.
+template <class T>
+__global__ void __launch_bounds__(direct_threads)
+    sum_channel(std::int64_t images, std::int64_t channels, std::int64_t plane,
+                std::int64_t slice_images, const T* dy, Compute<T>* partial) {
+  const std::int64_t channel = blockIdx.x % channels;
+  const std::int64_t slice = blockIdx.x / channels;
+  const std::int64_t begin = slice * slice_images;
+  const std::int64_t count = min(slice_images, images - begin) * plane;
+  std::int64_t image = threadIdx.x / plane;
+  std::int64_t at = threadIdx.x % plane;
+  Compute<T> sum = 0;
+  const T* from = dy + (begin * channels + channel) * plane;
+#pragma unroll 4
+  for (std::int64_t i = threadIdx.x; i < count; i += direct_threads) {
+    sum += widen(from[image * channels * plane + at]);
+    image += direct_threads / plane;
+    at += direct_threads % plane;
+    if (at >= plane) {
+      at -= plane;
+      ++image;
+    }
+  }
+  sum = block_reduce<direct_threads>(sum, Sum{});
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+}  // namespace
+
+void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
+                 Tensor& y) {
+  run_gather("conv2d", gather_of("conv2d", size, false), x, w, b, y);
+}
+
+void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
+                                Tensor& dx) {
+  run_gather("conv2d", gather_of("conv2d", size, true), dy, w, {}, dx);
+}
+
+void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                                 Tensor& dw) {
+  constexpr std::string_view op = "conv2d";
+  if (dw.numel() == 0) return;
+  if (dy.numel() == 0) return gpu::fill(0, dw);
+  const Weights g = weights_of(op, size);
+  visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    if (thin(g.groups, g.m, g.c) || far(g)) {
+      launch(op, weight_gradient_direct<T>, grid_of(op, dw.numel()), direct_threads, 0, g,
+             x.data<T>(), dy.data<T>(), dw.data<T>());
+      return;
+    }
+    with_weight_tile<T>(g.m, g.columns(), g.groups, [&](auto tile) {
+      launch_weight_gradient<T, decltype(tile)>(op, g, x, dy, dw);
+    });
+  });
+}
+
+void gpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
+  constexpr std::string_view op = "conv2d";
+  const std::int64_t channels = db.numel();
+  if (channels == 0) return;
+  if (dy.numel() == 0) return gpu::fill(0, db);
+  const std::int64_t images = dy.size(0);
+  const std::int64_t plane = dy.numel() / images / channels;
+  constexpr std::int64_t share = 16 * direct_threads;  // elements a block
+  const std::int64_t fill = divide_up<std::int64_t>(4 * multiprocessors(), channels);
+  const std::int64_t wanted =
+      std::clamp<std::int64_t>(images * plane / share, 1, std::min(fill, images));
+  const std::int64_t slice_images = divide_up(images, wanted);
+  const std::int64_t slices = divide_up(images, slice_images);
+  visit<float, double, bf16>(dy.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    Tensor partial = empty({slices, channels}, {dtype_of<Compute<T>>, dy.device()});
+    launch(op, sum_channel<T>, grid_of(op, slices * channels), direct_threads, 0, images, channels,
+           plane, slice_images, dy.data<T>(), partial.data<Compute<T>>());
+    launch_add_slices<T>(op, channels, slices, partial, 1, 1, nullptr, db);
+  });
+}
+
+}  // namespace ebb

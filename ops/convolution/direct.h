@@ -1,0 +1,431 @@
+// Internal: not in <ebb/ebb.h>, not installed.
+// The CPU's direct convolution: correlations in steps of one pixel, without im2col.
+//
+//   out[f, i, j] = bias[f] + Σ over c, t of in[c · plane + i · row_step + j + taps[t]] · w[f, c, t]
+//
+// `stage` brings any stride, padding and dilation into that form. A tile keeps up to `most_pixels`
+// pixels × two SIMD registers of filters in registers, adds up over channels and taps with one
+// broadcast a pixel, and leaves [pixel][filter], which `transpose` turns to [filter][pixel].
+// Where a group has fewer filters than a quarter register, vectors run along the row instead.
+#pragma once
+#include <array>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "ebb/core/eigen.h"
+
+namespace ebb::cpu::direct {
+
+// 32 SIMD registers with AVX-512, else taken to be 16.
+inline constexpr bool wide = lanes<float> == 16;
+inline constexpr int most_pixels = wide ? 14 : 6;
+inline constexpr std::int64_t chunk_pixels = 168;  // results of a chunk stay in L1
+inline constexpr std::int64_t terms_in_block =
+    160;  // weights of a block too, and rounding stays small
+
+template <class T>
+inline constexpr std::int64_t filter_block = 2 * lanes<T>;
+
+template <class T>
+bool few(std::int64_t filters) {
+  return 4 * filters < lanes<T>;
+}
+
+// Registers that hold filters first … of a group.
+template <class T>
+int vectors_for(std::int64_t filters) {
+  return filters > lanes<T> ? 2 : 1;
+}
+
+struct Correlation {
+  std::int64_t channels = 0, filters = 0;  // of one group: summed over, and produced
+  std::int64_t plane = 0, row_step = 0;
+  std::vector<std::int64_t> taps;  // offsets in `in`
+
+  std::int64_t terms() const { return channels * std::ssize(taps); }
+};
+
+// Where results go: element strides of a filter, a row and a column.
+template <class T>
+struct Destination {
+  T* y;
+  std::int64_t filter, row, col;
+};
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"  // of SIMD types as template arguments
+// A square of one register.
+template <class T>
+void transpose_square(const T* src, std::int64_t src_step, T* dst, std::int64_t dst_step) {
+  using namespace Eigen::internal;
+  constexpr int n = lanes<T>;
+  PacketBlock<Packet<T>, n> square;
+#pragma GCC unroll 16
+  for (int a = 0; a < n; ++a) square.packet[a] = ploadu<Packet<T>>(src + a * src_step);
+  ptranspose(square);
+#pragma GCC unroll 16
+  for (int b = 0; b < n; ++b) pstoreu(dst + b * dst_step, square.packet[b]);
+}
+
+// dst[j · dst_step + i] = src[i · src_step + j], i < rows, j < cols; in squares, the last of which
+// overlap those before them where there is room.
+template <class T>
+void transpose(const T* src, std::int64_t src_step, std::int64_t rows, std::int64_t cols, T* dst,
+               std::int64_t dst_step) {
+  constexpr int n = lanes<T>;
+  const std::int64_t height = std::min<std::int64_t>(n, rows);
+  const std::int64_t width = std::min<std::int64_t>(n, cols);
+  for (std::int64_t i = 0; i < rows; i += n)
+    for (std::int64_t j = 0; j < cols; j += n) {
+      const std::int64_t row = std::min(i, rows - height), col = std::min(j, cols - width);
+      const T* from = src + row * src_step + col;
+      T* to = dst + col * dst_step + row;
+      if (height == n && width == n) {
+        transpose_square(from, src_step, to, dst_step);
+        continue;
+      }
+      T edge[n * n] = {}, turned[n * n];
+      for (std::int64_t a = 0; a < height; ++a)
+        std::copy_n(from + a * src_step, width, edge + a * n);
+      transpose_square(edge, n, turned, n);
+      for (std::int64_t b = 0; b < width; ++b)
+        std::copy_n(turned + b * n, height, to + b * dst_step);
+    }
+}
+
+#pragma GCC diagnostic pop
+
+// Weights of one group as the tiles read them: [block of filters][channel][tap][filter in block],
+// the last block as narrow as its registers, zeros where there is no filter. Weight (f, c, t) is
+// w[f · filter_step + c · channel_step + taps[t]].
+template <class T>
+void pack(const T* w, const Correlation& sum, std::int64_t filter_step, std::int64_t channel_step,
+          const std::vector<std::int64_t>& taps, T* packed) {
+  const std::int64_t widest = few<T>(sum.filters) ? 1 : filter_block<T>;
+  const auto count = static_cast<std::int64_t>(taps.size());
+  const bool consecutive = count > 0 && taps.back() - taps.front() + 1 == count;
+  for (std::int64_t first = 0; first < sum.filters; first += widest) {
+    const std::int64_t left = std::min(widest, sum.filters - first);
+    const std::int64_t width = widest == 1 ? 1 : vectors_for<T>(left) * lanes<T>;
+    if (left < width) std::fill_n(packed, sum.terms() * width, T(0));
+    for (std::int64_t c = 0; c < sum.channels; ++c, packed += count * width) {
+      const T* from = w + first * filter_step + c * channel_step;
+      if (consecutive) {
+        transpose(from + taps.front(), filter_step, left, count, packed, width);
+      } else {
+        for (std::int64_t t = 0; t < count; ++t)
+          for (std::int64_t f = 0; f < left; ++f)
+            packed[t * width + f] = from[f * filter_step + taps[static_cast<size_t>(t)]];
+      }
+    }
+  }
+}
+
+// Elements that pack() writes at most for one group; also the padded number of filters, × terms.
+template <class T>
+std::int64_t padded_filters(std::int64_t filters) {
+  return (filters + filter_block<T> - 1) / filter_block<T> * filter_block<T>;
+}
+
+// ---- Tiles: pixels × filters in registers ----
+
+template <class T>
+struct Tile {
+  const T* in;  // of the first channel, at the first pixel
+  std::int64_t plane, channels;
+  const std::int64_t* taps;
+  std::int64_t tap_count;
+  const T* w;
+  const T* start;           // the sum so far, or the bias
+  std::int64_t start_step;  // between pixels; 0 for the bias
+  T* out;                   // [pixel][filter]
+};
+
+template <class T, int vectors, int pixels>
+void tile(const Tile<T>& t) {
+  using namespace Eigen::internal;
+  using P = Packet<T>;
+  constexpr int n = lanes<T>;
+  P sum[pixels][vectors];
+#pragma GCC unroll 16
+  for (int j = 0; j < pixels; ++j)
+    for (int v = 0; v < vectors; ++v) sum[j][v] = pset1<P>(T(0));
+  const T* w = t.w;
+  const T* in = t.in;
+  for (std::int64_t c = 0; c < t.channels; ++c, in += t.plane)
+    for (std::int64_t k = 0; k < t.tap_count; ++k, w += vectors * n) {
+      const T* x = in + t.taps[k];
+      P weight[vectors];
+      for (int v = 0; v < vectors; ++v) weight[v] = ploadu<P>(w + v * n);
+#pragma GCC unroll 16
+      for (int j = 0; j < pixels; ++j) {
+        const P pixel = pset1<P>(x[j]);
+        for (int v = 0; v < vectors; ++v) sum[j][v] = pmadd(pixel, weight[v], sum[j][v]);
+      }
+    }
+#pragma GCC unroll 16
+  for (int j = 0; j < pixels; ++j)
+    for (int v = 0; v < vectors; ++v)
+      pstoreu(t.out + (j * vectors + v) * n,
+              padd(ploadu<P>(t.start + j * t.start_step + v * n), sum[j][v]));
+}
+
+template <class T, int vectors>
+void run_tile(std::int64_t pixels, const Tile<T>& t) {
+  static constexpr auto table = []<int... j>(std::integer_sequence<int, j...>) {
+    return std::array{&tile<T, vectors, j + 1>...};
+  }
+  (std::make_integer_sequence<int, most_pixels>{});
+  table[static_cast<size_t>(pixels - 1)](t);
+}
+
+// A chunk of rows × cols pixels for one block of filters → out [pixel][filter].
+template <class T, int vectors>
+void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
+                     const T* w, const T* bias, T* out) {
+  constexpr std::int64_t width = vectors * lanes<T>;
+  const std::int64_t taps = std::ssize(sum.taps);
+  const std::int64_t block =
+      std::max<std::int64_t>(1, terms_in_block / std::max<std::int64_t>(1, taps));
+  const std::int64_t tiles = (cols + most_pixels - 1) / most_pixels;
+  std::int64_t c = 0;
+  do {
+    Tile<T> t{in,
+              sum.plane,
+              std::min(block, sum.channels - c),
+              sum.taps.data(),
+              taps,
+              w + c * taps * width,
+              bias,
+              0,
+              out};
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t k = 0; k < tiles; ++k) {
+        const std::int64_t first = cols * k / tiles;
+        t.in = in + c * sum.plane + i * sum.row_step + first;
+        t.out = out + (i * cols + first) * width;
+        if (c > 0) {
+          t.start = t.out;
+          t.start_step = width;
+        }
+        run_tile<T, vectors>(cols * (k + 1) / tiles - first, t);
+      }
+    c += block;
+  } while (c < sum.channels);
+}
+
+// The same for a single filter, vectors along the row: w [channel][tap] → out [pixel]. Reads up to
+// a register beyond the last pixel's input.
+template <class T>
+void correlate_row(const Correlation& sum, const T* in, std::int64_t cols, const T* w, T bias,
+                   T* out) {
+  using namespace Eigen::internal;
+  using P = Packet<T>;
+  constexpr int unrolled = 4;
+  constexpr int n = lanes<T>;
+  const auto run = [&]<int count>(std::integral_constant<int, count>, std::int64_t j) {
+    P y[count];
+    for (P& v : y) v = pset1<P>(bias);
+    const T* weight = w;
+    for (std::int64_t c = 0; c < sum.channels; ++c)
+      for (const std::int64_t tap : sum.taps) {
+        const T* x = in + c * sum.plane + tap + j;
+        const P broadcast = pset1<P>(*weight++);
+        for (int v = 0; v < count; ++v) y[v] = pmadd(broadcast, ploadu<P>(x + v * n), y[v]);
+      }
+    for (int v = 0; v < count; ++v) pstoreu(out + j + v * n, y[v]);
+  };
+  std::int64_t j = 0;
+  for (; j + unrolled * n <= cols; j += unrolled * n)
+    run(std::integral_constant<int, unrolled>{}, j);
+  for (; j < cols; j += n) run(std::integral_constant<int, 1>{}, j);
+}
+
+// Elements of `work` that correlate() needs.
+template <class T>
+constexpr std::int64_t work_size() {
+  return 2 * (chunk_pixels + most_pixels) * filter_block<T>;
+}
+
+// One group, rows × cols results. `w` is packed, `bias` has padded_filters(filters) elements.
+// Within a few() correlation, `in` must be readable one register beyond its end.
+template <class T>
+void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
+               const T* w, const T* bias, Destination<T> to, T* work) {
+  const bool along_rows = few<T>(sum.filters);
+  const std::int64_t parts = (cols + chunk_pixels - 1) / chunk_pixels;
+  const std::int64_t rows_at_once = parts > 1 ? 1 : std::max<std::int64_t>(1, chunk_pixels / cols);
+  T* turned = work + work_size<T>() / 2;
+  for (std::int64_t first = 0; first < sum.filters;) {
+    const int vectors = vectors_for<T>(sum.filters - first);
+    const std::int64_t width = along_rows ? 1 : vectors * lanes<T>;
+    const std::int64_t filters = std::min(width, sum.filters - first);
+    for (std::int64_t i = 0; i < rows; i += rows_at_once)
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const std::int64_t height = std::min(rows_at_once, rows - i);
+        const std::int64_t left = cols * part / parts;
+        const std::int64_t right = cols * (part + 1) / parts;
+        const std::int64_t n = right - left;
+        const T* from = in + i * sum.row_step + left;
+        T* y = to.y + first * to.filter + i * to.row + left * to.col;
+        const T* result = turned;
+        std::int64_t result_step = height * n;
+        if (along_rows) {
+          for (std::int64_t r = 0; r < height; ++r)
+            correlate_row(sum, from + r * sum.row_step, n, w, bias[first], turned + r * n);
+        } else if (vectors == 2) {
+          correlate_chunk<T, 2>(sum, from, height, n, w, bias + first, work);
+        } else {
+          correlate_chunk<T, 1>(sum, from, height, n, w, bias + first, work);
+        }
+        const bool straight = to.col == 1 && (height == 1 || to.row == n);
+        if (!along_rows && straight) {
+          transpose(work, width, height * n, filters, y, to.filter);
+          continue;
+        }
+        if (!along_rows) transpose(work, width, height * n, filters, turned, result_step);
+        for (std::int64_t f = 0; f < filters; ++f)
+          for (std::int64_t r = 0; r < height; ++r)
+            for (std::int64_t j = 0; j < n; ++j)
+              y[f * to.filter + r * to.row + j * to.col] = result[f * result_step + r * n + j];
+      }
+    w += width * sum.terms();
+    first += width;
+  }
+}
+
+// ---- Weight gradient: columns (channel, tap) × filters in registers, summed over pixels ----
+
+// dw[column][filter] += Σ over rows × cols pixels of x[column][pixel] · dy[pixel][filter]
+template <class T, int vectors, int columns>
+void gradient_tile(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
+                   std::int64_t cols, T* dw) {
+  using namespace Eigen::internal;
+  using P = Packet<T>;
+  constexpr int n = lanes<T>;
+  P sum[columns][vectors];
+#pragma GCC unroll 16
+  for (int k = 0; k < columns; ++k)
+    for (int v = 0; v < vectors; ++v) sum[k][v] = pset1<P>(T(0));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const T* at[columns];
+#pragma GCC unroll 16
+    for (int k = 0; k < columns; ++k) at[k] = x[k] + i * row_step;
+    for (std::int64_t j = 0; j < cols; ++j, dy += vectors * n) {
+      P g[vectors];
+      for (int v = 0; v < vectors; ++v) g[v] = ploadu<P>(dy + v * n);
+#pragma GCC unroll 16
+      for (int k = 0; k < columns; ++k) {
+        const P pixel = pset1<P>(at[k][j]);
+        for (int v = 0; v < vectors; ++v) sum[k][v] = pmadd(pixel, g[v], sum[k][v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < columns; ++k)
+    for (int v = 0; v < vectors; ++v) {
+      T* to = dw + (k * vectors + v) * n;
+      pstoreu(to, padd(ploadu<P>(to), sum[k][v]));
+    }
+}
+
+// The same for a single filter, dy [pixel], vectors along the row.
+template <class T, int columns>
+void gradient_dots(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
+                   std::int64_t cols, T* dw) {
+  using namespace Eigen::internal;
+  using P = Packet<T>;
+  constexpr int n = lanes<T>;
+  P sum[columns];
+  T tail[columns] = {};
+  for (P& v : sum) v = pset1<P>(T(0));
+  for (std::int64_t i = 0; i < rows; ++i, dy += cols) {
+    std::int64_t j = 0;
+    for (; j + n <= cols; j += n) {
+      const P g = ploadu<P>(dy + j);
+      for (int k = 0; k < columns; ++k)
+        sum[k] = pmadd(g, ploadu<P>(x[k] + i * row_step + j), sum[k]);
+    }
+    for (; j < cols; ++j)
+      for (int k = 0; k < columns; ++k) tail[k] += dy[j] * x[k][i * row_step + j];
+  }
+  for (int k = 0; k < columns; ++k) dw[k] += predux(sum[k]) + tail[k];
+}
+
+// Registers of filters: 0 stands for dots along the rows.
+template <class T>
+int gradient_vectors(std::int64_t filters) {
+  if (few<T>(filters)) return 0;
+  if (wide && filters > 2 * lanes<T>) return 4;
+  return filters > lanes<T> ? 2 : 1;
+}
+
+template <class T, int vectors>
+void gradient_columns(const T* const* x, std::int64_t columns, std::int64_t row_step, const T* dy,
+                      std::int64_t rows, std::int64_t cols, T* dw) {
+  constexpr int most = vectors == 4 ? 6 : wide ? 9 : 5;
+  static constexpr auto table = []<int... k>(std::integer_sequence<int, k...>) {
+    if constexpr (vectors == 0)
+      return std::array{&gradient_dots<T, k + 1>...};
+    else
+      return std::array{&gradient_tile<T, vectors, k + 1>...};
+  }
+  (std::make_integer_sequence<int, most>{});
+  constexpr std::int64_t width = std::max(1, vectors * lanes<T>);
+  const std::int64_t tiles = (columns + most - 1) / most;
+  for (std::int64_t k = 0; k < tiles; ++k) {
+    const std::int64_t first = columns * k / tiles;
+    const std::int64_t count = columns * (k + 1) / tiles - first;
+    table[static_cast<size_t>(count - 1)](x + first, row_step, dy, rows, cols, dw + first * width);
+  }
+}
+
+// ---- Staging ----
+
+// What stage() reads: input rows top, top + row_step, … and columns left, left + 1, …; of every
+// `stride` columns the first `phases`, each phase side by side. Zero outside the h × w image.
+struct Grid {
+  std::int64_t top, row_step, rows;
+  std::int64_t left, stride, phases, width;
+};
+
+// Registers, the last overlapping the one before: rows are too short for a call of memmove.
+template <class T>
+void copy_row(const T* from, std::int64_t n, T* to) {
+  using namespace Eigen::internal;
+  constexpr int l = lanes<T>;
+  if (n < l) {
+    std::copy_n(from, n, to);
+    return;
+  }
+  for (std::int64_t i = 0; i < n; i += l) {
+    const std::int64_t at = std::min(i, n - l);
+    pstoreu(to + at, ploadu<Packet<T>>(from + at));
+  }
+}
+
+// `channels` planes into [channel][row][phase][width]: column left + m · stride + f is at [f][m].
+template <class T>
+void stage(const T* x, std::int64_t channels, std::int64_t h, std::int64_t w, const Grid& grid,
+           T* to) {
+  const auto ceil_to = [&](std::int64_t a) {
+    return a <= 0 ? 0 : (a + grid.stride - 1) / grid.stride;
+  };
+  std::fill_n(to, channels * grid.rows * grid.phases * grid.width, T(0));
+  for (std::int64_t c = 0; c < channels; ++c, x += h * w)
+    for (std::int64_t row = 0; row < grid.rows; ++row)
+      for (std::int64_t f = 0; f < grid.phases; ++f, to += grid.width) {
+        const std::int64_t i = grid.top + row * grid.row_step, start = grid.left + f;
+        if (i < 0 || i >= h) continue;
+        const std::int64_t begin = std::min(ceil_to(-start), grid.width);
+        const std::int64_t end = std::clamp(ceil_to(w - start), begin, grid.width);
+        const T* from = x + i * w + start;
+        if (grid.stride == 1)
+          copy_row(from + begin, end - begin, to + begin);
+        else
+          for (std::int64_t m = begin; m < end; ++m) to[m] = from[m * grid.stride];
+      }
+}
+
+}  // namespace ebb::cpu::direct

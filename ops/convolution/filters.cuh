@@ -1,0 +1,273 @@
+// The weight gradient of a convolution as a tiled matrix product over pixels:
+//
+//   dw[m, (c,r,s)] = Σ over n,p,q  dy[m, (n,p,q)] · x[(n,p,q), (c,r,s)]
+//
+// The sum is long and dw is small, so the sum is cut into slices that fill the machine and are
+// added in a fixed order.
+#pragma once
+#include <algorithm>
+
+#include "ebb/ops/convolution/gather.cuh"
+
+namespace ebb::gpu::convolution {
+
+// Extents of the weight gradient, in what its loaders need. A matrix's k is the pixel (n, p, q).
+struct Weights {
+  int c, h, w, m, r, s, p, q;  // c, m: of one group
+  int groups;
+  int h_stride, w_stride, h_padding, w_padding, h_dilation, w_dilation;
+  std::int64_t pixels;             // n·p·q
+  std::int64_t x_plane, dy_plane;  // elements of one channel
+  std::int64_t x_image, dy_image;  // elements of one image
+  int step_q, step_p, step_n;      // tile_depth in the digits (n, p, q)
+  __host__ __device__ std::int64_t columns() const { return std::int64_t{c} * r * s; }
+};
+
+// Both loaders: thread t reads pixel t % 8 of a slab in rows t / 8, t / 8 + threads / 8, ….
+template <class T, class Tile, int extent>
+struct PixelSlab {
+  static constexpr int apart = Tile::threads / tile_depth;
+  static constexpr int loads = extent / apart;
+  static_assert(loads * apart == extent);
+  T held[loads];
+
+  __device__ static int lane() { return threadIdx.x % tile_depth; }
+  __device__ static int row(int i) { return threadIdx.x / tile_depth + i * apart; }
+
+  template <class S>
+  __device__ void put(S& slab) const {
+#pragma unroll
+    for (int i = 0; i < loads; ++i) slab.at[lane()][row(i)] = widen(held[i]);
+  }
+};
+
+// dy[m, pixel] for the m from first_m on; `dy` is the group's. A slice's length is an int.
+template <class T, class Tile>
+class OutputLoader : public PixelSlab<T, Tile, Tile::rows> {
+  using Base = PixelSlab<T, Tile, Tile::rows>;
+
+ public:
+  __device__ OutputLoader(const Weights& g, const T* dy, int first_m, std::int64_t first,
+                          std::int64_t end)
+      : g_(g),
+        left_(static_cast<int>(end - first) - Base::lane()),
+        m_left_(g.m - first_m - Base::row(0)) {
+    const std::int64_t pixel = first + Base::lane();
+    at_in_plane_ = pixel % g.dy_plane;
+    at_ =
+        dy + pixel / g.dy_plane * g.dy_image + (first_m + Base::row(0)) * g.dy_plane + at_in_plane_;
+  }
+
+  __device__ void fetch() {
+    const T* from = at_;
+#pragma unroll
+    for (int i = 0; i < Base::loads; ++i) {
+      this->held[i] = left_ > 0 && i * Base::apart < m_left_ ? *from : T{};
+      from += Base::apart * g_.dy_plane;
+    }
+    left_ -= tile_depth;
+    const std::int64_t step = std::int64_t{g_.step_p} * g_.q + g_.step_q;
+    at_in_plane_ += step;
+    at_ += step + g_.step_n * g_.dy_image;
+    if (at_in_plane_ >= g_.dy_plane) {
+      at_in_plane_ -= g_.dy_plane;
+      at_ += g_.dy_image - g_.dy_plane;
+    }
+  }
+
+ private:
+  const Weights& g_;
+  int left_, m_left_;
+  std::int64_t at_in_plane_;
+  const T* at_;
+};
+
+// x at tap (c,r,s) of the window of a pixel, for the columns from first_column on. Taps are int
+// offsets into the group's part of an image.
+template <class T, class Tile>
+class WindowLoader : public PixelSlab<T, Tile, Tile::cols> {
+  using Base = PixelSlab<T, Tile, Tile::cols>;
+
+ public:
+  __device__ WindowLoader(const Weights& g, const T* x, std::int64_t first_column,
+                          std::int64_t first, std::int64_t end)
+      : g_(g), left_(static_cast<int>(end - first) - Base::lane()) {
+    const std::int64_t pixel = first + Base::lane();
+    q_ = static_cast<int>(pixel % g.q);
+    p_ = static_cast<int>(pixel / g.q % g.p);
+    from_ = x + pixel / g.q / g.p * g.x_image;
+#pragma unroll
+    for (int i = 0; i < Base::loads; ++i) {
+      const std::int64_t column = first_column + Base::row(i);
+      s_[i] = static_cast<int>(column % g.s) * g.w_dilation;
+      const int r = static_cast<int>(column / g.s % g.r) * g.h_dilation;
+      const std::int64_t c = column / g.s / g.r;
+      r_[i] = column < g.columns() ? r : outside;
+      tap_[i] = static_cast<int>(c * g.x_plane + std::int64_t{r} * g.w + s_[i]);
+    }
+  }
+
+  __device__ void fetch() {
+    const int h = left_ > 0 ? p_ * g_.h_stride - g_.h_padding : outside;
+    const int w = q_ * g_.w_stride - g_.w_padding;
+    const T* window = from_ + (std::int64_t{h} * g_.w + w);
+#pragma unroll
+    for (int i = 0; i < Base::loads; ++i) {
+      const bool inside = static_cast<unsigned>(h + r_[i]) < static_cast<unsigned>(g_.h) &&
+                          static_cast<unsigned>(w + s_[i]) < static_cast<unsigned>(g_.w);
+      this->held[i] = inside ? window[tap_[i]] : T{};
+    }
+    step();
+  }
+
+ private:
+  // pixel += 8, in the digits (n, p, q).
+  __device__ void step() {
+    left_ -= tile_depth;
+    q_ += g_.step_q;
+    p_ += g_.step_p;
+    from_ += g_.step_n * g_.x_image;
+    if (q_ >= g_.q) {
+      q_ -= g_.q;
+      ++p_;
+    }
+    if (p_ >= g_.p) {
+      p_ -= g_.p;
+      from_ += g_.x_image;
+    }
+  }
+
+  const Weights& g_;
+  int left_, p_, q_;
+  const T* from_;
+  int r_[Base::loads], s_[Base::loads], tap_[Base::loads];
+};
+
+// A tile of one slice: slice i of dw goes to partial + i · (elements of dw).
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
+    weight_gradient(const __grid_constant__ Weights g, Slices slices, const T* x, const T* dy,
+                    Compute<T>* partial) {
+  using V = Compute<T>;
+  __shared__ TileMemory<V, Tile> memory;
+  const std::int64_t columns = g.columns();
+  BlockIndex block;
+  const int first_m = block.next(divide_up(g.m, Tile::rows)) * Tile::rows;
+  const std::int64_t first_column =
+      std::int64_t{block.next(divide_up<std::int64_t>(columns, Tile::cols))} * Tile::cols;
+  const std::int64_t group = block.next(g.groups);
+  const std::int64_t slice = block.left;
+  const std::int64_t first = slice * slices.length * tile_depth;
+  const std::int64_t end = min(first + slices.length * tile_depth, g.pixels);
+
+  OutputLoader<T, Tile> a(g, dy + group * g.m * g.dy_plane, first_m, first, end);
+  WindowLoader<T, Tile> b(g, x + group * g.c * g.x_plane, first_column, first, end);
+  FmaCore<V, Tile> core;
+  const std::int64_t slabs = divide_up<std::int64_t>(end - first, tile_depth);
+  multiply_tiles(memory, a, b, core, static_cast<int>(slabs));
+
+  V* const to = partial + ((slice * g.groups + group) * g.m + first_m) * columns + first_column;
+  core.for_each([&](int m, int n, const auto& sums) {
+    constexpr int width = sizeof(sums.v) / sizeof(V);
+    if (first_m + m >= g.m) return;
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      if (first_column + n + j < columns) to[m * columns + n + j] = sums.v[j];
+  });
+}
+
+// One element of dw a block, for groups of few channels.
+template <class T>
+__global__ void __launch_bounds__(direct_threads)
+    weight_gradient_direct(Weights g, const T* x, const T* dy, T* dw) {
+  BlockIndex block;
+  const int s = block.next(g.s);
+  const int r = block.next(g.r);
+  const int c = block.next(g.c);
+  const std::int64_t channel = block.left;
+  const std::int64_t group = channel / g.m;
+  const std::int64_t plane = std::int64_t{g.p} * g.q;
+  Compute<T> sum = 0;
+  for (std::int64_t pixel = threadIdx.x; pixel < g.pixels; pixel += direct_threads) {
+    const std::int64_t image = pixel / plane;
+    const std::int64_t at = pixel % plane;
+    const int h = static_cast<int>(at / g.q) * g.h_stride - g.h_padding + r * g.h_dilation;
+    const int w = static_cast<int>(at % g.q) * g.w_stride - g.w_padding + s * g.w_dilation;
+    if (h < 0 || h >= g.h || w < 0 || w >= g.w) continue;
+    const std::int64_t row = ((image * g.groups + group) * g.c + c) * g.h + h;
+    sum += widen(x[row * g.w + w]) * widen(dy[(image * g.groups * g.m + channel) * plane + at]);
+  }
+  sum = block_reduce<direct_threads>(sum, Sum{});
+  if (threadIdx.x == 0) dw[blockIdx.x] = narrow<T>(sum);
+}
+
+// Launchers.
+
+// Its sums are cut to fill the machine, so the number of tiles needs not.
+template <class T, class F>
+void with_weight_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f) {
+  if constexpr (std::is_same_v<T, double>) {
+    f(TileForDouble{});
+  } else {
+    with_tile<Tile<128, 64, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 32, 4, 4>>(m, n, batches, 1, f);
+  }
+}
+
+inline Weights weights_of(std::string_view op, const Conv2dSize& size) {
+  const Conv2dOptions& o = size.options;
+  extent(op, (size.r - 1) * o.dilation.h);
+  extent(op, (size.s - 1) * o.dilation.w);
+  const auto narrowed = [&](std::int64_t value) { return extent(op, value); };
+  Weights g{};
+  g.c = narrowed(size.channels_in_group());
+  g.m = narrowed(size.filters_in_group());
+  g.groups = narrowed(o.groups);
+  g.h = narrowed(size.h);
+  g.w = narrowed(size.w);
+  g.r = narrowed(size.r);
+  g.s = narrowed(size.s);
+  g.p = narrowed(size.p);
+  g.q = narrowed(size.q);
+  g.h_stride = narrowed(o.stride.h);
+  g.w_stride = narrowed(o.stride.w);
+  g.h_padding = narrowed(o.padding.h);
+  g.w_padding = narrowed(o.padding.w);
+  g.h_dilation = narrowed(o.dilation.h);
+  g.w_dilation = narrowed(o.dilation.w);
+  g.pixels = size.n * size.p * size.q;
+  g.x_plane = size.h * size.w;
+  g.dy_plane = size.p * size.q;
+  g.x_image = size.c * g.x_plane;
+  g.dy_image = size.k * g.dy_plane;
+  g.step_q = tile_depth % g.q;
+  g.step_p = tile_depth / g.q % g.p;
+  g.step_n = tile_depth / g.q / g.p;
+  return g;
+}
+
+// Whether a tap lies further from its window's origin than WindowLoader can say.
+inline bool far(const Weights& g) {
+  const std::int64_t last_tap = (g.c - 1) * g.x_plane + std::int64_t{g.r - 1} * g.h_dilation * g.w +
+                                std::int64_t{g.s - 1} * g.w_dilation;
+  return last_tap >= std::int64_t{1} << 31;
+}
+
+// Slices to fill the machine, and so that no thread adds more than 4096 products in one sum.
+template <class T, class Tile>
+void launch_weight_gradient(std::string_view op, const Weights& g, const Tensor& x,
+                            const Tensor& dy, Tensor& dw) {
+  using V = Compute<T>;
+  const std::int64_t blocks = std::int64_t{divide_up(g.m, Tile::rows)} *
+                              divide_up<std::int64_t>(g.columns(), Tile::cols) * g.groups;
+  const std::int64_t accurate = divide_up<std::int64_t>(g.pixels, 4096);
+  const Slices slices(divide_up<std::int64_t>(g.pixels, tile_depth),
+                      std::max(accurate, enough_blocks<Tile>() / blocks));
+  const bool straight = slices.count == 1 && std::is_same_v<T, V>;
+  Tensor partial = straight ? dw : empty({slices.count, dw.numel()}, {dtype_of<V>, dw.device()});
+  launch(op, weight_gradient<T, Tile>, grid_of(op, blocks * slices.count), Tile::threads, 0, g,
+         slices, x.data<T>(), dy.data<T>(), partial.data<V>());
+  if (straight) return;
+  launch_add_slices<T>(op, dw.numel(), slices.count, partial, 1, 1, nullptr, dw);
+}
+
+}  // namespace ebb::gpu::convolution

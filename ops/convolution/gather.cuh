@@ -1,0 +1,510 @@
+// A convolution read from its outputs, forward and backward, as one tiled matrix product:
+//
+//   out[image, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, c, point's pixel at tap]
+//
+// An input pixel h is reached from output p by tap r where h = p·stride + r·dilation − padding.
+// Forward solves that for h. The input gradient solves it for p, which needs
+// h + padding − r·dilation ≡ 0 (mod stride): the pixels h that share a remainder share their taps,
+// and along such a class p advances by one as h does by the stride. So each class is a stride-1
+// gather over its own taps, and no product with a hole is computed.
+#pragma once
+#include <algorithm>
+#include <numeric>
+
+#include "ebb/core/basic.h"
+#include "ebb/ops/convolution/conv2d.h"
+#include "ebb/ops/tiles.cuh"
+
+namespace ebb::gpu::convolution {
+
+constexpr int outside = -(1 << 30);  // a coordinate that no tap brings into an image
+
+// One spatial axis of a gather, for all classes. Forward has one class.
+struct Side {
+  bool transposed;  // the input gradient
+  int in;           // extent of what is read
+  int out;          // extent of what is written
+  int kernel, stride, dilation, padding;
+  int period;   // taps r and r + period serve the same class
+  int classes;  // those that have taps: class z is that of tap z
+};
+
+// One class: point i writes out[out_first + i·out_stride] and reads in[i·stride + first + u·step]
+// with the kernel's tap tap_first + u·tap_step, for u < taps.
+struct Axis {
+  int points, out_first, out_stride;
+  int stride, first, step;
+  int taps, tap_first, tap_step;
+  int taps_before;  // of the classes before this one
+};
+
+__host__ __device__ inline Axis axis_of(const Side& side, int z) {
+  if (!side.transposed)
+    return {side.out, 0, 1, side.stride, -side.padding, side.dilation, side.kernel, 0, 1, 0};
+  Axis axis;
+  const int from = z * side.dilation - side.padding;  // of dy's first element, by tap z
+  axis.out_first = (from % side.stride + side.stride) % side.stride;
+  axis.out_stride = side.stride;
+  axis.points = axis.out_first < side.out ? (side.out - axis.out_first - 1) / side.stride + 1 : 0;
+  axis.stride = 1;
+  axis.first = (axis.out_first - from) / side.stride;
+  axis.step = -(side.dilation / (side.stride / side.period));
+  axis.taps = (side.kernel - z - 1) / side.period + 1;
+  axis.tap_first = z;
+  axis.tap_step = side.period;
+  axis.taps_before = z * (side.kernel / side.period) +
+                     (z < side.kernel % side.period ? z : side.kernel % side.period);
+  return axis;
+}
+
+// out[image, group, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, group, c, …].
+struct Gather {
+  Side h, w;
+  std::int64_t images;
+  int groups, m, c;                 // m channels written, c read, of each group
+  std::int64_t in_plane;            // elements of one channel
+  std::int64_t m_stride, c_stride;  // of the weights
+  // Weights are packed to [group][rows][columns]: rows (c, tap) of one class after another, each
+  // beginning a slab; columns m; zeros beyond. `c_packed` is c, or c rounded up to whole slabs,
+  // which then hold one tap each.
+  int c_packed;
+  std::int64_t rows, columns;
+
+  __host__ __device__ int classes() const { return h.classes * w.classes; }
+};
+
+struct Class {
+  Axis h, w;
+  std::int64_t first_row;  // of its packed weights
+  std::int64_t slabs;
+};
+
+__device__ inline Class class_of(const Gather& g, int z) {
+  Class c{axis_of(g.h, z / g.w.classes), axis_of(g.w, z % g.w.classes), 0, 0};
+  const std::int64_t before =
+      std::int64_t{c.h.taps_before} * g.w.kernel + std::int64_t{c.h.taps} * c.w.taps_before;
+  c.first_row = (divide_up<std::int64_t>(before * g.c_packed, tile_depth) + z) * tile_depth;
+  c.slabs = divide_up<std::int64_t>(std::int64_t{c.h.taps} * c.w.taps * g.c_packed, tile_depth);
+  return c;
+}
+
+// 32 columns × 8 rows of one class of one group a block.
+template <class T>
+__global__ void pack_weights(Gather g, std::int64_t row_blocks, const T* weight,
+                             Compute<T>* packed) {
+  BlockIndex block;
+  const std::int64_t m = std::int64_t{block.next(g.columns / 32)} * 32 + threadIdx.x;
+  const std::int64_t row = std::int64_t{block.next(row_blocks)} * tile_depth + threadIdx.y;
+  const Class z = class_of(g, block.next(g.classes()));
+  const std::int64_t group = block.left;
+  if (row >= z.slabs * tile_depth) return;
+  const std::int64_t taps = std::int64_t{z.h.taps} * z.w.taps;
+  const std::int64_t slab = row / tile_depth;
+  const bool blocked = g.c_packed % tile_depth == 0;
+  const std::int64_t c = blocked ? slab / taps * tile_depth + row % tile_depth : row / taps;
+  const std::int64_t tap = blocked ? slab % taps : row % taps;
+  const std::int64_t r = z.h.tap_first + tap / z.w.taps * z.h.tap_step;
+  const std::int64_t s = z.w.tap_first + tap % z.w.taps * z.w.tap_step;
+  Compute<T> value = 0;
+  if (m < g.m && c < g.c)
+    value = widen(weight[group * g.m * g.c * g.h.kernel * g.w.kernel + m * g.m_stride +
+                         c * g.c_stride + r * g.w.kernel + s]);
+  packed[(group * g.rows + z.first_row + row) * g.columns + m] = value;
+}
+
+// Loads slabs of gathered pixels: column n is a point of an image, k a tap of a channel. A thread
+// stays with its columns. Blocked: k = (c / 8, tap, c % 8), so that a slab is one tap of eight
+// channels, one bounds test a column. Else k = (c, tap), for few channels.
+template <class T, class Tile, bool blocked>
+class PixelLoader {
+  static constexpr int columns = divide_up(Tile::cols, Tile::threads);
+  static constexpr int lanes = divide_up(Tile::threads, Tile::cols);
+  static constexpr int loads = tile_depth / lanes;
+  static_assert(Tile::cols * lanes == Tile::threads * columns && loads * lanes == tile_depth);
+
+ public:
+  // `places[n]` is set to where column n is written, −1 when there is none; `in` is the group's.
+  __device__ PixelLoader(const Gather& g, const Class& z, const T* in, std::int64_t first_column,
+                         std::int64_t first_slab, std::int64_t* places)
+      : g_(g),
+        h_taps_(z.h.taps),
+        w_taps_(z.w.taps),
+        h_step_(z.h.step),
+        w_step_(z.w.step),
+        lane_(threadIdx.x / Tile::cols) {
+    const std::int64_t points = std::int64_t{z.h.points} * z.w.points;
+#pragma unroll
+    for (int j = 0; j < columns; ++j) {
+      const int column = threadIdx.x % Tile::cols + j * Tile::threads;
+      const std::int64_t n = first_column + column;
+      const std::int64_t image = n / points;
+      const bool real = image < g.images;
+      const int h = static_cast<int>(n % points / z.w.points);
+      const int w = static_cast<int>(n % points % z.w.points);
+      h_[j] = real ? h * z.h.stride + z.h.first : outside;
+      w_[j] = w * z.w.stride + z.w.first;
+      from_[j] = in + image * g.groups * g.c * g.in_plane;
+      const std::int64_t row = z.h.out_first + std::int64_t{h} * z.h.out_stride;
+      const std::int64_t col = z.w.out_first + std::int64_t{w} * z.w.out_stride;
+      if (lane_ == 0)
+        places[column] = real ? (image * g.groups * g.m * g.h.out + row) * g.w.out + col : -1;
+    }
+    start(first_slab);
+  }
+
+  __device__ void fetch() {
+    if constexpr (blocked) {
+      fetch_tap();
+    } else {
+      fetch_each();
+    }
+  }
+
+  template <class S>
+  __device__ void put(S& slab) const {
+#pragma unroll
+    for (int j = 0; j < columns; ++j)
+#pragma unroll
+      for (int i = 0; i < loads; ++i)
+        slab.at[lane_ + i * lanes][threadIdx.x % Tile::cols + j * Tile::threads] =
+            widen(held_[j][i]);
+  }
+
+ private:
+  __device__ void start(std::int64_t slab) {
+    const std::int64_t taps = std::int64_t{h_taps_} * w_taps_;
+    const std::int64_t k = slab * tile_depth + lane_;
+    const std::int64_t tap = blocked ? slab % taps : k % taps;
+    c_ = static_cast<int>(blocked ? slab / taps * tile_depth + lane_ : k / taps);
+    u_ = static_cast<int>(tap / w_taps_);
+    v_ = static_cast<int>(tap % w_taps_);
+    lanes_v_ = lanes % w_taps_;
+    lanes_u_ = lanes / w_taps_ % h_taps_;
+    lanes_c_ = lanes / w_taps_ / h_taps_;
+  }
+
+  __device__ void fetch_tap() {
+#pragma unroll
+    for (int j = 0; j < columns; ++j) {
+      const int h = h_[j] + u_ * h_step_;
+      const int w = w_[j] + v_ * w_step_;
+      const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(g_.h.in) &&
+                          static_cast<unsigned>(w) < static_cast<unsigned>(g_.w.in);
+      const T* at = from_[j] + (c_ * g_.in_plane + std::int64_t{h} * g_.w.in + w);
+#pragma unroll
+      for (int i = 0; i < loads; ++i) {
+        held_[j][i] = inside && c_ + i * lanes < g_.c ? *at : T{};
+        at += lanes * g_.in_plane;
+      }
+    }
+    if (++v_ < w_taps_) return;
+    v_ = 0;
+    if (++u_ < h_taps_) return;
+    u_ = 0;
+    c_ += tile_depth;
+  }
+
+  __device__ void fetch_each() {
+#pragma unroll
+    for (int i = 0; i < loads; ++i) {
+#pragma unroll
+      for (int j = 0; j < columns; ++j) {
+        const int h = h_[j] + u_ * h_step_;
+        const int w = w_[j] + v_ * w_step_;
+        const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(g_.h.in) &&
+                            static_cast<unsigned>(w) < static_cast<unsigned>(g_.w.in);
+        held_[j][i] =
+            inside && c_ < g_.c ? from_[j][c_ * g_.in_plane + std::int64_t{h} * g_.w.in + w] : T{};
+      }
+      advance();
+    }
+  }
+
+  // k += lanes, in the digits (c, u, v).
+  __device__ void advance() {
+    v_ += lanes_v_;
+    u_ += lanes_u_;
+    c_ += lanes_c_;
+    if (v_ >= w_taps_) {
+      v_ -= w_taps_;
+      ++u_;
+    }
+    if (u_ >= h_taps_) {
+      u_ -= h_taps_;
+      ++c_;
+    }
+  }
+
+  const Gather& g_;
+  int h_taps_, w_taps_, h_step_, w_step_;
+  int lane_;
+  int c_, u_, v_;
+  int lanes_c_, lanes_u_, lanes_v_;
+  const T* from_[columns];
+  int h_[columns], w_[columns];
+  T held_[columns][loads];
+};
+
+// Registers: at most what lets so many threads share a multiprocessor.
+template <class Tile>
+inline constexpr int blocks_resident = (Tile::threads > 128 ? 512 : 384) / Tile::threads;
+
+// A tile of out for one slice of the sum; slice i of several goes to out + i · out_size.
+// `together`: four adjacent columns are four adjacent, aligned elements of out.
+template <class T, class Out, class Tile, bool blocked>
+__global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
+    gather(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles,
+           bool together, std::int64_t out_size, const T* in, const Compute<T>* packed,
+           const T* bias, Out* out) {
+  using V = Compute<T>;
+  __shared__ TileMemory<V, Tile> memory;
+  __shared__ std::int64_t places[Tile::cols];
+  BlockIndex block;
+  const int first_m = block.next(divide_up(g.m, Tile::rows)) * Tile::rows;
+  const std::int64_t first_column = std::int64_t{block.next(column_tiles)} * Tile::cols;
+  const std::int64_t slice = block.next(slices.count);
+  const Class z = class_of(g, block.next(g.classes()));
+  const std::int64_t group = block.left;
+  if (first_column >= g.images * z.h.points * z.w.points) return;
+
+  const std::int64_t first_slab = min(slice * slices.length, z.slabs);
+  const std::int64_t slabs = min(slices.length, z.slabs - first_slab);
+  const std::int64_t first_row = group * g.rows + z.first_row + first_slab * tile_depth;
+  PackedLoader<V, Tile, Tile::rows> a(packed + first_row * g.columns + first_m, g.columns);
+  PixelLoader<T, Tile, blocked> b(g, z, in + group * g.c * g.in_plane, first_column, first_slab,
+                                  places);
+  FmaCore<V, Tile> core;
+  __syncthreads();  // places, even if there is no slab
+  multiply_tiles(memory, a, b, core, static_cast<int>(slabs));
+
+  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
+  const std::int64_t first_channel = group * g.m + first_m;
+  Out* const to = out + slice * out_size + first_channel * plane;
+  core.for_each([&](int m, int n, const auto& sums) {
+    constexpr int width = sizeof(sums.v) / sizeof(V);
+    if (first_m + m >= g.m) return;
+    const V add = bias ? widen(bias[first_channel + m]) : V(0);
+    Pack<Out, width> results;
+#pragma unroll
+    for (int j = 0; j < width; ++j) results.v[j] = narrow<Out>(sums.v[j] + add);
+    if (together) {
+      if (places[n] >= 0)
+        *reinterpret_cast<Pack<Out, width>*>(to + m * plane + places[n]) = results;
+    } else {
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if (places[n + j] >= 0) to[m * plane + places[n + j]] = results.v[j];
+    }
+  });
+}
+
+// The same sum without tiles, for groups of few channels (depthwise): four adjacent points a
+// thread, weights where they lie.
+constexpr int direct_points = 4;
+constexpr int direct_threads = 256;
+
+template <class T>
+__global__ void __launch_bounds__(direct_threads)
+    gather_direct(Gather g, std::int64_t h_points, std::int64_t w_packs, const T* in,
+                  const T* weight, const T* bias, T* out) {
+  std::int64_t index = std::int64_t{blockIdx.x} * direct_threads + threadIdx.x;
+  const auto next = [&](std::int64_t extent) {
+    const std::int64_t digit = index % extent;
+    index /= extent;
+    return digit;
+  };
+  const int j0 = static_cast<int>(next(w_packs)) * direct_points;
+  const int i = static_cast<int>(next(h_points));
+  const std::int64_t channel = next(std::int64_t{g.groups} * g.m);
+  const std::int64_t image = next(g.images);
+  if (index >= g.classes()) return;
+  const Class z = class_of(g, static_cast<int>(index));
+  if (i >= z.h.points || j0 >= z.w.points) return;
+
+  const std::int64_t group = channel / g.m;
+  const std::int64_t taps = std::int64_t{g.h.kernel} * g.w.kernel;
+  Compute<T> sums[direct_points] = {};
+  for (int c = 0; c < g.c; ++c) {
+    const T* plane = in + ((image * g.groups + group) * g.c + c) * g.h.in * g.w.in;
+    const T* filter =
+        weight + group * g.m * g.c * taps + channel % g.m * g.m_stride + c * g.c_stride;
+    for (int u = 0; u < z.h.taps; ++u) {
+      const int h = i * z.h.stride + z.h.first + u * z.h.step;
+      if (h < 0 || h >= g.h.in) continue;
+      const T* row = plane + std::int64_t{h} * g.w.in;
+      const T* line = filter + std::int64_t{z.h.tap_first + u * z.h.tap_step} * g.w.kernel;
+      for (int v = 0; v < z.w.taps; ++v) {
+        const Compute<T> factor = widen(line[z.w.tap_first + v * z.w.tap_step]);
+#pragma unroll
+        for (int j = 0; j < direct_points; ++j) {
+          const int w = (j0 + j) * z.w.stride + z.w.first + v * z.w.step;
+          if (j0 + j < z.w.points && w >= 0 && w < g.w.in) sums[j] += factor * widen(row[w]);
+        }
+      }
+    }
+  }
+  const Compute<T> add = bias ? widen(bias[channel]) : Compute<T>(0);
+  const std::int64_t row = z.h.out_first + std::int64_t{i} * z.h.out_stride;
+  T* to = out + ((image * g.groups * g.m + channel) * g.h.out + row) * g.w.out;
+#pragma unroll
+  for (int j = 0; j < direct_points; ++j)
+    if (j0 + j < z.w.points)
+      to[z.w.out_first + std::int64_t{j0 + j} * z.w.out_stride] = narrow<T>(sums[j] + add);
+}
+
+// Launchers.
+
+// Coordinates are int: sums of three extents must fit. Planes and offsets are 64-bit.
+inline int extent(std::string_view op, std::int64_t value) {
+  constexpr std::int64_t most = std::int64_t{1} << 29;
+  require(value <= most, Kind::limit, op, "an extent is too large for the GPU", value, most);
+  return static_cast<int>(value);
+}
+
+template <class T, bool blocked, class F>
+void with_gather_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f) {
+  const int at_once = multiprocessors();
+  if constexpr (std::is_same_v<T, double>) {
+    f(TileForDouble{});
+  } else if constexpr (blocked) {
+    with_tile<Tile<128, 128, 8, 8>, Tile<64, 128, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 128, 8, 8>,
+              Tile<8, 256, 2, 8>>(m, n, batches, at_once, f);
+  } else {
+    with_tile<Tile<64, 128, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 128, 8, 8>, Tile<8, 256, 2, 8>>(
+        m, n, batches, at_once, f);
+  }
+}
+
+template <class T>
+Tensor packed_weights(std::string_view op, const Gather& g, const Tensor& weight) {
+  Tensor packed = empty({g.groups, g.rows, g.columns}, {dtype_of<Compute<T>>, weight.device()});
+  const std::int64_t row_blocks = g.rows / tile_depth;
+  const std::int64_t blocks = g.columns / 32 * row_blocks * g.classes() * g.groups;
+  launch(op, pack_weights<T>, grid_of(op, blocks), dim3(32, tile_depth), 0, g, row_blocks,
+         weight.data<T>(), packed.data<Compute<T>>());
+  return packed;
+}
+
+// Whether every element of out belongs to the one class.
+inline bool dense(const Gather& g) {
+  return !g.h.transposed || (g.h.stride == 1 && g.w.stride == 1);
+}
+
+template <class T, class Tile, bool blocked>
+void launch_gather(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
+                   const Tensor& weight, const T* bias, Tensor& out) {
+  using V = Compute<T>;
+  g.columns = round_up(g.m, std::max(Tile::rows, 32));
+  const Tensor packed = packed_weights<T>(op, g, weight);
+  const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
+  const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
+  const std::int64_t slabs = g.rows / tile_depth - g.classes();  // of all classes
+  const Slices slices(slabs + (dense(g) ? 0 : g.classes()),
+                      dense(g) ? enough_blocks<Tile>() / blocks : 1);
+  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
+  const bool together = dense(g) && plane % 4 == 0;
+  const dim3 grid = grid_of(op, blocks * slices.count);
+  if (slices.count == 1) {
+    launch(op, gather<T, T, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles,
+           together, out.numel(), in.data<T>(), packed.data<V>(), bias, out.data<T>());
+    return;
+  }
+  Tensor partial = empty({slices.count, out.numel()}, {dtype_of<V>, out.device()});
+  launch(op, gather<T, V, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles, together,
+         out.numel(), in.data<T>(), packed.data<V>(), static_cast<const T*>(nullptr),
+         partial.data<V>());
+  launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
+}
+
+// Groups so thin that tiles would be mostly padding.
+inline bool thin(std::int64_t groups, std::int64_t m, std::int64_t c) {
+  return groups > 1 && m <= 4 && c <= 4;
+}
+
+inline int most_points(const Side& side) {
+  return side.transposed ? divide_up(side.out, side.stride) : side.out;
+}
+
+template <class T>
+void launch_direct(std::string_view op, const Gather& g, const Tensor& in, const Tensor& weight,
+                   const T* bias, Tensor& out) {
+  const std::int64_t h_points = most_points(g.h);
+  const std::int64_t w_packs = divide_up(most_points(g.w), direct_points);
+  const std::int64_t threads =
+      w_packs * h_points * g.groups * g.m * g.images * std::int64_t{g.classes()};
+  launch(op, gather_direct<T>, grid_of(op, divide_up<std::int64_t>(threads, direct_threads)),
+         direct_threads, 0, g, h_points, w_packs, in.data<T>(), weight.data<T>(), bias,
+         out.data<T>());
+}
+
+inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Tensor& weight,
+                       const Tensor& bias, Tensor& out) {
+  if (out.numel() == 0) return;
+  const bool gaps = g.h.classes < g.h.stride || g.w.classes < g.w.stride;
+  if (g.h.transposed && gaps) gpu::fill(0, out);
+  constexpr int few = 5;  // channels: eighths of slabs that blocking would waste
+  const bool blocked = g.c > few;
+  g.c_packed = static_cast<int>(blocked ? round_up(g.c, tile_depth) : g.c);
+  g.rows = round_up(std::int64_t{g.h.kernel} * g.w.kernel * g.c_packed, tile_depth) +
+           tile_depth * g.classes();
+  const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
+  visit<float, double, bf16>(out.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const T* b = bias.defined() ? bias.data<T>() : nullptr;
+    if (thin(g.groups, g.m, g.c)) return launch_direct<T>(op, g, in, weight, b, out);
+    const std::int64_t batches = std::int64_t{g.groups} * g.classes();
+    const auto with_blocking = [&](auto blocking) {
+      constexpr bool blocks = decltype(blocking)::value;
+      with_gather_tile<T, blocks>(g.m, g.images * points, batches, [&](auto tile) {
+        launch_gather<T, decltype(tile), blocks>(op, g, points, in, weight, b, out);
+      });
+    };
+    if (blocked) {
+      with_blocking(std::true_type{});
+    } else {
+      with_blocking(std::false_type{});
+    }
+  });
+}
+
+inline Side side(std::string_view op, bool transposed, std::int64_t image, std::int64_t output,
+                 std::int64_t kernel, std::int64_t stride, std::int64_t dilation,
+                 std::int64_t padding) {
+  extent(op, (kernel - 1) * dilation);
+  Side side{transposed,
+            extent(op, transposed ? output : image),
+            extent(op, transposed ? image : output),
+            extent(op, kernel),
+            extent(op, stride),
+            extent(op, dilation),
+            extent(op, padding),
+            1,
+            1};
+  if (transposed) {
+    side.period = side.stride / std::gcd(side.stride, side.dilation);
+    side.classes = std::min(side.period, side.kernel);
+  }
+  return side;
+}
+
+inline Gather gather_of(std::string_view op, const Conv2dSize& size, bool transposed) {
+  const Conv2dOptions& o = size.options;
+  const std::int64_t taps = size.r * size.s;
+  Gather g{};
+  g.h = side(op, transposed, size.h, size.p, size.r, o.stride.h, o.dilation.h, o.padding.h);
+  g.w = side(op, transposed, size.w, size.q, size.s, o.stride.w, o.dilation.w, o.padding.w);
+  g.images = size.n;
+  g.groups = extent(op, o.groups);
+  g.m = extent(op, size.filters_in_group());
+  g.c = extent(op, size.channels_in_group());
+  g.in_plane = std::int64_t{g.h.in} * g.w.in;
+  g.m_stride = g.c * taps;
+  g.c_stride = taps;
+  if (transposed) {
+    std::swap(g.m, g.c);
+    std::swap(g.m_stride, g.c_stride);
+  }
+  return g;
+}
+
+}  // namespace ebb::gpu::convolution
