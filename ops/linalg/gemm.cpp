@@ -1,0 +1,299 @@
+#include "ebb/ops/linalg/gemm.h"
+
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "ebb/core/eigen.h"
+#include "ebb/core/parallel.h"
+
+// A packet given to a template loses its alignment attribute, which no one needs there.
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
+namespace ebb {
+namespace {
+
+using cpu::lanes;
+using cpu::Packet;
+namespace simd = Eigen::internal;
+
+// The register block: 8 rows of two packets are 16 sums, enough to cover the latency of two fused
+// multiply-adds a cycle; AVX2 has 16 registers in all, so 6 rows there.
+constexpr int block_rows = lanes<float> >= 16 ? 8 : 6;
+template <class T>
+constexpr int block_columns = 2 * lanes<T>;
+
+// The cache blocks. A tile of y and a chunk of k are one task: they depend on the sizes only.
+constexpr std::int64_t depth = 256;  // block_rows of a, so deep, stay in the L1 cache
+constexpr std::int64_t tile_rows = 16 * block_rows;
+template <class T>
+constexpr std::int64_t tile_columns = 8 * block_columns<T>;  // × depth: 256 KiB, in the L2 cache
+constexpr std::int64_t chunk = 2 * depth;  // of k, where y has too few tiles to share out
+constexpr std::int64_t few_tiles = 16;
+constexpr std::int64_t step = depth + 16;  // between rows of a packed a: not a power of two
+
+// Element (i, j) of a matrix in place; one of the two steps is 1.
+template <class T>
+struct View {
+  const T* data;
+  std::int64_t row, column;
+  const T* at(std::int64_t i, std::int64_t j) const { return data + i * row + j * column; }
+};
+
+// sums of rows × block_columns over k; a is read at a[i * row + k * column], b row by row.
+template <class T, int rows, int row, int column>
+void kernel(std::int64_t k, const T* a, const T* b, std::int64_t b_step, const T* start, bool add,
+            T* y, std::int64_t y_step) {
+  using P = Packet<T>;
+  constexpr int l = lanes<T>;
+  P sums[rows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = simd::pset1<P>(T(0));
+  for (std::int64_t j = 0; j < k; ++j, a += column, b += b_step) {
+    const P b0 = simd::ploadu<P>(b);
+    const P b1 = simd::ploadu<P>(b + l);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const P x = simd::pset1<P>(a[i * row]);
+      sums[i][0] = simd::pmadd(x, b0, sums[i][0]);
+      sums[i][1] = simd::pmadd(x, b1, sums[i][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i, y += y_step) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      P sum = sums[i][h];
+      if (start) sum = simd::padd(sum, simd::ploadu<P>(start + h * l));
+      if (add) sum = simd::padd(sum, simd::ploadu<P>(y + h * l));
+      simd::pstoreu(y + h * l, sum);
+    }
+  }
+}
+
+template <class T>
+using Kernel = void (*)(std::int64_t, const T*, const T*, std::int64_t, const T*, bool, T*,
+                        std::int64_t);
+
+// The kernel for this many rows, 1 to block_rows.
+template <class T, int row, int column>
+Kernel<T> kernel_for(std::int64_t rows) {
+  static constexpr auto all = []<size_t... i>(std::index_sequence<i...>) {
+    return std::array<Kernel<T>, sizeof...(i)>{kernel<T, static_cast<int>(i) + 1, row, column>...};
+  }
+  (std::make_index_sequence<block_rows>{});
+  return all[static_cast<size_t>(rows - 1)];
+}
+
+// A whole block is a few registers; a call of memmove would take longer.
+template <int whole, class T>
+void copy(const T* from, std::int64_t n, T* to) {
+  if (n == whole)
+    std::memcpy(to, from, whole * sizeof(T));
+  else
+    std::copy_n(from, n, to);
+}
+
+// Columns first … of b, `columns` of them, k deep, as rows of block_columns, zeros to the right.
+template <class T>
+void pack_b(const View<T>& b, std::int64_t k, std::int64_t columns, T* out) {
+  constexpr int width = block_columns<T>;
+  using P = Packet<T>;
+  constexpr int l = lanes<T>;
+  if (columns < width) std::fill(out, out + k * width, T(0));
+  if (b.column == 1) {
+    for (std::int64_t i = 0; i < k; ++i) copy<width>(b.at(i, 0), columns, out + i * width);
+    return;
+  }
+  std::int64_t whole = 0;  // columns done in squares of packets
+  for (; whole + l <= columns; whole += l) {
+    std::int64_t i = 0;
+    for (; i + l <= k; i += l) {
+      simd::PacketBlock<P, l> square;
+      for (int j = 0; j < l; ++j) square.packet[j] = simd::ploadu<P>(b.at(i, whole + j));
+      simd::ptranspose(square);
+      for (int j = 0; j < l; ++j) simd::pstoreu(out + (i + j) * width + whole, square.packet[j]);
+    }
+    for (; i < k; ++i)
+      for (int j = 0; j < l; ++j) out[i * width + whole + j] = *b.at(i, whole + j);
+  }
+  for (std::int64_t j = whole; j < columns; ++j)
+    for (std::int64_t i = 0; i < k; ++i) out[i * width + j] = *b.at(i, j);
+}
+
+// One task: y[rows, columns] from a and b over k; `add` to what is there. Everything but the
+// leading dimension of y is that of the tile.
+template <class T>
+struct Task {
+  std::int64_t rows, columns, k;
+  View<T> a, b;
+  const T* bias;
+  T* y;
+  std::int64_t y_step;
+};
+
+// Memory for packed panels, kept by each thread.
+template <class T>
+T* scratch(std::int64_t size) {
+  thread_local Eigen::Array<T, Eigen::Dynamic, 1> memory;
+  if (memory.size() < size) memory.resize(size);
+  return memory.data();
+}
+
+// Panels of b: column `first` of the tile starts at data + first * column, its rows are `row`
+// apart.
+template <class T>
+struct Panels {
+  const T* data;
+  std::int64_t column, row;
+  const T* at(std::int64_t first) const { return data + first * column; }
+};
+
+// a, k deep: rows one after another when a lies so, else blocks of block_rows for each k.
+template <class T>
+void pack_a(const View<T>& a, std::int64_t k, std::int64_t rows, T* out) {
+  if (a.column == 1) {
+    for (std::int64_t i = 0; i < rows; ++i) std::copy_n(a.at(i, 0), k, out + i * step);
+    return;
+  }
+  for (std::int64_t i = 0; i < rows; i += block_rows) {
+    const std::int64_t n = std::min<std::int64_t>(block_rows, rows - i);
+    for (std::int64_t j = 0; j < k; ++j)
+      copy<block_rows>(a.at(i, j), n, out + i * depth + j * block_rows);
+  }
+}
+
+// Rows i … of the tile, k deep: panels of columns from left to right, so that y is written in long
+// runs while the rows of a stay in the L1 cache and b streams from L2.
+template <class T, int row, int column>
+void multiply_rows(const Task<T>& t, std::int64_t k, std::int64_t i, const T* a, const Panels<T>& b,
+                   const T* bias, bool add) {
+  constexpr int width = block_columns<T>;
+  const std::int64_t rows = std::min<std::int64_t>(block_rows, t.rows - i);
+  const Kernel<T> multiply = kernel_for<T, row, column>(rows);
+  for (std::int64_t first = 0; first < t.columns; first += width) {
+    const std::int64_t columns = std::min<std::int64_t>(width, t.columns - first);
+    T* y = t.y + i * t.y_step + first;
+    const T* start = bias ? bias + first : nullptr;
+    if (columns == width) {
+      multiply(k, a, b.at(first), b.row, start, add, y, t.y_step);
+      continue;
+    }
+    T edge[block_rows * width] = {};
+    for (std::int64_t r = 0; r < rows && add; ++r)
+      std::copy_n(y + r * t.y_step, columns, edge + r * width);
+    multiply(k, a, b.at(first), b.row, start, add, edge, width);
+    for (std::int64_t r = 0; r < rows; ++r)
+      std::copy_n(edge + r * width, columns, y + r * t.y_step);
+  }
+}
+
+template <class T>
+void run_task(const Task<T>& t) {
+  constexpr int width = block_columns<T>;
+  T* packed_a = scratch<T>(tile_rows * step + depth * tile_columns<T> + tile_columns<T>);
+  T* packed_b = packed_a + tile_rows * step;
+  T* bias = packed_b + depth * tile_columns<T>;
+  if (t.bias) std::copy_n(t.bias, t.columns, bias);
+  // Whole panels that few rows use are read where they lie.
+  const bool in_place = t.b.column == 1 && t.columns % width == 0 && t.rows <= block_rows;
+  for (std::int64_t d = 0; d < t.k; d += depth) {
+    const std::int64_t k = std::min(depth, t.k - d);
+    pack_a<T>({t.a.at(0, d), t.a.row, t.a.column}, k, t.rows, packed_a);
+    for (std::int64_t first = 0; first < t.columns && !in_place; first += width)
+      pack_b<T>({t.b.at(d, first), t.b.row, t.b.column}, k,
+                std::min<std::int64_t>(width, t.columns - first), packed_b + first * depth);
+    const Panels<T> b =
+        in_place ? Panels<T>{t.b.at(d, 0), 1, t.b.row} : Panels<T>{packed_b, depth, width};
+    const T* start = t.bias && d == 0 ? bias : nullptr;
+    for (std::int64_t i = 0; i < t.rows; i += block_rows) {
+      if (t.a.column == 1)
+        multiply_rows<T, step, 1>(t, k, i, packed_a + i * step, b, start, d > 0);
+      else
+        multiply_rows<T, 1, block_rows>(t, k, i, packed_a + i * depth, b, start, d > 0);
+    }
+  }
+}
+
+// How the product is cut into tasks.
+struct Cut {
+  std::int64_t down, across, deep, chunk;
+  Cut(const GemmSize& s, std::int64_t columns)
+      : down((s.m + tile_rows - 1) / tile_rows),
+        across((s.n + columns - 1) / columns),
+        deep(1),
+        chunk(s.k) {
+    if (s.batch * down * across >= few_tiles || s.k < 2 * ::ebb::chunk) return;
+    chunk = ::ebb::chunk;
+    deep = (s.k + chunk - 1) / chunk;
+  }
+};
+
+template <class T>
+Task<T> task_at(const GemmSize& s, const Cut& cut, std::int64_t index, const T* a, const T* b,
+                const T* bias, T* y) {
+  const std::int64_t d = index % cut.deep;
+  const std::int64_t j = index / cut.deep % cut.across * tile_columns<T>;
+  const std::int64_t i = index / cut.deep / cut.across % cut.down * tile_rows;
+  const std::int64_t n = index / cut.deep / cut.across / cut.down;
+  const std::int64_t k = d * cut.chunk;
+  const View<T> va{a + n * s.m * s.k, s.transpose_a ? 1 : s.k, s.transpose_a ? s.m : 1};
+  const View<T> vb{b + n * s.k * s.n, s.transpose_b ? 1 : s.n, s.transpose_b ? s.k : 1};
+  T* out = y + (d * s.batch + n) * s.m * s.n + i * s.n + j;
+  return {std::min(tile_rows, s.m - i),
+          std::min(tile_columns<T>, s.n - j),
+          std::min(cut.chunk, s.k - k),
+          {va.at(i, k), va.row, va.column},
+          {vb.at(k, j), vb.row, vb.column},
+          bias && d == 0 ? bias + j : nullptr,
+          out,
+          s.n};
+}
+
+template <class T>
+void fill_rows(const GemmSize& s, const T* bias, T* y) {
+  for (std::int64_t i = 0; i < s.batch * s.m; ++i) {
+    if (bias)
+      std::copy_n(bias, s.n, y + i * s.n);
+    else
+      std::fill_n(y + i * s.n, s.n, T(0));
+  }
+}
+
+}  // namespace
+
+template <class T>
+void cpu::multiply(const GemmSize& s, const T* a, const T* b, const T* bias, T* y) {
+  const std::int64_t size = s.batch * s.m * s.n;
+  if (size == 0) return;
+  if (s.k == 0) return fill_rows(s, bias, y);
+  const Cut cut(s, tile_columns<T>);
+  const std::int64_t tasks = s.batch * cut.down * cut.across * cut.deep;
+  constexpr std::int64_t worth_a_thread = 1 << 18;  // multiplications
+  const std::int64_t grain = 1 + worth_a_thread * tasks / (size * s.k + 1);
+  Array<T> parts(cut.deep > 1 ? cut.deep * size : 0);
+  T* out = cut.deep > 1 ? parts.data() : y;
+  parallel_for(tasks, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) run_task(task_at(s, cut, i, a, b, bias, out));
+  });
+  if (cut.deep == 1) return;
+  parallel_for(size, std::int64_t{1} << 12, [&](std::int64_t begin, std::int64_t end) {
+    auto sum = array(y + begin, end - begin);
+    sum = array(out + begin, end - begin);
+    for (std::int64_t d = 1; d < cut.deep; ++d) sum += array(out + d * size + begin, end - begin);
+  });
+}
+
+template void cpu::multiply(const GemmSize&, const float*, const float*, const float*, float*);
+template void cpu::multiply(const GemmSize&, const double*, const double*, const double*, double*);
+
+void cpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
+               const Tensor& bias, Tensor& y) {
+  visit<float, double>(y.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    multiply<T>(size, a.data<T>(), b.data<T>(), bias.defined() ? bias.data<T>() : nullptr,
+                y.data<T>());
+  });
+}
+
+}  // namespace ebb
