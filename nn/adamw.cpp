@@ -1,0 +1,60 @@
+#include "ebb/nn/adamw.h"
+
+#include <cmath>
+
+#include "ebb/core/eigen.h"
+#include "ebb/core/error.h"
+#include "ebb/core/run.h"
+#include "ebb/nn/multi_tensor.h"
+
+namespace ebb::nn {
+
+AdamW::AdamW(const Tensors& parameters, AdamWOptions options)
+    : AdamW(std::vector<Group>{{parameters, options.weight_decay}}, options) {}
+
+AdamW::AdamW(const std::vector<Group>& groups, AdamWOptions options)
+    : Optimizer("adamw", groups, {"m", "v"}), options_(options) {
+  const auto check_beta = [](const char* beta, double value) {
+    require(0 <= value && value < 1, Kind::value, "adamw", text("bad ", beta), value, "[0, 1)");
+  };
+  check_beta("beta1", options.beta1);
+  check_beta("beta2", options.beta2);
+  require(std::isfinite(options.eps) && options.eps > 0, Kind::value, "adamw", "bad eps",
+          options.eps, "a positive number");
+}
+
+void AdamW::update(const Batch& batch, double rate) {
+  const auto t = static_cast<double>(steps());
+  const AdamWStep step{rate,
+                       options_.beta1,
+                       options_.beta2,
+                       options_.eps,
+                       1 - std::pow(options_.beta1, t),
+                       1 - std::pow(options_.beta2, t)};
+  run<cpu::adamw, gpu::adamw>(batch.parameters.front().device(), step, batch.parameters,
+                              batch.gradients, batch.slots[0], batch.slots[1], batch.decay);
+}
+
+// (1 − β₂) g · g, not (1 − β₂) · g²: the square alone overflows f32 from |g| = 2·10¹⁹ on.
+void cpu::adamw(const AdamWStep& s, const Tensors& p, const Tensors& g, const Tensors& m,
+                const Tensors& v, const std::vector<double>& decay) {
+  visit<float, double>(p.front().dtype(), "adamw", [&](auto zero) {
+    using T = decltype(zero);
+    const auto size = static_cast<T>(s.rate / s.correction1);
+    const auto root = static_cast<T>(1 / std::sqrt(s.correction2));
+    for_each_chunk(p, [&](size_t t, std::int64_t, std::int64_t begin, std::int64_t end) {
+      const std::int64_t n = end - begin;
+      const auto gradient = ebb::cpu::array(g[t].data<T>() + begin, n);
+      auto weights = ebb::cpu::array(Tensor(p[t]).data<T>() + begin, n);
+      auto mean = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
+      auto square = ebb::cpu::array(Tensor(v[t]).data<T>() + begin, n);
+      mean = static_cast<T>(s.beta1) * mean + static_cast<T>(1 - s.beta1) * gradient;
+      square =
+          static_cast<T>(s.beta2) * square + (static_cast<T>(1 - s.beta2) * gradient) * gradient;
+      weights = static_cast<T>(1 - s.rate * decay[t]) * weights -
+                size * mean / (square.sqrt() * root + static_cast<T>(s.eps));
+    });
+  });
+}
+
+}  // namespace ebb::nn

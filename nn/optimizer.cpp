@@ -1,0 +1,125 @@
+#include "ebb/nn/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ebb/core/autograd.h"
+#include "ebb/core/eigen.h"
+#include "ebb/core/error.h"
+#include "ebb/core/run.h"
+#include "ebb/nn/multi_tensor.h"
+
+namespace ebb::nn {
+
+Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
+                     std::vector<std::string> slots)
+    : name_(name), slot_names_(std::move(slots)), slots_(slot_names_.size()) {
+  for (const Group& group : groups) {
+    require(std::isfinite(group.weight_decay) && group.weight_decay >= 0, Kind::value, name,
+            "bad weight_decay", group.weight_decay, "0 or more");
+    for (const Tensor& parameter : group.parameters) {
+      parameters_.push_back(parameter);
+      decay_.push_back(group.weight_decay);
+    }
+  }
+  require(!parameters_.empty(), Kind::value, name, "nothing to train", "no parameters",
+          "at least one");
+  for (Tensors& slot : slots_)
+    for (const Tensor& parameter : parameters_) slot.push_back(zeros_like(parameter));
+}
+
+void Optimizer::step(double rate) {
+  require(std::isfinite(rate) && rate >= 0, Kind::value, name_, "bad learning rate", rate,
+          "a finite number, 0 or more");
+  Batch batch;
+  batch.slots.resize(slots_.size());
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const Tensor& p = parameters_[i];
+    const Tensor g = p.grad();
+    if (!g.defined()) continue;
+    const Tensor& slot = slots_.front()[i];
+    require(g.device() == p.device() && slot.device() == p.device(), Kind::state, name_,
+            "parameter, gradient and state are on different devices",
+            text(p.device(), ", ", g.device(), ", ", slot.device()),
+            "a model that is moved before its optimizer is made");
+    batch.parameters.push_back(p);
+    batch.gradients.push_back(g);
+    for (size_t s = 0; s < slots_.size(); ++s) batch.slots[s].push_back(slots_[s][i]);
+    batch.decay.push_back(decay_[i]);
+  }
+  ++steps_;
+  if (batch.parameters.empty()) return;
+  update(batch, rate);
+  for (Tensor& p : batch.parameters) p.bump_version();
+}
+
+void Optimizer::zero_grad() {
+  for (Tensor& p : parameters_) p.zero_grad();
+}
+
+NamedTensors Optimizer::state() const {
+  NamedTensors all;
+  for (size_t s = 0; s < slots_.size(); ++s)
+    for (size_t i = 0; i < parameters_.size(); ++i)
+      all.emplace_back(std::to_string(i) + '.' + slot_names_[s], slots_[s][i]);
+  return all;
+}
+
+void Optimizer::load_state(const NamedTensors& state, std::int64_t steps) {
+  const NamedTensors own = this->state();
+  const auto fits = [](const auto& a, const auto& b) {
+    return a.first == b.first && a.second.shape() == b.second.shape() &&
+           a.second.dtype() == b.second.dtype();
+  };
+  require(std::ranges::equal(own, state, fits), Kind::format, name_,
+          "the state is not this optimizer's", text(state.size(), " tensors"),
+          text("the ", own.size(), " of this one, in order"));
+  require(steps >= 0, Kind::format, name_, "bad number of steps", steps, "0 or more");
+  for (size_t i = 0; i < own.size(); ++i) Tensor(own[i].second).copy_(state[i].second);
+  steps_ = steps;
+}
+
+Tensor clip_grad_norm(const Tensors& parameters, double max_norm) {
+  require(std::isfinite(max_norm) && max_norm > 0, Kind::value, "clip_grad_norm", "bad max_norm",
+          max_norm, "a positive number");
+  Tensors gradients;
+  for (const Tensor& p : parameters)
+    if (p.grad().defined()) gradients.push_back(p.grad());
+  if (gradients.empty()) return zeros({});
+  const Device device = gradients.front().device();
+  Tensor norm = empty({}, {gradients.front().dtype(), device});
+  run<cpu::multi_norm, gpu::multi_norm>(device, gradients, norm);
+  run<cpu::multi_clip, gpu::multi_clip>(device, gradients, norm, max_norm);
+  return norm;
+}
+
+void cpu::multi_norm(const Tensors& tensors, Tensor& norm) {
+  std::int64_t chunks = 0;
+  for (const Tensor& t : tensors) chunks += chunks_of(t.numel());
+  visit<float, double>(norm.dtype(), "clip_grad_norm", [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<double> partial(static_cast<size_t>(chunks));
+    for_each_chunk(
+        tensors, [&](size_t t, std::int64_t chunk, std::int64_t begin, std::int64_t end) {
+          const T* g = tensors[t].data<T>();
+          partial[static_cast<size_t>(chunk)] =
+              ebb::cpu::array(g + begin, end - begin).template cast<double>().square().sum();
+        });
+    double sum = 0;
+    for (const double p : partial) sum += p;
+    norm.data<T>()[0] = static_cast<T>(std::sqrt(sum));
+  });
+}
+
+void cpu::multi_clip(const Tensors& tensors, const Tensor& norm, double max_norm) {
+  visit<float, double>(norm.dtype(), "clip_grad_norm", [&](auto zero) {
+    using T = decltype(zero);
+    const double scale = max_norm / static_cast<double>(norm.data<T>()[0]);
+    if (!(scale < 1)) return;
+    for_each_chunk(tensors, [&](size_t t, std::int64_t, std::int64_t begin, std::int64_t end) {
+      ebb::cpu::array(Tensor(tensors[t]).data<T>() + begin, end - begin) *= static_cast<T>(scale);
+    });
+  });
+}
+
+}  // namespace ebb::nn

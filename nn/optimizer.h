@@ -1,0 +1,73 @@
+// Optimizer: parameters and what is remembered of each between steps.
+//
+//   AdamW optimizer(net.parameters(), {.weight_decay = 0.01});
+//   loss.backward(); optimizer.step(rate(step)); optimizer.zero_grad();
+//
+// step(rate) changes every parameter that has a gradient, all in one kernel. Parameters that should
+// not decay form a group of their own. Errors: `value` for no parameters and bad options, `state`
+// when a gradient is on another device than its parameter.
+#pragma once
+#include "ebb/nn/module.h"
+
+namespace ebb::nn {
+
+struct Group {
+  Tensors parameters;
+  double weight_decay;
+};
+
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+  void step(double rate);  // error `value` unless finite and >= 0
+  void zero_grad();
+  std::int64_t steps() const { return steps_; }
+
+  // Slots by name ("0.momentum" is the first parameter's) for checkpoints, and back. Every
+  // parameter has its slots from the start, zero. Error `format` when they are not this one's.
+  NamedTensors state() const;
+  void load_state(const NamedTensors& state, std::int64_t steps);
+
+ protected:
+  Optimizer(const char* name, const std::vector<Group>& groups, std::vector<std::string> slots);
+
+  // What an update works on: parameters that have a gradient, with their slots and decay.
+  struct Batch {
+    Tensors parameters;
+    Tensors gradients;
+    std::vector<Tensors> slots;  // slots[s][parameter]
+    std::vector<double> decay;
+  };
+  virtual void update(const Batch& batch, double rate) = 0;
+
+ private:
+  const char* name_;
+  Tensors parameters_;
+  std::vector<double> decay_;
+  std::vector<std::string> slot_names_;
+  std::vector<Tensors> slots_;
+  std::int64_t steps_ = 0;
+};
+
+// Scales all gradients by max_norm / norm when their joint Euclidean norm is above max_norm.
+// Returns the norm before, a one-element tensor on the parameters' device: nothing waits for it.
+// A norm that is NaN leaves the gradients as they are. Error `value` unless max_norm > 0.
+Tensor clip_grad_norm(const Tensors& parameters, double max_norm);
+
+// Many tensors are worked on as one run of chunks: what one GPU block, or one turn of a CPU thread,
+// takes at a time.
+inline constexpr std::int64_t chunk_size = 4096;
+inline std::int64_t chunks_of(std::int64_t n) { return (n + chunk_size - 1) / chunk_size; }
+
+using MultiNorm = void(const Tensors& tensors, Tensor& norm);
+using MultiClip = void(const Tensors& tensors, const Tensor& norm, double max_norm);
+namespace cpu {
+MultiNorm multi_norm;
+MultiClip multi_clip;
+}  // namespace cpu
+namespace gpu {
+MultiNorm multi_norm;
+MultiClip multi_clip;
+}  // namespace gpu
+
+}  // namespace ebb::nn

@@ -1,0 +1,47 @@
+#include "ebb/nn/sgd.h"
+
+#include "ebb/core/eigen.h"
+#include "ebb/core/error.h"
+#include "ebb/core/run.h"
+#include "ebb/nn/multi_tensor.h"
+
+namespace ebb::nn {
+
+SGD::SGD(const Tensors& parameters, SGDOptions options)
+    : SGD(std::vector<Group>{{parameters, options.weight_decay}}, options) {}
+
+SGD::SGD(const std::vector<Group>& groups, SGDOptions options)
+    : Optimizer("sgd", groups, {"momentum"}), options_(options) {
+  require(0 <= options.momentum && options.momentum < 1, Kind::value, "sgd", "bad momentum",
+          options.momentum, "[0, 1)");
+}
+
+void SGD::update(const Batch& batch, double rate) {
+  const SGDStep step{rate, options_.momentum, options_.nesterov};
+  run<cpu::sgd, gpu::sgd>(batch.parameters.front().device(), step, batch.parameters,
+                          batch.gradients, batch.slots[0], batch.decay);
+}
+
+void cpu::sgd(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& m,
+              const std::vector<double>& decay) {
+  visit<float, double>(p.front().dtype(), "sgd", [&](auto zero) {
+    using T = decltype(zero);
+    const auto rate = static_cast<T>(step.rate);
+    const auto momentum = static_cast<T>(step.momentum);
+    for_each_chunk(p, [&](size_t t, std::int64_t, std::int64_t begin, std::int64_t end) {
+      const std::int64_t n = end - begin;
+      auto weights = ebb::cpu::array(Tensor(p[t]).data<T>() + begin, n);
+      auto velocity = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
+      const auto gradient =
+          ebb::cpu::array(g[t].data<T>() + begin, n) + static_cast<T>(decay[t]) * weights;
+      velocity = momentum * velocity + gradient;
+      if (step.nesterov) {
+        weights -= rate * (gradient + momentum * velocity);
+      } else {
+        weights -= rate * velocity;
+      }
+    });
+  });
+}
+
+}  // namespace ebb::nn

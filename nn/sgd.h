@@ -1,0 +1,41 @@
+// Stochastic gradient descent with momentum, as PyTorch's:
+//   g ← g + decay · p        m ← momentum · m + g        p ← p − rate · m
+// with nesterov: p ← p − rate · (g + momentum · m). One kernel for all parameters.
+// Errors: `value` for momentum outside [0, 1).
+#pragma once
+#include "ebb/nn/optimizer.h"
+
+namespace ebb::nn {
+
+struct SGDOptions {
+  double momentum = 0.9;
+  double weight_decay = 0;
+  bool nesterov = false;
+};
+
+class SGD : public Optimizer {
+ public:
+  SGD(const Tensors& parameters, SGDOptions options = {});
+  SGD(const std::vector<Group>& groups, SGDOptions options);  // each group has its own decay
+
+ private:
+  void update(const Batch& batch, double rate) override;
+  SGDOptions options_;
+};
+
+// One step's numbers.
+struct SGDStep {
+  double rate;
+  double momentum;
+  bool nesterov;
+};
+using SGDUpdate = void(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& m,
+                       const std::vector<double>& decay);
+namespace cpu {
+SGDUpdate sgd;
+}
+namespace gpu {
+SGDUpdate sgd;
+}
+
+}  // namespace ebb::nn
