@@ -1,0 +1,64 @@
+#include "common/exit.h"
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <new>
+#include <system_error>
+
+namespace example {
+
+int code_of(ebb::Kind kind) {
+  using ebb::Kind;
+  switch (kind) {
+    case Kind::device:
+    case Kind::cuda:
+      return exit_code::device;
+    case Kind::io:
+    case Kind::oom:
+      return exit_code::io;
+    case Kind::shape:
+    case Kind::dtype:
+    case Kind::index:
+    case Kind::value:
+    case Kind::state:
+    case Kind::format:
+    case Kind::limit:
+      break;
+  }
+  return exit_code::bad_input;
+}
+
+namespace {
+
+// Messages may quote what was typed: they stay one line.
+int report(int code, std::string message) {
+  std::replace_if(
+      message.begin(), message.end(), [](unsigned char c) { return c < ' ' || c == 127; }, ' ');
+  std::fflush(stdout);
+  std::fprintf(stderr, "error: %s\n", message.c_str());
+  return code;
+}
+
+}  // namespace
+
+int run(int argc, char** argv, const std::function<int(int, char**)>& body) {
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+  try {
+    return body(argc, argv);
+  } catch (const Stop& stop) {
+    return report(stop.code(), stop.what());
+  } catch (const ebb::Error& error) {
+    return report(code_of(error.kind()), error.what());
+  } catch (const std::bad_alloc&) {
+    return report(exit_code::io, "out of memory");
+  } catch (const std::system_error& error) {  // also std::filesystem's
+    return report(exit_code::io, error.what());
+  } catch (const std::exception& error) {
+    return report(exit_code::bad_input, error.what());
+  }
+}
+
+}  // namespace example

@@ -1,0 +1,39 @@
+// Files from outside, read with care: only regular files (a FIFO must not hang, a device not be
+// opened), no larger than the reader allows, and noticed when they change while they are read.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include <sys/stat.h>
+
+namespace mnist {
+
+// A path as messages show it: in quotes, shortened when it is very long.
+std::string quoted(const std::string& path);
+
+// Errors begin with `op` and name the path: `io` with the system's reason, `limit` for the size.
+class File {
+ public:
+  File(std::string op, std::string path, std::int64_t limit);
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  const std::string& path() const { return path_; }
+  std::int64_t size() const { return before_.st_size; }
+
+  // The next bytes, up to n; fewer only at the end of the file.
+  std::size_t read(std::uint8_t* to, std::size_t n);
+
+  // To be called once all is read: error `io` if the file has changed since it was opened.
+  void check_unchanged() const;
+
+ private:
+  std::string op_;
+  std::string path_;
+  int descriptor_ = -1;
+  struct stat before_ {};
+};
+
+}  // namespace mnist

@@ -1,0 +1,19 @@
+// The two nets for 28×28 digits; both map [N,1,28,28] to ten logits [N,10].
+#pragma once
+#include <memory>
+#include <string>
+
+#include "ebb/ebb.h"
+
+namespace mnist {
+
+// "default": three batch-normalised convolutions of 16, 32 and 32 channels, two poolings, a hidden
+// layer of 128.
+// "reference": the net of PyTorch's MNIST example, with its parameters' names.
+// Initial values come from ebb::default_generator(). Error `value` for another name.
+std::unique_ptr<ebb::nn::Module> make_model(const std::string& name);
+
+// The peak learning rate that each is trained with when none is given.
+double default_rate(const std::string& name);
+
+}  // namespace mnist

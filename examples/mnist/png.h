@@ -1,0 +1,18 @@
+// What stb_image does not check of a PNG: that each chunk's CRC is right, that the file is whole,
+// and that its packed pixels unpack to just the size its header declares.
+// Source: PNG specification, third edition, W3C 2025 (chunks, scanlines, Adam7).
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mnist {
+
+bool is_png(const std::vector<std::uint8_t>& bytes);
+
+// Errors `format` and `limit`, naming the path; nothing is allocated by the sizes it declares.
+// What follows the end chunk is not looked at (a PNG may carry a zip behind it).
+void check_png(const std::vector<std::uint8_t>& bytes, const std::string& path, int longest_side,
+               std::int64_t most_pixels);
+
+}  // namespace mnist

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained network: installs what is missing (Debian 12, Ubuntu 24.04; root
+# or sudo), builds, and trains a small network on handwritten digits.
+#
+#   examples/quickstart.sh [--download] [FLAG...]
+#
+# --download fetches MNIST first; without it, and without the files, the network learns from digits
+# that the program draws itself. Further flags go to build/bin/train_mnist (see its --help).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=examples/common/setup.sh
+source examples/common/setup.sh
+
+download=no
+flags=()
+for argument in "$@"; do
+  case $argument in
+    --download) download=yes ;;
+    *) flags+=("$argument") ;;
+  esac
+done
+
+install_packages
+cuda=OFF # unless a GPU answers; a build folder that has CUDA already keeps it
+if gpu_answers; then
+  cuda=AUTO
+  has_nvcc || echo "A GPU answers, but there is no nvcc: install the CUDA Toolkit to use it."
+elif grep -qs '^EBB_CUDA_ENABLED:INTERNAL=ON' build/CMakeCache.txt; then
+  cuda=AUTO
+fi
+configure -DEBB_CUDA="$cuda" -DEBB_EXAMPLES=ON
+build train_mnist predict_digit
+[ "$download" = no ] || examples/mnist/download.sh
+exec build/bin/train_mnist "${flags[@]}"
