@@ -1,0 +1,112 @@
+#include "ebb/core/gradcheck.h"
+
+#include <cmath>
+
+#include "twins.h"
+
+using namespace ebb;
+using namespace ebb::test;
+
+namespace {
+
+using Formula = std::function<double(double)>;
+
+// y = f(x), and what it claims to be its gradient.
+Tensor apply(const Tensor& x, const Formula& f) {
+  std::vector<double> v = values(x);
+  for (double& e : v) e = f(e);
+  return tensor(v, x.shape(), x.device());
+}
+Tensor op(const Tensor& x, const Formula& f, std::function<double(double x, double dy)> backward) {
+  return record("op", apply(x, f), {x}, [x = Saved(x), backward](const Tensor& dy) -> Gradients {
+    std::vector<double> dx = values(x);
+    const std::vector<double> upstream = values(dy);
+    for (size_t i = 0; i < dx.size(); ++i) dx[i] = backward(dx[i], upstream[i]);
+    return {tensor(dx, dy.shape(), dy.device())};
+  });
+}
+double cube(double x) { return x * x * x; }
+
+GradcheckResult check(const Shape& shape, std::function<double(double x, double dy)> backward,
+                      const Formula& f = cube) {
+  return gradcheck([&](const Tensors& in) { return op(in[0], f, backward); },
+                   {leaf(randn(shape, 1))});
+}
+
+}  // namespace
+
+TEST_CASE("gradcheck: a right backward passes, in full and by projections") {
+  for (const Shape& shape : {Shape{3, 4}, Shape{}, Shape{0}, Shape{1}, Shape{100}}) {
+    const GradcheckResult r = check(shape, [](double x, double dy) { return 3 * x * x * dy; });
+    CHECK_MESSAGE(r.ok, r.report);
+    CHECK(r.worst <= 1e-8);
+  }
+}
+
+TEST_CASE("gradcheck: planted mistakes are caught, in full and by projections") {
+  for (const Shape& shape : {Shape{3, 4}, Shape{100}}) {
+    const auto caught = [&](std::function<double(double, double)> backward) {
+      const GradcheckResult r = check(shape, std::move(backward));
+      CHECK(!r.ok);
+      CHECK(r.report.find("gradcheck: ") == 0);
+    };
+    caught([](double x, double dy) { return 3.0001 * x * x * dy; });          // a constant
+    caught([](double x, double dy) { return 3.000001 * x * x * dy; });        // by 3e-7
+    caught([](double x, double) { return 3 * x * x; });                       // no upstream factor
+    caught([](double x, double dy) { return (3 * x * x - 1e-3 * x) * dy; });  // a term
+    caught([](double x, double dy) { return -3 * x * x * dy; });              // the sign
+    caught([](double, double) { return 0.0; });                               // nothing at all
+    caught([](double x, double dy) { return x > 1 ? NAN : 3 * x * x * dy; });
+    caught([](double x, double dy) { return 3 * x * x * dy + 1e-6; });  // not linear in dy
+    int calls = 0;
+    caught([&](double x, double dy) { return 3 * x * x * dy * (1 + 1e-15 * (++calls % 7)); });
+  }
+}
+
+TEST_CASE("gradcheck: a gradient that depends on who else asks for one is caught") {
+  const GradcheckResult r = gradcheck(
+      [](const Tensors& in) {
+        const bool both = in[0].requires_grad() && in[1].requires_grad();
+        std::vector<double> sum = values(in[0]);
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += values(in[1])[i];
+        return record("sum", tensor(sum, in[0].shape()), {in[0], in[1]},
+                      [both](const Tensor& dy) -> Gradients {
+                        return {dy, both ? dy : Tensor()};
+                      });
+      },
+      {leaf(randn({3}, 1)), leaf(randn({3}, 2))});
+  CHECK(!r.ok);
+  CHECK(r.report.find("input 1 alone") != std::string::npos);
+}
+
+TEST_CASE("gradcheck: a missing gradient, and one lost by detaching, are caught") {
+  const Tensor x = leaf(randn({3}, 1));
+  CHECK(!gradcheck([](const Tensors& in) { return apply(in[0], cube); }, {x}).ok);
+  CHECK(!gradcheck(
+             [](const Tensors& in) {
+               return record("none", apply(in[0], cube), {in[0]},
+                             [](const Tensor&) { return Gradients{{}}; });
+             },
+             {x})
+             .ok);
+}
+
+TEST_CASE("gradcheck: the report names input, element and both values") {
+  const GradcheckResult r = check({2}, [](double x, double dy) { return 4 * x * x * dy; });
+  for (const char* part :
+       {"input 0", "x[0] of output 0", "backward says", "differences say", "f64 [2] cpu", "seed 0"})
+    CHECK_MESSAGE(r.report.find(part) != std::string::npos, r.report);
+}
+
+TEST_CASE("gradcheck: inputs stay as they were; f32, and nothing to check, are refused") {
+  const Tensor x = leaf(randn({5}, 1));
+  const auto before = values(x);
+  const auto f = [](const Tensors& in) {
+    return op(in[0], cube, [](double x, double dy) { return 3 * x * x * dy; });
+  };
+  CHECK(gradcheck(f, {x}).ok);
+  CHECK(values(x) == before);
+  CHECK(!x.grad().defined());
+  check_error(Kind::dtype, {"gradcheck", "f32"}, [&] { gradcheck(f, {leaf(ones({2}))}); });
+  check_error(Kind::state, {"nothing to check"}, [&] { gradcheck(f, {randn({2}, 1)}); });
+}

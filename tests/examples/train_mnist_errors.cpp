@@ -1,0 +1,313 @@
+// What train_mnist refuses: each with one line on stderr that names the thing, and its exit code.
+#include <zlib.h>
+
+#include <functional>
+
+#include "tiny_mnist.h"
+#include "twins.h"
+
+using namespace mnist::test;
+using ebb::test::Ended;
+using ebb::test::Program;
+namespace fs = std::filesystem;
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+std::string packed(const std::string& bytes) {
+  z_stream stream{};
+  REQUIRE(deflateInit2(&stream, 1, Z_DEFLATED, 15 + 16, 9, Z_DEFAULT_STRATEGY) == Z_OK);
+  std::string out(deflateBound(&stream, bytes.size()) + 64, '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
+  stream.avail_in = static_cast<uInt>(bytes.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  REQUIRE(deflate(&stream, Z_FINISH) == Z_STREAM_END);
+  out.resize(stream.total_out);
+  deflateEnd(&stream);
+  return out;
+}
+
+// A refused run leaves nothing in --out but what was there.
+void check_run_refused(const Tiny& tiny, const Words& more, int code, const Words& parts) {
+  const std::string before = read(tiny.checkpoint());
+  check_refused(tiny.train(more), code, parts);
+  CHECK(read(tiny.checkpoint()) == before);
+  CHECK_FALSE(fs::exists(tiny.checkpoint().string() + ".tmp"));
+  CHECK_FALSE(fs::exists(tiny.path / "out/run.lock"));
+}
+
+struct Damage {
+  const char* name;
+  std::function<void(const fs::path& folder)> apply;
+  int code;
+  Words parts;
+};
+
+void replace(const fs::path& path, const std::function<std::string(std::string)>& change) {
+  write(path, change(read(path)));
+}
+
+std::string with_byte(std::string bytes, std::size_t at, char value) {
+  bytes.at(at) = value;
+  return bytes;
+}
+
+const std::vector<Damage>& damages() {
+  const auto on = [](const char* file, const std::function<std::string(std::string)>& change) {
+    return [=](const fs::path& folder) { replace(folder / file, change); };
+  };
+  const auto cut = [](std::size_t n) {
+    return [n](const std::string& s) { return s.substr(0, n); };
+  };
+  static const std::vector<Damage> all = {
+      {"missing", [](const fs::path& f) { fs::remove(f / train_labels); }, 7, {"training labels"}},
+      {"a folder",
+       [](const fs::path& f) {
+         fs::remove(f / train_labels), fs::create_directory(f / train_labels);
+       },
+       7,
+       {train_labels}},
+      {"empty", on(train_images, cut(0)), 3, {train_images}},
+      {"header cut", on(train_images, cut(9)), 3, {train_images}},
+      {"data cut", on(train_images, cut(5000)), 3, {train_images}},
+      {"a byte too many", on(train_labels, [](auto s) { return s + "x"; }), 3, {train_labels}},
+      {"wrong magic",
+       on(train_images, [](auto s) { return with_byte(s, 0, 7); }),
+       3,
+       {train_images}},
+      {"floats", on(train_images, [](auto s) { return with_byte(s, 2, 13); }), 3, {train_images}},
+      {"lying", on(train_images, [](auto s) { return with_byte(s, 4, 127); }), 3, {train_images}},
+      {"one label fewer",
+       on(train_labels,
+          [](const std::string& s) { return with_byte(s, 7, '\xa9').substr(0, s.size() - 1); }),
+       3,
+       {"170 images, 169 labels"}},
+      {"swapped",
+       [](const fs::path& f) {
+         fs::rename(f / train_images, f / "x"), fs::rename(f / train_labels, f / train_images);
+         fs::rename(f / "x", f / train_labels);
+       },
+       3,
+       {train_images}},
+      {"label 10",
+       on(train_labels, [](auto s) { return with_byte(s, 8 + 17, 10); }),
+       3,
+       {train_labels, "label 10 at item 17"}},
+      {"27 columns",
+       on(train_images, [](auto s) { return with_byte(s, 15, 27).substr(0, 16 + 170 * 28 * 27); }),
+       3,
+       {train_images, "28x27"}},
+      {"gz cut",
+       on(train_images,
+          [](auto s) {
+            s = packed(s);
+            return s.substr(0, s.size() / 2);
+          }),
+       3,
+       {train_images}},
+      {"gz with a wrong CRC",
+       on(train_images,
+          [](auto s) {
+            s = packed(s);
+            return with_byte(s, s.size() - 8, static_cast<char>(~s[s.size() - 8]));
+          }),
+       3,
+       {train_images}},
+      {"gz that holds more",
+       on(train_images, [](auto s) { return packed(s + std::string(99, 0)); }),
+       3,
+       {train_images}},
+  };
+  return all;
+}
+
+// A checkpoint with a header of our choice.
+std::string safetensors(const std::string& header, std::size_t data) {
+  std::string out;
+  for (int i = 0; i < 8; ++i) out += static_cast<char>(header.size() >> (8 * i));
+  return out + header + std::string(data, '\0');
+}
+
+std::string two_tensors(const char* first, const char* second) {
+  return std::string(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":)") + first +
+         R"(},"b":{"dtype":"F32","shape":[1],"data_offsets":)" + second + "}}";
+}
+
+}  // namespace
+
+TEST_CASE("train_mnist: each damage to the data is refused by the name of the file") {
+  for (const Damage& damage : damages()) {
+    CAPTURE(damage.name);
+    const Tiny tiny;
+    damage.apply(tiny.data);
+    check_run_refused(tiny, {}, damage.code, damage.parts);
+    CHECK_FALSE(fs::exists(tiny.path / "out"));
+  }
+  const Tiny tiny;
+  check_run_refused(tiny, {"--data", "nowhere"}, 7, {"nowhere", "download.sh"});
+  check_run_refused(tiny, {"--batch-size", "171"}, 3, {"--batch-size", "171 of 170"});
+}
+
+TEST_CASE("train_mnist: packed files train to the same bytes") {
+  const Tiny tiny;
+  CHECK(tiny.train({"--out", "raw"}).code == 0);
+  for (const char* file : {train_images, train_labels}) {
+    write((tiny.data / file).string() + ".gz", packed(read(tiny.data / file)));
+    fs::remove(tiny.data / file);
+  }
+  CHECK(tiny.train().code == 0);
+  CHECK(read(tiny.checkpoint()) == read(tiny.checkpoint("raw")));
+}
+
+TEST_CASE("train_mnist: a damaged checkpoint is refused, by --resume and by --eval") {
+  const Tiny tiny;
+  REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
+  const std::string good = read(tiny.checkpoint());
+  REQUIRE(good.size() > 100000);
+  std::vector<std::string> bad = {"not a checkpoint",
+                                  safetensors("{}", 8),
+                                  safetensors("[1]", 0),
+                                  safetensors(two_tensors("[0,4]", "[8,12]"), 12),  // a hole
+                                  safetensors(two_tensors("[0,4]", "[2,6]"), 6),    // an overlap
+                                  good + "x"};
+  for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{8}, std::size_t{1000},
+                                 good.size() / 2, good.size() - 1})
+    bad.push_back(good.substr(0, size));
+  for (const std::size_t at : {std::size_t{20}, good.size() / 2, good.size() - 1})
+    bad.push_back(with_byte(good, at, static_cast<char>(good[at] ^ 4)));
+  for (std::size_t i = 0; i < bad.size(); ++i) {
+    CAPTURE(i);
+    write(tiny.checkpoint(), bad[i]);
+    check_run_refused(tiny, {"--epochs", "1", "--resume"}, 3, {"checkpoint.safetensors"});
+    check_run_refused(tiny, {"--eval", tiny.checkpoint().string()}, 3, {"checkpoint.safetensors"});
+  }
+  fs::remove(tiny.checkpoint());
+  check_run_refused(tiny, {"--resume"}, 7, {"checkpoint.safetensors"});
+  check_run_refused(tiny, {"--eval", "none"}, 7, {"none"});
+}
+
+TEST_CASE("train_mnist: a checkpoint of another run or another net does not resume") {
+  const Tiny tiny;
+  REQUIRE(tiny.train().code == 0);
+  const std::vector<std::pair<Words, std::string>> others = {
+      {{"--seed", "1"}, "seed"},     {{"--batch-size", "32"}, "batch_size"},
+      {{"--epochs", "3"}, "epochs"}, {{"--lr", "0.001"}, "lr"},
+      {{"--no-augment"}, "augment"}, {{"--model", "reference"}, "model"}};
+  for (const auto& [flags, key] : others) {
+    Words more = flags;
+    more.emplace_back("--resume");
+    check_run_refused(tiny, more, 3, {"of another run", "its " + key + " differs"});
+  }
+  replace(tiny.data / train_images, [](auto s) { return with_byte(s, 16, 1); });
+  check_run_refused(tiny, {"--resume"}, 3, {"of another run", "data_crc32"});
+  // The right description around weights of another net.
+  ebb::Checkpoint other = ebb::load_safetensors(tiny.checkpoint().string());
+  std::erase_if(other.tensors, [](const auto& t) { return t.first == "model.fc2.bias"; });
+  ebb::save_safetensors(tiny.checkpoint().string(), other);
+  check_run_refused(tiny, {"--eval", tiny.checkpoint().string()}, 3, {"fc2.bias"});
+}
+
+TEST_CASE("train_mnist: unknown flags and values are refused by name") {
+  const Tiny tiny;
+  const std::vector<Words> refused = {{"--epochs", "abc"},
+                                      {"--epochs", "1e99"},
+                                      {"--epochs", "-1"},
+                                      {"--epochs", "0"},
+                                      {"--epochs", ""},
+                                      {"--epochs", "1.5"},
+                                      {"--batch-size", "0"},
+                                      {"--lr", "nan"},
+                                      {"--lr", "inf"},
+                                      {"--lr", "-1"},
+                                      {"--lr", "0"},
+                                      {"--lr", "1e999"},
+                                      {"--lr", "0,1"},
+                                      {"--seed", "-1"},
+                                      {"--seed", "99999999999999999999"},
+                                      {"--out", ""},
+                                      {"--data", ""},
+                                      {"--model", "resnet"},
+                                      {"--model", ""},
+                                      {"--device", "tpu"},
+                                      {"--device", ""},
+                                      {"--device", "cuda:x"},
+                                      {"--device", "cuda:-1"},
+                                      {"--target", "101"},
+                                      {"--eval", ""},
+                                      {"--epoch", "3"},
+                                      {"--epochs"},
+                                      {"--epochs", "2", "--epochs", "3"},
+                                      {"--resume", "--resume"},
+                                      {"--resume=maybe"},
+                                      {"--epochs", "a\nb"},
+                                      {"--unknown\nflag"}};
+  for (const Words& words : refused) {
+    CAPTURE(words);
+    const std::string name = words[0].substr(0, words[0].find_first_of("=\n"));
+    check_refused(ebb::test::run_program("train_mnist", words, tiny.around()), 2, {name});
+  }
+  check_refused(ebb::test::run_program("train_mnist", {"stray"}, tiny.around()), 2, {"stray"});
+  CHECK_FALSE(fs::exists(tiny.path / "out"));
+}
+
+TEST_CASE("train_mnist: a device that is not there is refused with exit code 4") {
+  const Tiny tiny;
+  check_run_refused(tiny, {"--device", "cuda:9"}, 4, {"cuda"});
+  if (ebb::cuda_device_count() == 0) check_run_refused(tiny, {"--device", "cuda"}, 4, {"cuda"});
+  auto around = tiny.around();
+  around.environment = {"CUDA_VISIBLE_DEVICES="};
+  check_refused(ebb::test::run_program("train_mnist", tiny.words({"--device", "cuda"}), around), 4,
+                {"cuda"});
+  CHECK_FALSE(fs::exists(tiny.path / "out"));
+}
+
+TEST_CASE("train_mnist: an --out that cannot be written is refused before the first step") {
+  const Tiny tiny;
+  write(tiny.path / "file", "mine");
+  check_run_refused(tiny, {"--out", "file"}, 7, {"file"});
+  check_run_refused(tiny, {"--out", "file/below"}, 7, {"file"});
+  CHECK(read(tiny.path / "file") == "mine");
+  check_run_refused(tiny, {"--out", "/proc/nowhere"}, 7, {"/proc/nowhere"});
+  check_run_refused(tiny, {"--out", std::string(5000, 'x')}, 7, {"xxx"});
+  check_run_refused(tiny, {"--out", "/dev/full/a\nb"}, 7, {"/dev/full"});
+}
+
+TEST_CASE("train_mnist: a second run in the same --out is refused, the first goes on") {
+  const Tiny tiny;
+  Program first("train_mnist", tiny.words({"--epochs", "10000"}), tiny.around());
+  REQUIRE(first.shows("epoch 1/10000: "));
+  check_refused(tiny.train(), 7, {"out", "in use", "process"});
+  first.send(SIGTERM);
+  CHECK(first.end().code == 143);
+  CHECK(tiny.train().code == 0);
+}
+
+TEST_CASE("train_mnist: a full disk ends the run with the old checkpoint intact") {
+  const Tiny tiny;
+  REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
+  const std::string old = read(tiny.checkpoint());
+  for (const std::size_t limit :
+       {std::size_t{0}, std::size_t{100}, std::size_t{50000}, old.size() - 1}) {
+    CAPTURE(limit);
+    auto around = tiny.around();
+    around.file_limit = limit;
+    check_refused(ebb::test::run_program("train_mnist", tiny.words({}), around), 7, {"out"});
+    CHECK(read(tiny.checkpoint()) == old);
+    CHECK_FALSE(fs::exists(tiny.checkpoint().string() + ".tmp"));
+    CHECK_FALSE(fs::exists(tiny.path / "out/run.lock"));
+  }
+}
+
+TEST_CASE("train_mnist: a loss that is not a number ends the run, the last checkpoint stays") {
+  for (const ebb::Device device : ebb::test::devices()) {
+    const Tiny tiny;
+    REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
+    const std::string name = device.is_cuda() ? "cuda" : "cpu";
+    check_run_refused(tiny, {"--device", name, "--lr", "1e30"}, 6, {"step 2 is", "--lr"});
+    // One step an epoch: the loss is still sound, what the step made of the weights is not.
+    check_run_refused(tiny, {"--device", name, "--lr", "1e300", "--batch-size", "170"}, 6,
+                      {"step 1", "model.", "not finite"});
+  }
+}

@@ -1,0 +1,89 @@
+#include "twins.h"
+
+using namespace ebb;
+using namespace ebb::test;
+
+namespace {
+
+Function with(Pair kernel, AvgPool2dOptions o) {
+  return [=](const Tensors& in) { return avg_pool2d(in[0], kernel, o); };
+}
+
+struct Case {
+  Shape shape;
+  Pair kernel;
+  AvgPool2dOptions options;
+};
+const Case cases[] = {
+    {{2, 2, 4, 8}, 2, {}},
+    {{1, 3, 4, 6}, 2, {.divisor_override = 3}},
+    {{1, 3, 5, 6}, 2, {}},
+    {{1, 1, 5, 7}, 2, {.ceil_mode = true}},
+    {{2, 1, 7, 8}, 3, {.stride = 2, .padding = 1, .ceil_mode = true}},
+    {{2, 1, 7, 8}, 3, {.stride = 2, .padding = 1, .count_include_pad = false}},
+    {{1, 2, 6, 9}, {3, 2}, {.stride = Pair(1, 3), .padding = Pair(1, 0)}},
+    {{3, 6, 6}, 2, {.stride = 3, .divisor_override = -2}},
+    {{1, 1, 1, 1}, 1, {}},
+};
+
+}  // namespace
+
+TEST_CASE("avg_pool2d: literal values, padding counted or not, windows beyond the padding") {
+  for (const Device device : devices()) {
+    const Tensor x = full({1, 1, 2, 2}, -5, {Dtype::f32, device});
+    CHECK(avg_pool2d(x, 2).item() == -5);
+    const auto corner = [&](bool counted) {
+      return values(avg_pool2d(x, 2, {.padding = 1, .count_include_pad = counted}))[0];
+    };
+    CHECK(corner(true) == -1.25);
+    CHECK(corner(false) == -5);
+    // 3 columns in windows of 2: the last has one column, and what lies beyond is not counted.
+    const Tensor row = tensor<float>({1, 3, 8}, {1, 1, 1, 3}, device);
+    CHECK(values(avg_pool2d(row, {1, 2}, {.ceil_mode = true})) == std::vector<double>{2, 8});
+  }
+}
+
+TEST_CASE("avg_pool2d: a ceil_mode window that would start in the padding is left out") {
+  for (const Device device : devices()) {
+    const TensorOptions there{Dtype::f32, device};
+    const Tensor y =
+        avg_pool2d(ones({1, 1, 2, 2}, there), 3, {.stride = 3, .padding = 1, .ceil_mode = true});
+    CHECK(y.shape() == Shape{1, 1, 1, 1});
+    check_close(y, full({1, 1, 1, 1}, 4.0 / 9), one_rounding, "y");
+  }
+}
+
+TEST_CASE("avg_pool2d: gradients agree with finite differences") {
+  for (const auto& [shape, kernel, options] : cases)
+    check_gradients(with(kernel, options), {randn(shape, 1)});
+}
+
+TEST_CASE("avg_pool2d: twins agree") {
+  const Tolerance sums{1e-6, 1e-6};  // of at most 9 numbers of size 1
+  for (const auto& [shape, kernel, options] : cases)
+    check_twins(with(kernel, options), {randn(shape, 2)}, {sums, sums});
+  check_twins(with(2, {}), {randn({3, 5, 24, 24}, 3)}, {sums, sums});
+  check_twins(with(2, {}), {randn({0, 3, 4, 4}, 4)}, {sums, sums});
+}
+
+TEST_CASE("avg_pool2d: a constant image stays constant where padding is not counted") {
+  for (const Device device : devices()) {
+    const Tensor x = full({1, 2, 7, 5}, 3, {Dtype::f64, device});
+    for (const double v : values(avg_pool2d(
+             x, 3, {.stride = 2, .padding = 1, .ceil_mode = true, .count_include_pad = false})))
+      CHECK(v == 3);
+  }
+}
+
+TEST_CASE("avg_pool2d: impossible windows are refused") {
+  const Tensor x = zeros({1, 1, 4, 4});
+  const auto refuse = [&](Kind kind, const char* part, Pair kernel, AvgPool2dOptions o) {
+    check_error(kind, {"avg_pool2d: ", part}, [&] { avg_pool2d(x, kernel, o); });
+  };
+  refuse(Kind::value, "divisor_override", 2, {.divisor_override = 0});
+  refuse(Kind::value, "more than half", 2, {.padding = 2});
+  refuse(Kind::value, "stride", 2, {.stride = 0});
+  refuse(Kind::value, "kernel_size", 0, {});
+  refuse(Kind::shape, "output would be empty", 5, {});
+  check_error(Kind::shape, {"avg_pool2d: "}, [] { avg_pool2d(zeros({1, 1, 4, 0}), 2); });
+}

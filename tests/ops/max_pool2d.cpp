@@ -1,0 +1,101 @@
+#include "twins.h"
+
+using namespace ebb;
+using namespace ebb::test;
+
+namespace {
+
+// Distinct multiples of 1/16 in random order: no ties, no kink within a step of the check.
+Tensor distinct(const Shape& shape, std::uint64_t seed) {
+  Generator generator(seed);
+  const Tensor order = permutation(shape.numel(), generator);
+  std::vector<double> v;
+  for (const std::int32_t i : order.to_vector<std::int32_t>()) v.push_back(i / 16.0);
+  return tensor(v, shape);
+}
+
+Function with(Pair kernel, MaxPool2dOptions o) {
+  return [=](const Tensors& in) { return max_pool2d(in[0], kernel, o); };
+}
+
+struct Case {
+  Shape shape;
+  Pair kernel;
+  MaxPool2dOptions options;
+};
+const Case cases[] = {
+    {{2, 2, 4, 8}, 2, {}},
+    {{1, 3, 5, 6}, 2, {}},
+    {{1, 1, 5, 7}, 2, {.ceil_mode = true}},
+    {{1, 2, 5, 8}, 2, {.ceil_mode = true}},
+    {{2, 1, 8, 8}, 3, {.stride = 2, .padding = 1}},
+    {{2, 1, 7, 8}, 3, {.stride = 2, .padding = 1, .ceil_mode = true}},
+    {{1, 2, 7, 9}, 3, {.stride = 1, .padding = 1}},
+    {{1, 1, 9, 8}, {3, 2}, {.stride = Pair(2, 1), .padding = Pair(1, 0), .dilation = Pair(2, 3)}},
+    {{3, 6, 6}, 2, {.stride = 3}},
+    {{1, 1, 1, 1}, 1, {}},
+    {{1, 1, 20, 17}, 16, {.stride = 2}},
+};
+
+}  // namespace
+
+TEST_CASE("max_pool2d: literal values, ties, NaN, -inf and padding") {
+  const auto pooled = [](const std::vector<float>& v, Device device, MaxPool2dOptions o = {}) {
+    Tensor x = leaf(tensor<float>(v, {1, 1, 2, 2}, device));
+    const Tensor y = max_pool2d(x, 2, o);
+    y.backward(ones_like(y));
+    return std::pair(values(y), values(x.grad()));
+  };
+  using V = std::vector<double>;
+  for (const Device device : devices()) {
+    CHECK(pooled({1, 2, 2, 2}, device) == std::pair(V{2}, V{0, 1, 0, 0}));
+    CHECK(pooled({-INFINITY, -INFINITY, -INFINITY, -INFINITY}, device) ==
+          std::pair(V{-INFINITY}, V{1, 0, 0, 0}));
+    const auto [y, dx] = pooled({1, NAN, 3, 2}, device);
+    CHECK(std::isnan(y[0]));
+    CHECK(dx == V{0, 1, 0, 0});
+    CHECK(pooled({-5, -6, -7, -8}, device, {.padding = 1}) ==
+          std::pair(V{-5, -6, -7, -8}, V{1, 1, 1, 1}));
+  }
+}
+
+TEST_CASE("max_pool2d: gradients agree with finite differences") {
+  for (const auto& [shape, kernel, options] : cases)
+    check_gradients(with(kernel, options), {distinct(shape, 1)}, {.atol = 1e-10, .rtol = 1e-10});
+}
+
+TEST_CASE("max_pool2d: twins agree bit for bit, but for sums of gradients") {
+  for (const auto& [shape, kernel, options] : cases)
+    check_twins(with(kernel, options), {distinct(shape, 2)}, {exact, {1e-6, 1e-6}});
+  check_twins(with(2, {}), {distinct({3, 5, 24, 24}, 3)}, {exact, exact});
+  check_twins(with(2, {}), {distinct({1, 2, 6, 270}, 4)}, {exact, exact});
+  check_twins(with(2, {}), {randn({0, 3, 4, 4}, 5)}, {exact, exact});
+}
+
+TEST_CASE("max_pool2d: rows that no window covers have a zero gradient") {
+  for (const Device device : devices()) {
+    Tensor x = leaf(ones({1, 1, 3, 4}, {Dtype::f32, device}));
+    const Tensor y = max_pool2d(x, 2);
+    y.backward(ones_like(y));
+    CHECK(values(x.grad()) == std::vector<double>{1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  }
+}
+
+TEST_CASE("max_pool2d: impossible windows are refused") {
+  const Tensor x = zeros({1, 1, 4, 4});
+  const auto refuse = [&](Kind kind, const char* part, Pair kernel, MaxPool2dOptions o) {
+    check_error(kind, {"max_pool2d: ", part}, [&] { max_pool2d(x, kernel, o); });
+  };
+  refuse(Kind::value, "more than half", 2, {.padding = 2});
+  refuse(Kind::value, "padding", 2, {.padding = -1});
+  refuse(Kind::value, "kernel_size", 0, {});
+  refuse(Kind::value, "stride", 2, {.stride = 0});
+  refuse(Kind::value, "dilation", 2, {.dilation = 0});
+  refuse(Kind::shape, "output would be empty", 5, {});
+  refuse(Kind::limit, "kernel_size", std::int64_t{1} << 40, {});
+  for (const Shape& shape : {Shape{1, 0, 4, 4}, Shape{1, 1, 0, 4}, Shape{4, 4}, Shape{4}})
+    check_error(Kind::shape, {"max_pool2d: "}, [&] { max_pool2d(zeros(shape), 2); });
+  check_error(Kind::dtype, {"max_pool2d: x must be floating"}, [] {
+    max_pool2d(zeros({1, 1, 2, 2}, {.dtype = Dtype::u8}), 2);
+  });
+}

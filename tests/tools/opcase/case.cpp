@@ -1,0 +1,204 @@
+#include "case.h"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <new>
+
+namespace opcase {
+namespace {
+
+using namespace ebb;
+
+// The name in a file's header, however wrong the rest is, so that refusals can begin with it; empty
+// when there is none. The file is read again, strictly, afterwards.
+std::string peek_op(const std::string& path) {
+  constexpr std::uint64_t most = 1 << 20;
+  std::ifstream file(path, std::ios::binary);
+  std::uint64_t size = 0;
+  if (!file.read(reinterpret_cast<char*>(&size), sizeof size) || size > most) return {};
+  std::string header(size, ' ');
+  if (!file.read(header.data(), static_cast<std::streamsize>(size))) return {};
+  const Json json = Json::parse(header, nullptr, false);
+  if (!json.is_object() || !json.contains("__metadata__")) return {};
+  const Json& metadata = json["__metadata__"];
+  if (!metadata.is_object() || !metadata.contains("op") || !metadata["op"].is_string()) return {};
+  return metadata["op"].get<std::string>();
+}
+
+// A failure as one line that begins with the op's name.
+std::string line(const std::string& op, std::string message) {
+  for (char& c : message)
+    if (static_cast<unsigned char>(c) < 0x20) c = ' ';
+  const std::string name = op.empty() ? "opcase" : op;
+  return message.rfind(name + ":", 0) == 0 ? message : name + ": " + message;
+}
+
+// Runs f and says how it ended. A failed CUDA call is the device's fault, not the case's.
+template <class F>
+Outcome guarded(const std::string& op, F&& f) {
+  try {
+    f();
+    return {};
+  } catch (const Unsupported& error) {
+    return {unsupported, line(op, error.what())};
+  } catch (const Error& error) {
+    return {error.kind() == Kind::cuda ? no_device : refused, line(op, error.what())};
+  } catch (const std::bad_alloc&) {
+    return {refused, line(op, "out of memory; got a failed allocation; expected enough memory")};
+  } catch (const std::exception& error) {
+    return {refused, line(op, error.what())};
+  } catch (...) {
+    return {refused, line(op, "unknown failure")};
+  }
+}
+
+struct Case {
+  const Op* op;
+  Call call;  // inputs on the CPU, as in the file
+  Tensor gout;
+};
+
+// Indices beyond i32 name no row of anything.
+Checkpoint load(const std::string& op, const std::string& path) {
+  try {
+    return load_safetensors(path, {.narrow_i64 = true});
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    if (error.kind() != Kind::value || message.find("does not fit into i32") == std::string::npos)
+      throw;
+    throw Error(Kind::index, op + ": index beyond i32: " + message);
+  }
+}
+
+Case read_case(const std::string& op, const std::string& path) {
+  const Checkpoint file = load(op, path);
+  const auto text = [&](const char* key) {
+    const auto found = file.metadata.find(key);
+    return found == file.metadata.end() ? std::string() : found->second;
+  };
+  require(!text("op").empty(), Kind::format, "opcase", "the case has no metadata `op`", path,
+          "an op's name");
+  const Op* row = find_op(text("op"));
+  if (!row) throw Unsupported("no such op");
+  const std::string attrs = text("attrs").empty() ? "{}" : text("attrs");
+  const Json given = Json::parse(attrs, nullptr, false);
+  require(!given.is_discarded(), Kind::format, op, "attrs is not JSON", attrs, "a JSON object");
+  Case result{row, {op, {}, Attributes(op, row->attributes, given)}, {}};
+  for (const std::string& text : row->inputs) {
+    const Input input(text);
+    for (int i = 0; input.list; ++i) {
+      const std::string name = "xs." + std::to_string(i);
+      const Tensor* x = file.find("in." + name);
+      if (!x) break;
+      result.call.inputs[name] = *x;
+    }
+    const Tensor* x = file.find("in." + input.name);
+    if (x) result.call.inputs[input.name] = *x;
+    require(x || input.optional || input.list, Kind::value, op,
+            ebb::text("input ", input.name, " is missing"), "none", "a tensor in." + input.name);
+  }
+  if (const Tensor* gout = file.find("gout.0")) result.gout = *gout;
+  return result;
+}
+
+bool differentiable(const Op& op, const std::string& name) {
+  for (const std::string& text : op.inputs) {
+    const Input input(text);
+    if (input.name == name) return input.differentiable;
+  }
+  return true;  // one of a list
+}
+
+// The call with its own copies of the inputs, ready to run.
+Call prepare(const Case& c, Device device, Dtype dtype, bool gradients) {
+  Call call = c.call;
+  for (auto& [name, x] : call.inputs) {
+    const bool floating = is_floating(x.dtype());
+    x = (floating ? x.to(dtype) : x).clone().to(device);
+    if (gradients && floating && differentiable(*c.op, name)) x.set_requires_grad(true);
+  }
+  return call;
+}
+
+// The answer's tensors, on the CPU.
+Checkpoint answer(const Case& c, const Settings& s) {
+  const Call call = prepare(c, s.device, s.dtype, s.backward);
+  const Tensor y = c.op->run(call);
+  Checkpoint result;
+  result.tensors.emplace_back("out.0", y.detach().to(cpu_device));
+  if (s.backward && y.requires_grad()) {
+    require(c.gout.defined(), Kind::value, call.op, "the upstream gradient is missing", "none",
+            "a tensor gout.0");
+    y.backward(c.gout.to(y.dtype()).to(s.device));
+    for (const auto& [name, x] : call.inputs)
+      if (x.grad().defined()) result.tensors.emplace_back("grad." + name, x.grad().to(cpu_device));
+  }
+  synchronize(s.device);
+  return result;
+}
+
+void require_same(const std::string& op, const Checkpoint& first, const Checkpoint& again, int k) {
+  const auto differ = [&](const std::string& name) {
+    raise(Kind::state, op, "run " + std::to_string(k) + " gave other bytes", name,
+          "the bytes of run 1");
+  };
+  if (first.tensors.size() != again.tensors.size()) differ("another set of tensors");
+  for (size_t i = 0; i < first.tensors.size(); ++i) {
+    const auto& [name, a] = first.tensors[i];
+    const auto& [again_name, b] = again.tensors[i];
+    const bool alike = name == again_name && a.shape() == b.shape() && a.dtype() == b.dtype();
+    if (!alike ||
+        (a.bytes() > 0 && std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) != 0))
+      differ(name);
+  }
+}
+
+// Poisoned memory for as long as it lives.
+struct Poison {
+  explicit Poison(bool on) { poison_memory(on); }
+  ~Poison() { poison_memory(false); }
+  Poison(const Poison&) = delete;
+  Poison& operator=(const Poison&) = delete;
+};
+
+}  // namespace
+
+Outcome run_case(const std::string& path, const std::string& to, const Settings& settings) {
+  std::string op;
+  const Outcome peeked = guarded("", [&] { op = peek_op(path); });
+  if (peeked.exit != ran) return peeked;
+  return guarded(op, [&] {
+    const Case c = read_case(op, path);
+    const Poison poison(settings.poison);
+    const Checkpoint first = answer(c, settings);
+    for (int k = 2; k <= settings.repeat; ++k) require_same(op, first, answer(c, settings), k);
+    save_safetensors(to, first);
+  });
+}
+
+Outcome gradcheck_case(const std::string& path, Device device, std::string* op, double* worst) {
+  const Outcome peeked = guarded("", [&] { *op = peek_op(path); });
+  if (peeked.exit != ran) return peeked;
+  return guarded(*op, [&] {
+    const Case c = read_case(*op, path);
+    Call call = prepare(c, device, Dtype::f64, true);
+    std::vector<std::string> names;
+    Tensors inputs;
+    for (const auto& [name, x] : call.inputs)
+      if (x.requires_grad()) {
+        names.push_back(name);
+        inputs.push_back(x);
+      }
+    const GradcheckResult result = gradcheck(
+        [&](const Tensors& in) {
+          for (size_t i = 0; i < names.size(); ++i) call.inputs[names[i]] = in[i];
+          return c.op->run(call);
+        },
+        inputs);
+    *worst = result.worst;
+    if (!result.ok) throw Error(Kind::value, *op + ": gradient check failed: " + result.report);
+  });
+}
+
+}  // namespace opcase

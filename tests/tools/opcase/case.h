@@ -1,0 +1,31 @@
+// One case: read from a file, run, answered.
+#pragma once
+#include <string>
+
+#include "ops.h"
+
+namespace opcase {
+
+struct Settings {
+  ebb::Device device;
+  ebb::Dtype dtype = ebb::Dtype::f32;
+  bool backward = false;
+  int repeat = 1;
+  bool poison = false;
+};
+
+enum Exit { ran = 0, usage = 2, refused = 3, no_device = 4, unsupported = 5 };
+
+// How a case ended; `error` is one line, empty after exit 0.
+struct Outcome {
+  Exit exit = ran;
+  std::string error;
+};
+
+// Never throws. The answer is written whole, or not at all.
+Outcome run_case(const std::string& path, const std::string& answer, const Settings& settings);
+
+// The library's gradient check on the case in f64; `worst` is its largest error.
+Outcome gradcheck_case(const std::string& path, ebb::Device device, std::string* op, double* worst);
+
+}  // namespace opcase

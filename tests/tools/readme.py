@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Writes what the README shows of code, output and figures between its markers.
+
+usage: readme.py [--bin DIR] [--check]
+
+  nn sample           tests/tools/xor.cpp, and what it prints
+  quickstart output   tests/tools/results/quickstart.txt: a real run without its progress lines
+  mnist figures       tests/tools/results/mnist.jsonl, the newest row of each kind
+
+--check writes nothing and exits with 1 when the README is not what it would write.
+"""
+import argparse, json, pathlib, subprocess, sys
+
+root = pathlib.Path(__file__).resolve().parents[2]
+results = root / "tests/tools/results"
+
+
+def sample(bin_dir):
+    code = (root / "tests/tools/xor.cpp").read_text().strip()
+    shown = subprocess.run([f"{bin_dir}/xor"], capture_output=True, text=True, check=True).stdout
+    return f"```cpp\n{code}\n```\n\n```\n{shown.strip()}\n```"
+
+
+def quickstart():
+    path = results / "quickstart.txt"
+    return f"```\n{path.read_text().strip()}\n```" if path.exists() else ""
+
+
+def figures():
+    path = results / "mnist.jsonl"
+    if not path.exists():
+        return ""
+    newest = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        key = ("device", "machine", "model", "trained_on", "jobs")
+        newest[tuple(row[k] for k in key) + (row.get("peer"),)] = row
+    table = ["| net | trained on | machine | test accuracy after | an epoch | images/s | PyTorch |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in newest.values():
+        machine = row["machine"].split(",")[0]
+        if row["device"] == "cpu":
+            machine += f", {row['threads']} threads"
+        n = len(row["accuracy"])
+        mean = f"{row['mean_accuracy']:.2f} % after {row['epochs']}, " + (
+            f"mean of {n} seeds" if n > 1 else "one seed")
+        alone = row["jobs"] == 1
+        speed = f"{row['epoch_seconds']} s | {row['images_per_second']:,}" if alone else "|"
+        peer = row.get("peer_images_per_second")
+        peer = f"{peer:,} images/s: {row['peer']}" if peer else ""
+        table.append(f"| {row['model']} | {row['trained_on']} | {machine} | {mean} | {speed} | {peer} |")
+    return "\n".join(table)
+
+
+def fill(text, marker, content):
+    begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    return f"{head}{begin}\n{content}\n{end}{tail}" if content else text
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--bin", default=root / "build/bin")
+    p.add_argument("--check", action="store_true")
+    a = p.parse_args()
+    path = root / "README.md"
+    before = path.read_text()
+    after = fill(before, "nn sample", sample(a.bin))
+    after = fill(after, "quickstart output", quickstart())
+    after = fill(after, "mnist figures", figures())
+    if a.check:
+        return int(before != after)
+    path.write_text(after)
+    return 0
+
+
+sys.exit(main())

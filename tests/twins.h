@@ -1,0 +1,185 @@
+// What op tests are made of. An op's test says: literal values; gradients in f64 on each device;
+// twins at ragged, 1 and 0 sizes in f32 against the f64 CPU result; error texts; one property.
+#pragma once
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <ctime>
+#include <functional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "ebb/ebb.h"
+
+namespace ebb::test {
+
+// Seconds of processor time since it was made: what limits of time are held against, as it does
+// not count what other programs do meanwhile. With the sanitizers a tenth of it.
+class Stopwatch {
+ public:
+  double seconds() const {
+    const double passed = static_cast<double>(std::clock() - start_) / CLOCKS_PER_SEC;
+#ifdef __SANITIZE_ADDRESS__
+    return passed / 10;
+#else
+    return passed;
+#endif
+  }
+
+ private:
+  std::clock_t start_ = std::clock();
+};
+
+inline int gpu_checks_run = 0;
+inline int gpu_checks_skipped = 0;
+
+// The CPU, and the GPU where there is one; where there is none, that is counted.
+inline std::vector<Device> devices() {
+  if (cuda_device_count() > 0) {
+    ++gpu_checks_run;
+    return {cpu_device, cuda_device};
+  }
+  ++gpu_checks_skipped;
+  return {cpu_device};
+}
+
+// Standard normal numbers × scale; different seeds, different numbers.
+inline Tensor randn(const Shape& shape, std::uint64_t seed, Dtype dtype = Dtype::f64,
+                    Device device = cpu_device, double scale = 1) {
+  Generator generator(seed);
+  return normal(shape, 0, scale, generator, {Dtype::f64, device}).to(dtype);
+}
+
+inline Tensor leaf(Tensor x) { return x.set_requires_grad(true); }
+
+// The values of any floating tensor.
+inline std::vector<double> values(const Tensor& x) { return x.to(Dtype::f64).to_vector<double>(); }
+
+using Function = std::function<Tensor(const Tensors&)>;
+
+// f64 inputs; each floating one is differentiated, on every device.
+inline void check_gradients(const Function& f, const Tensors& inputs,
+                            GradcheckOptions options = {}) {
+  for (const Device device : devices()) {
+    Tensors there;
+    for (const Tensor& x : inputs) {
+      Tensor own = x.defined() ? x.clone().to(device) : x;
+      if (own.defined() && is_floating(own.dtype())) own.set_requires_grad(true);
+      there.push_back(own);
+    }
+    const GradcheckResult result = gradcheck(f, there, options);
+    INFO("device ", static_cast<std::ostringstream&&>(std::ostringstream() << device).str());
+    CHECK_MESSAGE(result.ok, result.report);
+    CHECK(result.worst <= 2 * options.atol);
+  }
+}
+
+// |value − reference| <= absolute + relative · scale, where scale is |reference|, or the largest
+// |reference| of the tensor for ops whose elements share one rounding error (sums, rows).
+struct Tolerance {
+  double absolute;
+  double relative;
+  bool of_largest = false;
+};
+inline constexpr Tolerance exact{0, 0};
+inline constexpr Tolerance one_rounding{0, 1.2e-7};
+inline constexpr Tolerance pointwise{2e-6, 2e-6};
+inline constexpr Tolerance pointwise_gradient{8e-6, 4e-6};
+inline constexpr Tolerance row{0, 2e-6, true};
+inline constexpr Tolerance row_gradient{0, 4e-6, true};
+
+inline void check_close(const Tensor& got, const Tensor& reference, Tolerance tolerance,
+                        const std::string& what) {
+  REQUIRE(got.shape() == reference.shape());
+  const std::vector<double> a = values(got);
+  const std::vector<double> b = values(reference);
+  double largest = 0;
+  for (const double v : b)
+    if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
+  double worst = -1;  // excess over the tolerance
+  size_t at = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::isnan(b[i]) ? std::isnan(a[i]) : a[i] == b[i]) continue;  // also equal infinities
+    const double scale = tolerance.of_largest ? largest : std::abs(b[i]);
+    const double excess = std::abs(a[i] - b[i]) - (tolerance.absolute + tolerance.relative * scale);
+    if (!(excess <= worst)) {
+      worst = excess;
+      at = i;
+    }
+  }
+  std::ostringstream message;
+  message.precision(9);
+  message << what << ": element " << at;
+  if (!a.empty()) message << " is " << a[at] << ", the f64 reference says " << b[at];
+  CHECK_MESSAGE(worst <= 0, message.str());
+}
+
+struct TwinTolerance {
+  Tolerance value = pointwise;
+  Tolerance gradient = pointwise_gradient;
+};
+
+// Runs f on the inputs in f32 on each device, forward and backward with a random dy, into poisoned
+// memory, and compares with the CPU in f64 on the same (f32-rounded) inputs. Twice: same bits.
+inline void check_twins(const Function& f, const Tensors& inputs, TwinTolerance tolerance = {}) {
+  struct Result {
+    Tensor y;
+    Tensors gradients;
+  };
+  const auto run = [&](Dtype dtype, Device device) {
+    poison_memory(true);
+    Tensors there;
+    for (const Tensor& x : inputs) {
+      Tensor own = x;
+      if (x.defined() && is_floating(x.dtype()))
+        own = leaf(x.to(Dtype::f32).to(dtype).clone().to(device));
+      else if (x.defined())
+        own = x.to(device);
+      there.push_back(own);
+    }
+    Result result{f(there), {}};
+    if (result.y.requires_grad()) {
+      const Tensor dy = randn(result.y.shape(), 99, Dtype::f32).to(dtype).to(device);
+      result.y.backward(dy);
+    }
+    for (const Tensor& x : there)
+      result.gradients.push_back(x.defined() && x.requires_grad() ? x.grad() : Tensor());
+    result.y = result.y.detach();
+    poison_memory(false);
+    return result;
+  };
+  const Result reference = run(Dtype::f64, cpu_device);
+  for (const Device device : devices()) {
+    const Result result = run(Dtype::f32, device);
+    const Result again = run(Dtype::f32, device);
+    std::ostringstream where;
+    where << device;
+    for (const Tensor& x : inputs) where << ' ' << x;
+    check_close(result.y, reference.y, tolerance.value, "y on " + where.str());
+    check_close(again.y, result.y, exact, "y again on " + where.str());
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      REQUIRE(result.gradients[i].defined() == reference.gradients[i].defined());
+      if (!result.gradients[i].defined()) continue;
+      const std::string name = "gradient " + std::to_string(i) + " on " + where.str();
+      check_close(result.gradients[i], reference.gradients[i], tolerance.gradient, name);
+      check_close(again.gradients[i], result.gradients[i], exact, name + ", again");
+    }
+  }
+}
+
+// f() must raise an error of this kind whose text contains each of these parts.
+inline void check_error(Kind kind, const std::vector<std::string>& parts,
+                        const std::function<void()>& f) {
+  try {
+    f();
+    FAIL_CHECK("nothing was raised; expected " << parts.front());
+  } catch (const Error& error) {
+    CHECK(name(error.kind()) == name(kind));
+    for (const std::string& part : parts)
+      CHECK_MESSAGE(std::string(error.what()).find(part) != std::string::npos, error.what(),
+                    " lacks ", part);
+  }
+}
+
+}  // namespace ebb::test
