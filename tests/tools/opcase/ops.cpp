@@ -153,6 +153,12 @@ Tensor run_avg_pool2d(const Call& c) {
   return avg_pool2d(c["x"], a.pair("kernel_size"), options);
 }
 
+Tensor run_flash_attention(const Call& c) {
+  FlashAttentionOptions options{.is_causal = c.attributes.flag("is_causal")};
+  if (!c.attributes.absent("scale")) options.scale = c.attributes.number("scale");
+  return flash_attention(c["q"], c["k"], c["v"], options);
+}
+
 Tensor run_dropout(const Call& c) {
   const auto& a = c.attributes;
   return dropout(c["x"], {.p = a.number("p"),
@@ -243,6 +249,10 @@ const std::vector<Op>& ops() {
       {"max_pool1d", {"x"}, max_pooling, run_max_pool1d},
       {"max_pool2d", {"x"}, max_pooling, run_max_pool2d},
       {"avg_pool2d", {"x"}, avg_pooling, run_avg_pool2d},
+      {"flash_attention",
+       {"q", "k", "v"},
+       {{"is_causal", false}, {"scale", nullptr}},
+       run_flash_attention},
       {"dropout", {"x"}, {{"p", 0.5}, {"training", true}, {"seed", 0}}, run_dropout},
       {"embedding",
        {"indices", "weight"},

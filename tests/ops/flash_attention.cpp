@@ -1,0 +1,441 @@
+#include <omp.h>
+#include <sys/resource.h>
+
+#include "twins.h"
+
+using namespace ebb;
+using namespace ebb::test;
+
+namespace {
+
+constexpr double inf = INFINITY;
+
+Function f(FlashAttentionOptions o = {}) {
+  return [o](const Tensors& in) {
+    return in.size() == 1 ? flash_attention(in[0], o) : flash_attention(in[0], in[1], in[2], o);
+  };
+}
+
+struct Sizes {
+  std::int64_t batch, length_q, length_k, heads, head_dim;
+  Shape q() const { return {batch, length_q, heads, head_dim}; }
+  Shape k() const { return {batch, length_k, heads, head_dim}; }
+};
+
+Tensors inputs(const Sizes& s, std::uint64_t seed, Dtype dtype = Dtype::f64, double scale = 1) {
+  return {randn(s.q(), seed, dtype, cpu_device, scale),
+          randn(s.k(), seed + 1, dtype, cpu_device, scale), randn(s.k(), seed + 2, dtype)};
+}
+
+// [batch,length,3,heads,head_dim] of three [batch,length,heads,head_dim].
+Tensor pack(const Tensors& parts) {
+  const Shape& s = parts[0].shape();
+  Tensors views;
+  for (const Tensor& x : parts) views.push_back(reshape(x, {s[0], s[1], 1, s[2], s[3]}));
+  return concat(views, 2);
+}
+Tensor part(const Tensor& packed, std::int64_t which) {
+  const Shape& s = packed.shape();
+  return reshape(slice(packed, 2, which, which + 1), {s[0], s[1], s[3], s[4]});
+}
+
+// The definition in plain loops, one head at a time: y, dq, dk and dv.
+struct Reference {
+  const Sizes s;
+  const FlashAttentionOptions o;
+  const double scale = o.scale.value_or(1 / std::sqrt(double(s.head_dim)));
+  const std::vector<double> q, k, v, dy;
+  std::vector<double> y = std::vector<double>(q.size());
+  std::vector<double> dq = y;
+  std::vector<double> dk = std::vector<double>(k.size());
+  std::vector<double> dv = dk;
+
+  Reference(const Sizes& sizes, const Tensors& in, const Tensor& upstream,
+            FlashAttentionOptions opt)
+      : s(sizes),
+        o(opt),
+        q(values(in[0])),
+        k(values(in[1])),
+        v(values(in[2])),
+        dy(values(upstream)) {
+    for (std::int64_t b = 0; b < s.batch; ++b)
+      for (std::int64_t h = 0; h < s.heads; ++h)
+        for (std::int64_t i = 0; i < s.length_q; ++i) row(b, h, i);
+  }
+
+  size_t at(std::int64_t b, std::int64_t length, std::int64_t i, std::int64_t h) const {
+    return size_t(((b * length + i) * s.heads + h) * s.head_dim);
+  }
+
+  void row(std::int64_t b, std::int64_t h, std::int64_t i) {
+    const size_t d = size_t(s.head_dim), own = at(b, s.length_q, i, h);
+    const std::int64_t keys = o.is_causal ? std::min(i + 1, s.length_k) : s.length_k;
+    std::vector<double> p, dp;
+    double top = -inf, sum = 0, mean = 0;
+    for (std::int64_t j = 0; j < keys; ++j) {
+      const size_t key = at(b, s.length_k, j, h);
+      double score = 0, slope = 0;
+      for (size_t c = 0; c < d; ++c) {
+        score += q[own + c] * k[key + c];
+        slope += dy[own + c] * v[key + c];
+      }
+      p.push_back(scale * score);
+      dp.push_back(slope);
+      top = std::max(top, p.back());
+    }
+    for (double& x : p) sum += x = std::exp(x - top);
+    for (size_t j = 0; j < p.size(); ++j) mean += (p[j] /= sum) * dp[j];
+    for (size_t j = 0; j < p.size(); ++j) {
+      const size_t key = at(b, s.length_k, std::int64_t(j), h);
+      const double ds = scale * p[j] * (dp[j] - mean);
+      for (size_t c = 0; c < d; ++c) {
+        y[own + c] += p[j] * v[key + c];
+        dq[own + c] += ds * k[key + c];
+        dk[key + c] += ds * q[own + c];
+        dv[key + c] += p[j] * dy[own + c];
+      }
+    }
+  }
+};
+
+// Each score is a sum of head_dim products, of which Σ|ab| · scale is about 0.64 √head_dim for
+// normal numbers; a relative error in P is an absolute one there. Gradients have another such sum,
+// dy vᵀ, as a factor, which scale brings down again.
+Tolerance value_tolerance(std::int64_t head_dim) {
+  return {1e-7 + 16 * 0x1p-24 * (1 + 0.64 * std::sqrt(double(head_dim))), 0};
+}
+Tolerance gradient_tolerance(std::int64_t head_dim) {
+  return {1e-7 + 16 * 0x1p-24 * (1 + 0.64 * std::sqrt(double(head_dim))), 16 * 0x1p-24, true};
+}
+
+// Separate and packed, f64 and f32, against the definition.
+void check_definition(const Sizes& s, FlashAttentionOptions o, std::uint64_t seed = 1) {
+  const Tensors in = inputs(s, seed, Dtype::f32);
+  const Tensor dy = randn(s.q(), seed + 3, Dtype::f32);
+  const Reference expected(s, in, dy, o);
+  const auto check = [&](Dtype dtype, Device device, bool packed) {
+    Tensors there;
+    for (const Tensor& x : in) there.push_back(leaf(x.to(dtype).clone().to(device)));
+    if (packed) there = {leaf(pack(there).detach())};
+    const Tensor y = f(o)(there);
+    y.backward(dy.to(dtype).to(device));
+    const auto gradient = [&](int i) {
+      return packed ? part(there[0].grad(), i) : there[size_t(i)].grad();
+    };
+    std::ostringstream what;
+    what << in[0] << in[1] << ' ' << dtype << ' ' << device << (packed ? " packed " : " ")
+         << (o.is_causal ? "causal " : "");
+    const Tolerance close{1e-13, 1e-12, true};
+    const bool wide = dtype == Dtype::f64;
+    const Tolerance of_y = wide ? close : value_tolerance(s.head_dim);
+    const Tolerance of_gradient = wide ? close : gradient_tolerance(s.head_dim);
+    check_close(y, tensor(expected.y, s.q()), of_y, what.str() + "y");
+    check_close(gradient(0), tensor(expected.dq, s.q()), of_gradient, what.str() + "dq");
+    check_close(gradient(1), tensor(expected.dk, s.k()), of_gradient, what.str() + "dk");
+    check_close(gradient(2), tensor(expected.dv, s.k()), of_gradient, what.str() + "dv");
+  };
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f64, Dtype::f32}) {
+      check(dtype, device, false);
+      if (s.length_q == s.length_k) check(dtype, device, true);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("flash_attention: literal values") {
+  for (const Device device : devices()) {
+    // Scores 0 and log 3 weigh the values 1 and 5 by 1/4 and 3/4.
+    const Tensor q = tensor<double>({1}, {1, 1, 1, 1}, device);
+    const Tensor k = tensor<double>({0, std::log(3.0)}, {1, 2, 1, 1}, device);
+    const Tensor v = tensor<double>({1, 5}, {1, 2, 1, 1}, device);
+    const Tolerance close{1e-14, 0};
+    check_close(flash_attention(q, k, v), tensor<double>({4}, {1, 1, 1, 1}), close, "two keys");
+    check_close(flash_attention(q, k, v, {.is_causal = true}), tensor<double>({1}, {1, 1, 1, 1}),
+                exact, "the first key only");
+    check_close(flash_attention(q, k, v, {.scale = 2}), tensor<double>({4.6}, {1, 1, 1, 1}), close,
+                "scale 2");
+    check_close(flash_attention(q, k, v, {.scale = 0}), tensor<double>({3}, {1, 1, 1, 1}), close,
+                "scale 0");
+  }
+}
+
+TEST_CASE("flash_attention: one token gives its value, and passes its gradient on") {
+  for (const Device device : devices()) {
+    const Tensor qkv = leaf(randn({2, 1, 3, 2, 4}, 1, Dtype::f32, device));
+    const Tensor y = flash_attention(qkv);
+    check_close(y, part(qkv.detach(), 2), exact, "y");
+    const Tensor dy = randn({2, 1, 2, 4}, 2, Dtype::f32, device);
+    y.backward(dy);
+    check_close(part(qkv.grad(), 2), dy, exact, "dv");
+    check_close(part(qkv.grad(), 0), zeros({2, 1, 2, 4}), {1e-6, 0}, "dq");
+  }
+}
+
+TEST_CASE("flash_attention: gradients agree with finite differences") {
+  for (const bool causal : {false, true}) {
+    const FlashAttentionOptions o{.is_causal = causal};
+    check_gradients(f(o), inputs({2, 3, 3, 2, 4}, 1));
+    check_gradients(f(o), inputs({1, 5, 3, 1, 3}, 4));
+    check_gradients(f(o), inputs({1, 3, 6, 1, 5}, 7));
+    check_gradients(f(o), {randn({2, 4, 3, 2, 3}, 10)});
+    check_gradients(f({.is_causal = causal, .scale = 0.3}), inputs({1, 9, 9, 1, 2}, 11));
+    check_gradients(f(o), inputs({1, 70, 67, 1, 3}, 14));  // projections
+  }
+}
+
+TEST_CASE("flash_attention: agrees with the definition at every edge of its blocks") {
+  for (const bool causal : {false, true}) {
+    const FlashAttentionOptions o{.is_causal = causal};
+    for (const std::int64_t n : {1, 2, 7, 8, 9, 31, 32, 33, 63, 64, 65, 97, 127, 128, 129, 200})
+      check_definition({1, n, n, 2, 8}, o, std::uint64_t(n));
+    for (const std::int64_t d : {1, 5, 15, 16, 17, 32, 64, 80, 128, 131})
+      check_definition({2, 67, 67, 1, d}, o, std::uint64_t(d));
+    for (const std::int64_t n : {255, 256, 257, 331}) check_definition({1, n, n, 1, 5}, o, 9);
+  }
+}
+
+TEST_CASE("flash_attention: as many queries as keys or not, causal at the top left") {
+  for (const bool causal : {false, true})
+    for (const std::int64_t a : {1, 5, 8, 61, 64, 65, 130, 260})
+      for (const std::int64_t b : {1, 3, 16, 59, 64, 67, 131, 270})
+        check_definition({1, a, b, 1, 6}, {.is_causal = causal}, std::uint64_t(100 * a + b));
+  check_definition({2, 40, 50, 3, 7}, {.scale = -0.7}, 3);
+}
+
+TEST_CASE("flash_attention: twins agree, into poisoned memory and twice") {
+  for (const bool causal : {false, true})
+    for (const Sizes& s : {Sizes{1, 1, 1, 1, 1}, Sizes{2, 37, 37, 3, 5}, Sizes{2, 64, 64, 4, 32},
+                           Sizes{1, 129, 63, 2, 64}, Sizes{1, 65, 193, 1, 128}}) {
+      const TwinTolerance tolerance{value_tolerance(s.head_dim), gradient_tolerance(s.head_dim)};
+      check_twins(f({.is_causal = causal}), inputs(s, 21), tolerance);
+      if (s.length_q == s.length_k)
+        check_twins(f({.is_causal = causal}), {pack(inputs(s, 22))}, tolerance);
+    }
+}
+
+TEST_CASE("flash_attention: nothing to see gives 0, and no gradient") {
+  for (const bool causal : {false, true})
+    for (const Sizes& s : {Sizes{2, 3, 0, 2, 4}, Sizes{2, 0, 3, 2, 4}, Sizes{0, 3, 3, 2, 4},
+                           Sizes{2, 3, 3, 0, 4}, Sizes{2, 0, 0, 2, 4}, Sizes{1, 300, 0, 1, 20}}) {
+      check_twins(f({.is_causal = causal}), inputs(s, 23), {exact, exact});
+      for (const Device device : devices()) {
+        Tensors in = inputs(s, 23, Dtype::f32);
+        for (Tensor& x : in) x = leaf(x.to(device).detach().clone());
+        const Tensor y = f({.is_causal = causal})(in);
+        y.backward(ones(s.q(), {.device = device}));
+        if (s.length_k == 0) check_close(y, zeros(s.q()), exact, "y");
+        for (const Tensor& x : in)
+          if (s.length_q == 0 || s.length_k == 0)
+            check_close(x.grad(), zeros(x.shape()), exact, "gradient");
+      }
+      if (s.length_q == s.length_k)
+        check_twins(f({.is_causal = causal}), {pack(inputs(s, 24))}, {exact, exact});
+    }
+}
+
+TEST_CASE("flash_attention: scores of ±10,000 and more are finite, and pick the largest") {
+  for (const Device device : devices()) {
+    const Tensor q = leaf(tensor<float>({100, -100}, {1, 2, 1, 1}, device));
+    const Tensor k = leaf(tensor<float>({-100, 0, 100}, {1, 3, 1, 1}, device));
+    const Tensor v = leaf(tensor<float>({1, 2, 3}, {1, 3, 1, 1}, device));
+    const Tensor y = flash_attention(q, k, v);
+    check_close(y, tensor<double>({3, 1}, {1, 2, 1, 1}), exact, "y");
+    y.backward(ones({1, 2, 1, 1}, {.device = device}));
+    check_close(v.grad(), tensor<double>({1, 0, 1}, {1, 3, 1, 1}), exact, "dv");
+    check_close(q.grad(), zeros({1, 2, 1, 1}), exact, "dq");
+    check_close(k.grad(), zeros({1, 3, 1, 1}), exact, "dk");
+  }
+  for (const bool causal : {false, true}) {
+    const Sizes s{1, 90, 90, 1, 16};
+    const Tensors in = inputs(s, 25, Dtype::f32, 100);
+    for (const Device device : devices()) {
+      Tensors there;
+      for (const Tensor& x : in) there.push_back(leaf(x.to(device).detach().clone()));
+      const Tensor y = f({.is_causal = causal})(there);
+      y.backward(randn(s.q(), 26, Dtype::f32, device));
+      for (const double x : values(y)) CHECK(std::abs(x) <= 6);
+      for (const Tensor& x : there)
+        for (const double g : values(x.grad())) CHECK(std::isfinite(g));
+    }
+  }
+}
+
+TEST_CASE("flash_attention: what a query does not see has no effect, be it NaN") {
+  const std::int64_t n = 150, d = 6;
+  for (const Device device : devices())
+    for (const float other : {1000.0f, float(NAN), float(inf)})
+      for (const std::int64_t at : {0, 1, 13, 64, 100, 149}) {
+        const auto run = [&](bool change) {
+          Tensor qkv = randn({1, n, 3, 1, d}, 27, Dtype::f32);
+          if (change) std::fill_n(qkv.data<float>() + at * 3 * d, 3 * d, other);
+          qkv = leaf(qkv.to(device).detach().clone());
+          const Tensor y = flash_attention(qkv, {.is_causal = true});
+          // No upstream gradient from the position itself on: nothing that it touches counts.
+          Tensor dy = randn({1, n, 1, d}, 28, Dtype::f32);
+          std::fill(dy.data<float>() + at * d, dy.data<float>() + n * d, 0.0f);
+          y.backward(dy.to(device));
+          return std::pair(values(y), values(qkv.grad()));
+        };
+        const auto [y, g] = run(false);
+        const auto [z, h] = run(true);
+        for (size_t i = 0; i < size_t(at * d); ++i) CHECK(y[i] == z[i]);
+        for (size_t i = 0; i < size_t(at * 3 * d); ++i)  // queries before `at`
+          if (i % size_t(3 * d) < size_t(d)) CHECK(g[i] == h[i]);
+        CHECK((at == n - 1 || y.back() != z.back()));
+      }
+}
+
+TEST_CASE("flash_attention: NaN stays in its row, and in the gradients of what it saw") {
+  const std::int64_t n = 150, d = 6;
+  for (const bool causal : {false, true})
+    for (const Device device : devices())
+      for (const std::int64_t at : {0, 13, 64, 149}) {
+        Tensors in = inputs({1, n, n, 1, d}, 29, Dtype::f32);
+        in[0].data<float>()[at * d + 2] = NAN;
+        for (Tensor& x : in) x = leaf(x.to(device).detach().clone());
+        const Tensor y = f({.is_causal = causal})(in);
+        y.backward(randn({1, n, 1, d}, 30, Dtype::f32, device));
+        const auto out = values(y), dq = values(in[0].grad()), dk = values(in[1].grad()),
+                   dv = values(in[2].grad());
+        for (std::int64_t i = 0; i < n * d; ++i) {
+          const bool own = i / d == at, seen = !causal || i / d <= at;
+          CHECK(std::isnan(out[size_t(i)]) == own);
+          CHECK(std::isnan(dq[size_t(i)]) == own);
+          CHECK(std::isnan(dk[size_t(i)]) == seen);
+          CHECK(std::isnan(dv[size_t(i)]) == seen);
+        }
+      }
+}
+
+TEST_CASE("flash_attention: a key whose score is -inf weighs nothing; only such keys give 0") {
+  for (const Device device : devices()) {
+    const Tensor q = tensor<float>({1, 1}, {1, 2, 1, 1}, device);
+    const Tensor v = tensor<float>({1, 2}, {1, 2, 1, 1}, device);
+    const auto with_keys = [&](std::vector<float> k) {
+      return flash_attention(q, tensor<float>(k, {1, 2, 1, 1}, device), v);
+    };
+    check_close(with_keys({-float(inf), 0}), tensor<double>({2, 2}, {1, 2, 1, 1}), exact, "one");
+    check_close(with_keys({-float(inf), -float(inf)}), zeros({1, 2, 1, 1}), exact, "all");
+  }
+}
+
+TEST_CASE("flash_attention: memory grows with the length, not with its square") {
+  const std::int64_t n = 1 << 14;
+  const auto resident = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return std::int64_t{usage.ru_maxrss} * 1024;
+  };
+  for (const Device device : devices()) {
+    const Tensor qkv = leaf(randn({1, n, 3, 1, 1}, 31, Dtype::f32, device));
+    const Tensor dy = randn({1, n, 1, 1}, 32, Dtype::f32, device);
+    reset_peak(device);
+    const std::int64_t before = memory_stats(device).live, host = resident();
+    flash_attention(qkv, {.is_causal = true}).backward(dy);
+    // y, lse, dqkv, and room for two more of the size of y.
+    CHECK(memory_stats(device).peak - before <= 4 * n * (1 + 1 + 3 + 2));
+    CHECK(resident() - host <= (std::int64_t{64} << 20));  // all scores would be 1 GiB
+  }
+}
+
+TEST_CASE("flash_attention: the same bits on any number of threads") {
+  const int most = omp_get_max_threads();
+  for (const bool causal : {false, true})
+    for (const Sizes& s : {Sizes{3, 64, 64, 3, 16}, Sizes{1, 600, 600, 1, 20}}) {
+      const auto run = [&](int threads) {
+        omp_set_num_threads(threads);
+        const Tensor qkv = leaf(pack(inputs(s, 33, Dtype::f32)));
+        const Tensor y = flash_attention(qkv, {.is_causal = causal});
+        y.backward(randn(s.q(), 34, Dtype::f32));
+        return std::pair(values(y), values(qkv.grad()));
+      };
+      const auto one = run(1);
+      for (const int threads : {2, 3, 5}) CHECK(run(threads) == one);
+    }
+  omp_set_num_threads(most);
+}
+
+TEST_CASE("flash_attention: one tensor may be query, key and value") {
+  for (const Device device : devices()) {
+    const Tensor x = leaf(randn({2, 9, 2, 4}, 35, Dtype::f64, device));
+    const Tensor dy = randn({2, 9, 2, 4}, 36, Dtype::f64, device);
+    flash_attention(x, x, x).backward(dy);
+    Tensors own;
+    for (int i = 0; i < 3; ++i) own.push_back(leaf(x.detach().clone()));
+    f()(own).backward(dy);
+    std::vector<double> sum(size_t(x.numel()));
+    for (const Tensor& part : own)
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += values(part.grad())[i];
+    check_close(x.grad(), tensor(sum, x.shape()), {1e-14, 1e-14}, "dx");
+  }
+}
+
+TEST_CASE("flash_attention: bf16 computes in f32 and rounds the results") {
+  const Sizes s{2, 40, 40, 2, 16};
+  for (const Device device : devices())
+    for (const bool packed : {false, true}) {
+      const auto run = [&](Dtype dtype) {
+        Tensors in = inputs(s, 37, Dtype::bf16);
+        if (packed) in = {pack(in)};
+        for (Tensor& x : in) x = leaf(x.to(dtype).to(device).detach().clone());
+        const Tensor y = f({.is_causal = true})(in);
+        y.backward(randn(s.q(), 38, Dtype::bf16).to(dtype).to(device));
+        Tensors out{y.detach()};
+        for (const Tensor& x : in) out.push_back(x.grad());
+        return out;
+      };
+      const Tensors wide = run(Dtype::f64), got = run(Dtype::bf16);
+      // y is rounded, and D is made of the rounded one; on the GPU P and dS are rounded as well.
+      const bool gpu = device.is_cuda();
+      check_close(got[0], wide[0], {gpu ? 1.0 / 128 : 1e-6, 1.0 / 255}, "y");
+      for (size_t i = 1; i < got.size(); ++i) {
+        CHECK(got[i].dtype() == Dtype::bf16);
+        check_close(got[i], wide[i], {gpu ? 1.0 / 32 : 1.0 / 128, 1.0 / 255}, "gradient");
+      }
+    }
+}
+
+TEST_CASE("flash_attention: what does not fit is refused") {
+  const Tensor q = zeros({2, 3, 4, 5});
+  const auto refused = [&](Kind kind, const std::vector<std::string>& parts, const Tensor& k,
+                           const Tensor& v) {
+    check_error(kind, parts, [&] { flash_attention(q, k, v); });
+  };
+  refused(Kind::shape, {"flash_attention: k has the wrong rank", "got [2,3,20]"}, zeros({2, 3, 20}),
+          q);
+  refused(Kind::shape, {"flash_attention: q [2,3,4,5] and k", "got [2,3,4,6]", "[2,length,4,5]"},
+          zeros({2, 3, 4, 6}), q);
+  refused(Kind::shape, {"flash_attention: q [2,3,4,5] and k", "got [2,3,2,5]"}, zeros({2, 3, 2, 5}),
+          q);
+  refused(Kind::shape, {"flash_attention: q [2,3,4,5] and v", "got [1,3,4,5]"}, q,
+          zeros({1, 3, 4, 5}));
+  refused(Kind::shape, {"flash_attention: k [2,3,4,5] and v differ in length", "got [2,7,4,5]"}, q,
+          zeros({2, 7, 4, 5}));
+  refused(Kind::dtype, {"flash_attention: q and v differ in dtype"}, q,
+          zeros({2, 3, 4, 5}, {.dtype = Dtype::f64}));
+  check_error(Kind::dtype, {"flash_attention: q must be floating; got i32"}, [&] {
+    const Tensor i = zeros({2, 3, 4, 5}, {.dtype = Dtype::i32});
+    flash_attention(i, i, i);
+  });
+  check_error(Kind::shape, {"flash_attention: q has the wrong rank; got [3]"},
+              [&] { flash_attention(zeros({3}), q, q); });
+  check_error(Kind::shape, {"flash_attention: qkv has the wrong shape", "[batch,length,3,"}, [&] {
+    flash_attention(zeros({2, 3, 2, 4, 5}));
+  });
+  check_error(Kind::shape, {"flash_attention: qkv has the wrong shape"},
+              [&] { flash_attention(q); });
+  check_error(Kind::shape, {"flash_attention: heads without elements", "got [2,3,4,0]"}, [] {
+    const Tensor none = zeros({2, 3, 4, 0});
+    flash_attention(none, none, none);
+  });
+  for (const double scale : {double(NAN), inf})
+    check_error(Kind::value, {"flash_attention: scale must be finite"},
+                [&] { flash_attention(q, q, q, {.scale = scale}); });
+  for (const Device device : devices())
+    if (device.is_cuda())
+      check_error(Kind::limit, {"flash_attention: head_dim is too large for the GPU; got 257"}, [] {
+        const Tensor wide = zeros({1, 1, 1, 257}, {.device = cuda_device});
+        flash_attention(wide, wide, wide);
+      });
+}
