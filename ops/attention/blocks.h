@@ -26,6 +26,8 @@ struct Block {
   T* data;
   std::int64_t step;
   T* at(std::int64_t row, std::int64_t column = 0) const { return data + row * step + column; }
+  Block from(std::int64_t row, std::int64_t column = 0) const { return {at(row, column), step}; }
+  operator Block<const T>() const { return {data, step}; }  // NOLINT: to read is always allowed
 };
 
 // Which terms of the sum a row takes part in, beside the k common ones. Those that a row does not
@@ -98,9 +100,8 @@ void multiply(std::int64_t k, Block<const T> a, Block<const T> b, std::int64_t c
   constexpr int l = lanes<T>;
   std::int64_t c = 0;
   for (; c + l < columns; c += 2 * l)
-    product<T, 2, sees, turned>(k, a, {b.at(0, c), b.step}, {y.at(0, c), y.step}, store, scale);
-  if (c < columns)
-    product<T, 1, sees, turned>(k, a, {b.at(0, c), b.step}, {y.at(0, c), y.step}, store, scale);
+    product<T, 2, sees, turned>(k, a, b.from(0, c), y.from(0, c), store, scale);
+  if (c < columns) product<T, 1, sees, turned>(k, a, b.from(0, c), y.from(0, c), store, scale);
 }
 
 // The first n of a register, the others 0.

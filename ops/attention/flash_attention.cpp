@@ -1,5 +1,8 @@
 #include "ebb/ops/attention/flash_attention.h"
 
+#include <limits>
+#include <utility>
+
 #include "ebb/core/parallel.h"
 #include "ebb/ops/attention/blocks.h"
 
@@ -29,12 +32,12 @@ void check(const char* name, const Tensor& x, const Tensor& q) {
           text('[', q.size(0), ",length,", q.size(2), ',', q.size(3), ']'));
 }
 
-struct Forward {
+struct Result {
   Tensor y, lse;
 };
 
 // k and v are undefined where q holds all three.
-Forward forward(const FlashAttentionSize& s, const Tensor& q, const Tensor& k, const Tensor& v) {
+Result forward(const FlashAttentionSize& s, const Tensor& q, const Tensor& k, const Tensor& v) {
   Tensor y = empty({s.batch, s.length_q, s.heads, s.head_dim}, q.options());
   Tensor lse = empty({s.batch, s.heads, s.length_q},
                      {q.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, q.device()});
@@ -53,7 +56,7 @@ Tensor flash_attention(const Tensor& q, const Tensor& k, const Tensor& v,
   require(v.size(1) == k.size(1), Kind::shape, op, text("k ", k.shape(), " and v differ in length"),
           v.shape(), k.shape());
   const FlashAttentionSize s = attention_size(q, k, false, options);
-  const Forward f = forward(s, q, k, v);
+  const Result f = forward(s, q, k, v);
   return record(op, f.y, {q, k, v},
                 [s, q = Saved(q), k = Saved(k), v = Saved(v), y = Saved(f.y),
                  lse = f.lse](const Tensor& dy) -> Gradients {
@@ -69,7 +72,7 @@ Tensor flash_attention(const Tensor& qkv, FlashAttentionOptions options) {
   require(qkv.rank() == 5 && qkv.size(2) == 3, Kind::shape, op, "qkv has the wrong shape",
           qkv.shape(), "[batch,length,3,heads,head_dim]");
   const FlashAttentionSize s = attention_size(qkv, qkv, true, options);
-  const Forward f = forward(s, qkv, {}, {});
+  const Result f = forward(s, qkv, {}, {});
   return record(op, f.y, {qkv},
                 [s, qkv = Saved(qkv), y = Saved(f.y), lse = f.lse](const Tensor& dy) -> Gradients {
                   Tensor dqkv = empty_like(qkv), none;
@@ -88,15 +91,17 @@ using cpu::copy_turned;
 using cpu::group;
 using cpu::lanes;
 using cpu::load_up_to;
+using cpu::Mask;
 using cpu::multiply;
 using cpu::round_up;
 using cpu::Sees;
 using cpu::Simd;
 using cpu::Store;
 using cpu::store_up_to;
+namespace simd = Eigen::internal;
 
-constexpr std::int64_t tile = 64;    // keys, and backward also queries, of a block
-constexpr std::int64_t chunk = 256;  // queries of a task forward: they share the copies of the keys
+constexpr std::int64_t tile = 64;   // keys of a block, and backward queries too
+constexpr std::int64_t span = 256;  // positions of a task, which share the copies of the others
 
 // Memory for blocks, kept by each thread.
 template <class T>
@@ -114,52 +119,73 @@ class Scratch {
   T* next_;
 };
 
-// Zeros where a register reaches over the first n elements from c on.
+// What belongs to one head of one sequence, of a tensor whose positions lie `row` apart.
 template <class T>
-Simd<T> zero_from(Simd<T> x, std::int64_t n, std::int64_t c) {
-  if (c + lanes<T> <= n) return x;
-  const auto place = Simd<T>::of(Eigen::internal::plset<cpu::Packet<T>>(T(c)));
-  return select(place < Simd<T>(T(n)), x, Simd<T>(T(0)));
+Block<T> rows_of(const FlashAttentionSize& s, std::int64_t head, T* x, std::int64_t length,
+                 std::int64_t row) {
+  return {x + head / s.heads * length * row + head % s.heads * s.head_dim, row};
 }
 
-// How a group of queries, the first of them i, sees the keys j0 … j0 + n.
+// How a group of queries, the first of them i, sees the n keys from j on.
 template <class T>
 struct View {
   bool is_causal;
-  std::int64_t i, j0, n;
-  bool diagonal() const { return is_causal && i + 1 - j0 < n; }
-  // of row r
-  std::int64_t visible(int r) const {
-    return is_causal ? std::clamp<std::int64_t>(i + r + 1 - j0, 0, n) : n;
+  std::int64_t i, j, n;
+
+  std::int64_t visible(int r) const {  // to the r-th of them
+    return is_causal ? std::clamp<std::int64_t>(i + r + 1 - j, 0, n) : n;
   }
-  std::int64_t common() const { return diagonal() ? i + 1 - j0 : n; }
   std::int64_t columns() const { return round_up(visible(group<T> - 1), lanes<T>); }
+
+  // y = (scale · y) + weights · values, over what each query sees.
+  void weigh(const Block<T>& weights, const Block<T>& values, const Block<T>& y,
+             Store store = Store::set, const T* scale = nullptr) const {
+    if (visible(0) < n)
+      multiply<T, Sees::up_to_own>(visible(0), weights, values, values.step, y, store, scale);
+    else
+      multiply<T, Sees::all>(n, weights, values, values.step, y, store, scale);
+  }
 };
 
-// Some queries of one head: the largest score so far, the sum of the exponentials and of what they
-// weigh are kept for each, and scaled down when a larger score comes.
+// The lanes c … of a row that lie before n.
+template <class T>
+Mask<T> before(std::int64_t n, std::int64_t c) {
+  return Simd<T>::of(simd::plset<cpu::Packet<T>>(T(c))) < Simd<T>(T(n));
+}
+
+template <class T>
+T largest(const T* x, std::int64_t n) {
+  Simd<T> top = -std::numeric_limits<T>::infinity();
+  for (std::int64_t c = 0; c < n; c += lanes<T>)
+    top.v = simd::pmax(top.v, select(before<T>(n, c), Simd<T>::load(x + c), top).v);
+  return simd::predux_max(top.v);
+}
+
+// Some queries of one head. Of the keys so far, the largest score, the sum of the exponentials and
+// of the values that they weigh are kept, and scaled down when a larger score comes.
 template <class T>
 class Attend {
  public:
-  Attend(const FlashAttentionSize& s, const T* q, const T* k, const T* v, T* y, T* lse)
-      : s_(s), in_{q, k, v}, y_(y), lse_(lse) {}
+  Attend(const FlashAttentionSize& s, std::array<const T*, 3> in, T* y, T* lse)
+      : s_(s), in_(in), y_(y), lse_(lse) {}
 
   void operator()(std::int64_t head, std::int64_t first, std::int64_t n) {
-    const std::int64_t b = head / s_.heads, h = head % s_.heads;
-    const std::int64_t from_k = b * s_.length_k * s_.row + h * s_.head_dim;
-    copy_rows<T>({in_[0] + (b * s_.length_q + first) * s_.row + h * s_.head_dim, s_.row}, n,
-                 s_.head_dim, T(s_.scale), q_);
+    const auto q = rows_of(s_, head, in_[0], s_.length_q, s_.row);
+    const auto k = rows_of(s_, head, in_[1], s_.length_k, s_.row);
+    const auto v = rows_of(s_, head, in_[2], s_.length_k, s_.row);
+    copy_rows<T>(q.from(first), n, s_.head_dim, T(s_.scale), q_);
     std::fill_n(top_, round_up(n, group<T>), -infinity);
-    std::fill_n(sum_.data, round_up(n, group<T>) * sum_.step, T(0));
+    std::fill_n(sum_.data, round_up(n, group<T>) * l, T(0));
+    std::fill_n(sum_v_.data, round_up(n, group<T>) * width_, T(0));
     const std::int64_t keys = s_.is_causal ? std::min(first + n, s_.length_k) : s_.length_k;
     for (std::int64_t j = 0; j < keys; j += tile) {
       const std::int64_t count = std::min(tile, keys - j);
-      copy_turned<T>({in_[1] + from_k + j * s_.row, s_.row}, count, s_.head_dim, k_);
-      copy_rows<T>({in_[2] + from_k + j * s_.row, s_.row}, count, s_.head_dim, T(1), v_);
+      copy_turned<T>(k.from(j), count, s_.head_dim, k_);
+      copy_rows<T>(v.from(j), count, s_.head_dim, T(1), v_);
       for (std::int64_t i = 0; i < n; i += group<T>) see(i, {s_.is_causal, first + i, j, count});
     }
-    finish(y_ + ((b * s_.length_q + first) * s_.heads + h) * s_.head_dim,
-           lse_ + head * s_.length_q + first, n, keys > 0);
+    const auto y = rows_of(s_, head, y_, s_.length_q, s_.heads * s_.head_dim);
+    write(y.from(first), lse_ + head * s_.length_q + first, n);
   }
 
  private:
@@ -167,86 +193,65 @@ class Attend {
   static constexpr int l = lanes<T>;
 
   void see(std::int64_t i, const View<T>& view) {
-    if (view.visible(group<T> - 1) == 0) return;
-    multiply<T, Sees::all>(s_.head_dim, {q_.at(i), q_.step}, {k_.data, k_.step}, view.columns(),
-                           scores_);
-    T scale[group<T>];
-    weigh(i, view, scale);
-    const Store store = view.j0 == 0 ? Store::set : Store::scale_and_add;
-    const Block<const T> p{scores_.data, scores_.step}, v{v_.data, v_.step};
-    if (view.diagonal())
-      multiply<T, Sees::up_to_own>(view.common(), p, v, width_, {sum_v_.at(i), width_}, store,
-                                   scale);
-    else
-      multiply<T, Sees::all>(view.common(), p, v, width_, {sum_v_.at(i), width_}, store, scale);
+    if (view.columns() == 0) return;
+    multiply<T, Sees::all>(s_.head_dim, q_.from(i), k_, view.columns(), p_);
+    T shrink[group<T>];
+    exponentials(i, view, shrink);
+    view.weigh(p_, v_, sum_v_.from(i), Store::scale_and_add, shrink);
   }
 
-  // Turns scores into exponentials; scale is what the sums so far are to be multiplied by.
-  void weigh(std::int64_t i, const View<T>& view, T* scale) {
-    T before[l] = {}, base[l] = {};
+  // Of the scores; and what the sums so far are to be multiplied by.
+  void exponentials(std::int64_t i, const View<T>& view, T* shrink) {
+    T was[l] = {}, base[l] = {};
     for (int r = 0; r < group<T>; ++r) {
-      before[r] = top_[i + r];
-      const T top = std::max(before[r], largest(scores_.at(r), view.visible(r)));
-      top_[i + r] = top;
-      base[r] = top == -infinity ? T(0) : top;
+      was[r] = top_[i + r];
+      top_[i + r] = std::max(was[r], largest(p_.at(r), view.visible(r)));
+      base[r] = top_[i + r] == -infinity ? T(0) : top_[i + r];
     }
-    exp(Simd<T>::load(before) - Simd<T>::load(base)).store(before);
-    std::copy_n(before, group<T>, scale);
+    exp(Simd<T>::load(was) - Simd<T>::load(base)).store(was);
+    std::copy_n(was, group<T>, shrink);
     for (int r = 0; r < group<T>; ++r) {
-      const std::int64_t n = view.visible(r);
-      Simd<T> sum = Simd<T>::load(sum_.at(i + r)) * scale[r];
+      Simd<T> sum = Simd<T>::load(sum_.at(i + r)) * shrink[r];
       for (std::int64_t c = 0; c < view.columns(); c += l) {
-        T* at = scores_.at(r, c);
-        const Simd<T> p = zero_from(exp(Simd<T>::load(at) - base[r]), n, c);
-        p.store(at);
+        const Simd<T> e = exp(Simd<T>::load(p_.at(r, c)) - base[r]);
+        const Simd<T> p = select(before<T>(view.visible(r), c), e, T(0));
+        p.store(p_.at(r, c));
         sum = sum + p;
       }
       sum.store(sum_.at(i + r));
     }
   }
 
-  static T largest(const T* x, std::int64_t n) {
-    Simd<T> top = -infinity;
-    for (std::int64_t c = 0; c < n; c += l) {
-      const auto place = Simd<T>::of(Eigen::internal::plset<cpu::Packet<T>>(T(c)));
-      const Simd<T> some = Simd<T>::load(x + c);
-      top.v = Eigen::internal::pmax(
-          top.v, c + l <= n ? some.v : select(place < Simd<T>(T(n)), some, Simd<T>(-infinity)).v);
-    }
-    return Eigen::internal::predux_max(top.v);
-  }
-
-  void finish(T* y, T* lse, std::int64_t n, bool any) {
+  void write(const Block<T>& y, T* lse, std::int64_t n) {
     for (std::int64_t i = 0; i < n; ++i) {
-      const T sum = Eigen::internal::predux(Simd<T>::load(sum_.at(i)).v);
+      const T sum = simd::predux(Simd<T>::load(sum_.at(i)).v);
       const T scale = sum == 0 ? T(0) : 1 / sum;
-      T* to = y + i * s_.heads * s_.head_dim;
       for (std::int64_t c = 0; c < s_.head_dim; c += l)
-        store_up_to(any ? Simd<T>::load(sum_v_.at(i, c)) * scale : Simd<T>(T(0)), to + c,
-                    s_.head_dim - c);
+        store_up_to(Simd<T>::load(sum_v_.at(i, c)) * scale, y.at(i, c), s_.head_dim - c);
       sums_[i] = sum;
     }
     for (std::int64_t i = 0; i < n; i += l)
-      store_up_to(load_up_to(top_ + i, n - i) + log(load_up_to(sums_ + i, n - i)), lse + i, n - i);
+      store_up_to(Simd<T>::load(top_ + i) + log(Simd<T>::load(sums_ + i)), lse + i, n - i);
   }
 
   const FlashAttentionSize& s_;
-  const T* in_[3];
-  T* y_;
-  T* lse_;
+  const std::array<const T*, 3> in_;
+  T* const y_;
+  T* const lse_;
   const std::int64_t width_ = round_up(s_.head_dim, l);
-  Scratch<T> memory_{chunk * (2 * width_ + l + 2) + 2 * tile * width_ + group<T> * tile};
-  Block<T> q_ = memory_.block(chunk, width_);
-  Block<T> sum_v_ = memory_.block(chunk, width_);  // of the values, weighed
-  Block<T> sum_ = memory_.block(chunk, l);         // of the exponentials, lane by lane
-  Block<T> k_ = memory_.block(width_, tile);
-  Block<T> v_ = memory_.block(tile, width_);
-  Block<T> scores_ = memory_.block(group<T>, tile);
-  T* top_ = memory_.take(chunk);
-  T* sums_ = memory_.take(chunk);
+  Scratch<T> memory_{span * (2 * width_ + l + 2) + tile * (2 * width_ + group<T>)};
+  const Block<T> q_ = memory_.block(span, width_);
+  const Block<T> sum_v_ = memory_.block(span, width_);
+  const Block<T> sum_ = memory_.block(span, l);  // lane by lane
+  const Block<T> k_ = memory_.block(width_, tile);
+  const Block<T> v_ = memory_.block(tile, width_);
+  const Block<T> p_ = memory_.block(group<T>, tile);
+  T* const top_ = memory_.take(span);
+  T* const sums_ = memory_.take(span);
 };
 
-// log Σ exp of each query as it is needed: without keys +∞, so that P is 0 there, and D.
+// The gradients of one head; or dq of some queries, or dk and dv of some keys, for more threads
+// than there are heads. The sums are the same, in the same order.
 template <class T>
 class Differentiate {
  public:
@@ -254,152 +259,175 @@ class Differentiate {
                 const T* dy, std::array<T*, 3> out)
       : s_(s), in_(in), y_(y), lse_(lse), dy_(dy), out_(out) {}
 
-  void operator()(std::int64_t head) {
-    const std::int64_t b = head / s_.heads, h = head % s_.heads;
-    const std::int64_t from_q = b * s_.length_q * s_.row + h * s_.head_dim;
-    const std::int64_t from_k = b * s_.length_k * s_.row + h * s_.head_dim;
-    const std::int64_t from_y = (b * s_.length_q * s_.heads + h) * s_.head_dim;
-    q_in_ = {in_[0] + from_q, s_.row};
-    dy_in_ = {dy_ + from_y, s_.heads * s_.head_dim};
-    dq_out_ = {out_[0] + from_q, s_.row};
-    rows(y_ + from_y, lse_ + head * s_.length_q);
-    for (std::int64_t j = 0; j < s_.length_k; j += tile) {
-      const std::int64_t n = std::min(tile, s_.length_k - j);
-      const Block<const T> k{in_[1] + from_k + j * s_.row, s_.row};
-      const Block<const T> v{in_[2] + from_k + j * s_.row, s_.row};
-      copy_rows<T>(k, n, s_.head_dim, T(1), k_);
-      copy_turned<T>(k, n, s_.head_dim, turned_k_);
-      copy_turned<T>(v, n, s_.head_dim, turned_v_);
-      std::fill_n(dk_.data, tile * width_, T(0));
-      std::fill_n(dv_.data, tile * width_, T(0));
-      for (std::int64_t i = s_.is_causal ? j : 0; i < s_.length_q; i += tile) queries(i, j, n);
-      write(dk_, n, {out_[1] + from_k + j * s_.row, s_.row});
-      write(dv_, n, {out_[2] + from_k + j * s_.row, s_.row});
-    }
-    for (std::int64_t i = 0; i < s_.length_q && s_.length_k == 0; ++i)
-      std::fill_n(dq_out_.at(i), s_.head_dim, T(0));
+  void all(std::int64_t head) { run({head, 0, s_.length_q, 0, s_.length_k, true, true}); }
+  void queries(std::int64_t head, std::int64_t first) {
+    const std::int64_t end = std::min(first + span, s_.length_q);
+    const std::int64_t keys = s_.is_causal ? std::min(end, s_.length_k) : s_.length_k;
+    if (first < end) run({head, first, end, 0, keys, true, false});
+  }
+  void keys(std::int64_t head, std::int64_t first) {
+    const std::int64_t end = std::min(first + span, s_.length_k);
+    if (first < end) run({head, s_.is_causal ? first : 0, s_.length_q, first, end, false, true});
   }
 
  private:
   static constexpr T infinity = std::numeric_limits<T>::infinity();
   static constexpr int l = lanes<T>;
 
-  void rows(const T* y, const T* lse) {
-    for (std::int64_t i = 0; i < s_.length_q; ++i) {
+  struct Task {
+    std::int64_t head, first_q, end_q, first_k, end_k;
+    bool of_queries, of_keys;
+  };
+
+  void run(const Task& t) {
+    t_ = t;
+    prepare();
+    const auto of_keys = [&](auto* x) { return rows_of(s_, t_.head, x, s_.length_k, s_.row); };
+    const auto k = of_keys(in_[1]), v = of_keys(in_[2]);
+    const auto dk = of_keys(out_[1]), dv = of_keys(out_[2]);
+    for (std::int64_t j = t_.first_k; j < t_.end_k; j += tile) {
+      const std::int64_t n = std::min(tile, t_.end_k - j);
+      copy_rows<T>(k.from(j), n, s_.head_dim, T(1), k_);
+      copy_turned<T>(k.from(j), n, s_.head_dim, turned_k_);
+      copy_turned<T>(v.from(j), n, s_.head_dim, turned_v_);
+      std::fill_n(dk_.data, tile * width_, T(0));
+      std::fill_n(dv_.data, tile * width_, T(0));
+      const std::int64_t first = s_.is_causal ? std::max(j, t_.first_q) : t_.first_q;
+      for (std::int64_t i = first; i < t_.end_q; i += tile) block(i, j, n);
+      if (!t_.of_keys) continue;
+      put_rows(dk_, n, T(1), dk.from(j), true);
+      put_rows(dv_, n, T(1), dv.from(j), true);
+    }
+  }
+
+  // D of each query, and its lse: +∞ where no key is seen, so that P is 0 there.
+  void prepare() {
+    const std::int64_t row = s_.heads * s_.head_dim;
+    q_in_ = rows_of(s_, t_.head, in_[0], s_.length_q, s_.row);
+    dy_in_ = rows_of(s_, t_.head, dy_, s_.length_q, row);
+    dq_out_ = rows_of(s_, t_.head, out_[0], s_.length_q, s_.row);
+    const Block<const T> y = rows_of(s_, t_.head, y_, s_.length_q, row);
+    const T* lse = lse_ + t_.head * s_.length_q;
+    for (std::int64_t i = t_.first_q; i < t_.end_q; ++i) {
       Simd<T> sum = T(0);
       for (std::int64_t c = 0; c < s_.head_dim; c += l)
-        sum = sum + load_up_to(y + i * dy_in_.step + c, s_.head_dim - c) *
+        sum = sum + load_up_to(y.at(i, c), s_.head_dim - c) *
                         load_up_to(dy_in_.at(i, c), s_.head_dim - c);
-      d_[i] = Eigen::internal::predux(sum.v);
+      d_[i] = simd::predux(sum.v);
       top_[i] = lse[i] == -infinity ? infinity : lse[i];
+      if (t_.of_queries && s_.length_k == 0) std::fill_n(dq_out_.at(i), s_.head_dim, T(0));
     }
   }
 
   // What the queries from i on, a tile of them, have to do with the n keys from j on.
-  void queries(std::int64_t i, std::int64_t j, std::int64_t n) {
-    const std::int64_t count = std::min(tile, s_.length_q - i);
-    copy_rows<T>({q_in_.at(i), q_in_.step}, count, s_.head_dim, T(s_.scale), q_);
-    copy_rows<T>({dy_in_.at(i), dy_in_.step}, count, s_.head_dim, T(1), dy_tile_);
-    for (std::int64_t r = 0; r < count; r += group<T>)
-      see(i, r, std::min<std::int64_t>(group<T>, count - r), {s_.is_causal, i + r, j, n});
-    const std::int64_t most = round_up(count, group<T>);
-    for (std::int64_t c = 0; c < n; c += group<T>) {
-      const bool diagonal = s_.is_causal && j + c >= i;
-      add_to_keys(diagonal, diagonal ? j + c - i : 0, most, c);
+  void block(std::int64_t i, std::int64_t j, std::int64_t n) {
+    const std::int64_t count = std::min(tile, t_.end_q - i);
+    copy_rows<T>(q_in_.from(i), count, s_.head_dim, T(s_.scale), q_);
+    copy_rows<T>(dy_in_.from(i), count, s_.head_dim, T(1), dy_rows_);
+    for (std::int64_t r = 0; r < count; r += group<T>) {
+      const View<T> view{s_.is_causal, i + r, j, n};
+      scores(r, count, view);
+      if (t_.of_queries) view.weigh(ds_.from(r), k_, dq_.from(r));
     }
-    for (std::int64_t r = 0; r < count; ++r)
-      for (std::int64_t c = 0; c < s_.head_dim; c += l) {
-        Simd<T> sum = Simd<T>::load(dq_.at(r, c)) * T(s_.scale);
-        T* to = dq_out_.at(i + r, c);
-        if (j > 0) sum = load_up_to(to, s_.head_dim - c) + sum;
-        store_up_to(sum, to, s_.head_dim - c);
-      }
+    if (t_.of_queries) put_rows(dq_, count, T(s_.scale), dq_out_.from(i), j == 0);
+    for (std::int64_t c = 0; c < n && t_.of_keys; c += group<T>) {
+      add_to_keys(p_, dy_rows_, dv_, i, j, c, round_up(count, group<T>));
+      add_to_keys(ds_, q_, dk_, i, j, c, round_up(count, group<T>));
+    }
   }
 
-  // P, dS and dq of the group of queries at r of the tile; `real` of them are queries.
-  void see(std::int64_t i, std::int64_t r, std::int64_t real, const View<T>& view) {
+  // P and dS of the group of queries at r of the tile's `count`.
+  void scores(std::int64_t r, std::int64_t count, const View<T>& view) {
     const std::int64_t columns = view.columns();
-    multiply<T, Sees::all>(s_.head_dim, {q_.at(r), width_}, {turned_k_.data, tile}, columns,
-                           {p_.at(r), tile});
-    multiply<T, Sees::all>(s_.head_dim, {dy_tile_.at(r), width_}, {turned_v_.data, tile}, columns,
-                           {ds_.at(r), tile});
+    multiply<T, Sees::all>(s_.head_dim, q_.from(r), turned_k_, columns, p_.from(r));
+    multiply<T, Sees::all>(s_.head_dim, dy_rows_.from(r), turned_v_, columns, ds_.from(r));
     for (int g = 0; g < group<T>; ++g) {
-      const std::int64_t n = g < real ? view.visible(g) : 0;
-      const T top = g < real ? top_[i + r + g] : T(0);
-      const T d = g < real ? d_[i + r + g] : T(0);
+      const bool real = r + g < count;
+      const std::int64_t n = real ? view.visible(g) : 0;
+      const Simd<T> top = real ? top_[view.i + g] : T(0), d = real ? d_[view.i + g] : T(0);
+      T* const p = p_.at(r + g);
+      T* const ds = ds_.at(r + g);
       for (std::int64_t c = 0; c < columns; c += l) {
-        T* p = p_.at(r + g, c);
-        T* ds = ds_.at(r + g, c);
-        const Simd<T> weight = zero_from(exp(Simd<T>::load(p) - top), n, c);
-        weight.store(p);
-        zero_from(weight * (Simd<T>::load(ds) - d), n, c).store(ds);
+        const Mask<T> seen = before<T>(n, c);
+        const Simd<T> weight = exp(Simd<T>::load(p + c) - top);
+        select(seen, weight, T(0)).store(p + c);
+        select(seen, weight * (Simd<T>::load(ds + c) - d), T(0)).store(ds + c);
       }
     }
-    const Block<const T> ds{ds_.at(r), tile}, k{k_.data, width_};
-    if (view.diagonal())
-      multiply<T, Sees::up_to_own>(view.common(), ds, k, width_, {dq_.at(r), width_});
+  }
+
+  // The group of keys at c of the block from j on gets what the queries from i on, up to row `end`
+  // of the tile, give it: the first that sees it is the group's own.
+  void add_to_keys(const Block<T>& weights, const Block<T>& values, const Block<T>& sums,
+                   std::int64_t i, std::int64_t j, std::int64_t c, std::int64_t end) {
+    const bool diagonal = s_.is_causal && j + c >= i;
+    const std::int64_t first = diagonal ? j + c - i : 0;
+    if (first >= end) return;
+    const Block<T> a = weights.from(first, c), b = values.from(first), to = sums.from(c);
+    if (diagonal)
+      multiply<T, Sees::from_own, true>(end - first - group<T> + 1, a, b, width_, to, Store::add);
     else
-      multiply<T, Sees::all>(view.common(), ds, k, width_, {dq_.at(r), width_});
+      multiply<T, Sees::all, true>(end - first, a, b, width_, to, Store::add);
   }
 
-  // dk and dv of the group of keys at c of the block, from the queries first … last of the tile.
-  void add_to_keys(bool diagonal, std::int64_t first, std::int64_t last, std::int64_t c) {
-    if (first >= last) return;
-    const auto add = [&](const Block<T>& weights, const Block<T>& values, const Block<T>& to) {
-      const Block<const T> a{weights.at(first, c), tile}, b{values.at(first), width_};
-      if (diagonal)
-        multiply<T, Sees::from_own, true>(last - first - group<T> + 1, a, b, width_,
-                                          {to.at(c), width_}, Store::add);
-      else
-        multiply<T, Sees::all, true>(last - first, a, b, width_, {to.at(c), width_}, Store::add);
-    };
-    add(p_, dy_tile_, dv_);
-    add(ds_, q_, dk_);
-  }
-
-  void write(const Block<T>& sums, std::int64_t n, const Block<T>& to) {
+  // to = scale · from, or to += that.
+  void put_rows(const Block<T>& from, std::int64_t n, T scale, const Block<T>& to, bool set) {
     for (std::int64_t i = 0; i < n; ++i)
-      for (std::int64_t c = 0; c < s_.head_dim; c += l)
-        store_up_to(Simd<T>::load(sums.at(i, c)), to.at(i, c), s_.head_dim - c);
+      for (std::int64_t c = 0; c < s_.head_dim; c += l) {
+        const Simd<T> x = Simd<T>::load(from.at(i, c)) * scale;
+        store_up_to(set ? x : load_up_to<T>(to.at(i, c), s_.head_dim - c) + x, to.at(i, c),
+                    s_.head_dim - c);
+      }
   }
 
   const FlashAttentionSize& s_;
   const std::array<const T*, 3> in_;
-  const T* y_;
-  const T* lse_;
-  const T* dy_;
+  const T* const y_;
+  const T* const lse_;
+  const T* const dy_;
   const std::array<T*, 3> out_;
   const std::int64_t width_ = round_up(s_.head_dim, l);
   Scratch<T> memory_{2 * round_up(s_.length_q, l) + tile * (8 * width_ + 2 * tile)};
-  T* top_ = memory_.take(round_up(s_.length_q, l));
-  T* d_ = memory_.take(round_up(s_.length_q, l));
-  Block<T> q_ = memory_.block(tile, width_);
-  Block<T> dy_tile_ = memory_.block(tile, width_);
-  Block<T> dq_ = memory_.block(tile, width_);
-  Block<T> k_ = memory_.block(tile, width_);
-  Block<T> dk_ = memory_.block(tile, width_);
-  Block<T> dv_ = memory_.block(tile, width_);
-  Block<T> turned_k_ = memory_.block(width_, tile);
-  Block<T> turned_v_ = memory_.block(width_, tile);
-  Block<T> p_ = memory_.block(tile, tile);
-  Block<T> ds_ = memory_.block(tile, tile);
+  T* const top_ = memory_.take(round_up(s_.length_q, l));
+  T* const d_ = memory_.take(round_up(s_.length_q, l));
+  const Block<T> q_ = memory_.block(tile, width_);
+  const Block<T> dy_rows_ = memory_.block(tile, width_);
+  const Block<T> dq_ = memory_.block(tile, width_);
+  const Block<T> k_ = memory_.block(tile, width_);
+  const Block<T> dk_ = memory_.block(tile, width_);
+  const Block<T> dv_ = memory_.block(tile, width_);
+  const Block<T> turned_k_ = memory_.block(width_, tile);
+  const Block<T> turned_v_ = memory_.block(width_, tile);
+  const Block<T> p_ = memory_.block(tile, tile);
+  const Block<T> ds_ = memory_.block(tile, tile);
+  Task t_{};
   Block<const T> q_in_{}, dy_in_{};
   Block<T> dq_out_{};
 };
+
+std::int64_t spans(std::int64_t length) { return (length + span - 1) / span; }
+
+// How many of `tasks` are worth a thread.
+std::int64_t grain(const FlashAttentionSize& s, std::int64_t tasks) {
+  constexpr std::int64_t worth_a_thread = 1 << 17;  // multiplications
+  const double work = static_cast<double>(s.batch * s.heads * s.head_dim) *
+                      static_cast<double>(s.length_q) * static_cast<double>(s.length_k + 1);
+  return static_cast<std::int64_t>(worth_a_thread * static_cast<double>(tasks) / (work + 1)) + 1;
+}
 
 }  // namespace
 
 void cpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                           const Tensor& v, Tensor& y, Tensor& lse) {
+  const std::int64_t parts = spans(s.length_q), tasks = s.batch * s.heads * parts;
   visit<float, double>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const auto in = attention_parts<T>(s, q, k, v);
-    const std::int64_t chunks = (s.length_q + chunk - 1) / chunk;
-    parallel_for(s.batch * s.heads * chunks, 1, [&](std::int64_t begin, std::int64_t end) {
-      Attend<T> attend(s, in[0], in[1], in[2], y.data<T>(), lse.data<T>());
+    parallel_for(tasks, grain(s, tasks), [&](std::int64_t begin, std::int64_t end) {
+      Attend<T> attend(s, attention_parts<T>(s, q, k, v), y.data<T>(), lse.data<T>());
       for (std::int64_t t = begin; t < end; ++t) {
-        const std::int64_t first = t % chunks * chunk;
-        attend(t / chunks, first, std::min(chunk, s.length_q - first));
+        // Long causal rows and short ones by turns: each thread gets as much work.
+        const std::int64_t p = t % parts, part = p % 2 ? parts - 1 - p / 2 : p / 2;
+        attend(t / parts, part * span, std::min(span, s.length_q - part * span));
       }
     });
   });
@@ -408,13 +436,23 @@ void cpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Te
 void cpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                                    const Tensor& v, const Tensor& y, const Tensor& lse,
                                    const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv) {
+  const std::int64_t heads = s.batch * s.heads;
+  const std::int64_t parts = std::max(spans(s.length_q), spans(s.length_k));
+  const bool apart = heads < omp_get_max_threads() && parts > 1;
+  const std::int64_t tasks = apart ? 2 * heads * parts : heads;
   visit<float, double>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const auto in = attention_parts<T>(s, q, k, v);
-    const auto out = attention_parts<T>(s, dq, dk, dv);
-    parallel_for(s.batch * s.heads, 1, [&](std::int64_t begin, std::int64_t end) {
-      Differentiate<T> differentiate(s, in, y.data<T>(), lse.data<T>(), dy.data<T>(), out);
-      for (std::int64_t head = begin; head < end; ++head) differentiate(head);
+    parallel_for(tasks, grain(s, tasks), [&](std::int64_t begin, std::int64_t end) {
+      Differentiate<T> differentiate(s, attention_parts<T>(s, q, k, v), y.data<T>(), lse.data<T>(),
+                                     dy.data<T>(), attention_parts<T>(s, dq, dk, dv));
+      for (std::int64_t t = begin; t < end; ++t) {
+        if (!apart)
+          differentiate.all(t);
+        else if (t % 2)
+          differentiate.keys(t / 2 / parts, t / 2 % parts * span);
+        else
+          differentiate.queries(t / 2 / parts, t / 2 % parts * span);
+      }
     });
   });
 }

@@ -321,7 +321,7 @@ TEST_CASE("flash_attention: a key whose score is -inf weighs nothing; only such 
 }
 
 TEST_CASE("flash_attention: memory grows with the length, not with its square") {
-  const std::int64_t n = 1 << 14;
+  const std::int64_t n = 1 << 14;  // all scores would be 1 GiB
   const auto resident = [] {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
@@ -335,20 +335,23 @@ TEST_CASE("flash_attention: memory grows with the length, not with its square") 
     flash_attention(qkv, {.is_causal = true}).backward(dy);
     // y, lse, dqkv, and room for two more of the size of y.
     CHECK(memory_stats(device).peak - before <= 4 * n * (1 + 1 + 3 + 2));
-    CHECK(resident() - host <= (std::int64_t{64} << 20));  // all scores would be 1 GiB
+    if (!device.is_cuda()) CHECK(resident() - host <= (std::int64_t{64} << 20));
   }
 }
 
 TEST_CASE("flash_attention: the same bits on any number of threads") {
   const int most = omp_get_max_threads();
   for (const bool causal : {false, true})
-    for (const Sizes& s : {Sizes{3, 64, 64, 3, 16}, Sizes{1, 600, 600, 1, 20}}) {
+    for (const Sizes& s : {Sizes{3, 64, 64, 3, 16}, Sizes{1, 600, 600, 1, 20},
+                           Sizes{1, 290, 700, 2, 8}, Sizes{1, 700, 290, 2, 8}}) {
       const auto run = [&](int threads) {
         omp_set_num_threads(threads);
-        const Tensor qkv = leaf(pack(inputs(s, 33, Dtype::f32)));
-        const Tensor y = flash_attention(qkv, {.is_causal = causal});
+        Tensors in = inputs(s, 33, Dtype::f32);
+        for (Tensor& x : in) leaf(x);
+        const Tensor y = f({.is_causal = causal})(in);
         y.backward(randn(s.q(), 34, Dtype::f32));
-        return std::pair(values(y), values(qkv.grad()));
+        return std::tuple(values(y), values(in[0].grad()), values(in[1].grad()),
+                          values(in[2].grad()));
       };
       const auto one = run(1);
       for (const int threads : {2, 3, 5}) CHECK(run(threads) == one);
