@@ -8,8 +8,8 @@
 // not with their product. Both directions give the same bits every time.
 //
 // is_causal: query i sees the keys j <= i, aligned at the top left whatever the lengths; what it
-// does not see has no effect on it, be it NaN. A row that sees no key is 0 and gives no gradient;
-// one whose scores are all −∞ is 0 too. NaN stays in its row.
+// does not see has no effect on it, be it NaN. A row that sees no key, or only scores of −∞, is 0
+// and has no weight in any gradient. NaN stays in its row.
 //
 // Journal day 5.
 // Errors: `shape` (rank, sizes that do not agree, head_dim 0), `dtype`, `device`, `value` for a

@@ -308,15 +308,40 @@ TEST_CASE("flash_attention: NaN stays in its row, and in the gradients of what i
       }
 }
 
-TEST_CASE("flash_attention: a key whose score is -inf weighs nothing; only such keys give 0") {
+TEST_CASE("flash_attention: keys that no query sees get no gradient, be they NaN") {
+  const Sizes s{1, 13, 100, 1, 5};
+  for (const Device device : devices())
+    for (const std::int64_t at : {13, 15, 64, 99}) {
+      Tensors in = inputs(s, 39, Dtype::f32);
+      std::fill_n(in[1].data<float>() + at * 5, 5, NAN);
+      std::fill_n(in[2].data<float>() + at * 5, 5, NAN);
+      for (Tensor& x : in) x = leaf(x.to(device).detach().clone());
+      const Tensor y = flash_attention(in[0], in[1], in[2], {.is_causal = true});
+      y.backward(randn(s.q(), 40, Dtype::f32, device));
+      for (const Tensor& x : {y.detach(), in[0].grad()})
+        for (const double v : values(x)) CHECK(std::isfinite(v));
+      for (const Tensor& x : {in[1].grad(), in[2].grad()}) {
+        const auto g = values(x);
+        for (size_t i = 0; i < g.size(); ++i) CHECK((i < 13 * 5 ? std::isfinite(g[i]) : g[i] == 0));
+      }
+    }
+}
+
+TEST_CASE("flash_attention: a score of -inf weighs nothing, and a row of them is 0") {
   for (const Device device : devices()) {
     const Tensor q = tensor<float>({1, 1}, {1, 2, 1, 1}, device);
-    const Tensor v = tensor<float>({1, 2}, {1, 2, 1, 1}, device);
-    const auto with_keys = [&](std::vector<float> k) {
-      return flash_attention(q, tensor<float>(k, {1, 2, 1, 1}, device), v);
+    const auto check = [&](std::vector<float> keys, const std::vector<double>& y,
+                           const std::vector<double>& dv) {
+      const Tensor k = leaf(tensor<float>(keys, {1, 2, 1, 1}, device));
+      const Tensor v = leaf(tensor<float>({1, 2}, {1, 2, 1, 1}, device));
+      const Tensor out = flash_attention(q, k, v);
+      out.backward(ones({1, 2, 1, 1}, {.device = device}));
+      check_close(out, tensor(y, {1, 2, 1, 1}), exact, "y");
+      check_close(v.grad(), tensor(dv, {1, 2, 1, 1}), exact, "dv");
+      check_close(k.grad(), zeros({1, 2, 1, 1}), exact, "dk");
     };
-    check_close(with_keys({-float(inf), 0}), tensor<double>({2, 2}, {1, 2, 1, 1}), exact, "one");
-    check_close(with_keys({-float(inf), -float(inf)}), zeros({1, 2, 1, 1}), exact, "all");
+    check({-float(inf), 0}, {2, 2}, {0, 2});
+    check({-float(inf), -float(inf)}, {0, 0}, {0, 0});
   }
 }
 
