@@ -18,8 +18,10 @@ cudaStream_t stream();
 // Error `cuda`, naming the op, unless status is success.
 void check(cudaError_t status, std::string_view op);
 
-int multiprocessors();     // of the current device
-int compute_capability();  // of the current device, as 90
+// Of the current device.
+int multiprocessors();
+int block_memory();        // the most shared memory that a block may have, in bytes
+int compute_capability();  // as 90
 
 // Queues a kernel; an empty grid queues nothing. `shared` is dynamic shared memory in bytes.
 template <class... P, class... A>

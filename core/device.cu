@@ -15,6 +15,7 @@ thread_local int current = -1;  // what use() last chose on this thread
 struct Properties {
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
+  int block_memory = 0;
   int capability = 0;
 };
 
@@ -28,6 +29,8 @@ const Properties& properties() {
     int minor = 0;
     Properties& p = all[d];
     check(cudaDeviceGetAttribute(&p.multiprocessors, cudaDevAttrMultiProcessorCount, d), "cuda");
+    check(cudaDeviceGetAttribute(&p.block_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, d),
+          "cuda");
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d), "cuda");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, d), "cuda");
     p.capability = 10 * major + minor;
@@ -55,6 +58,7 @@ void use(Device device) {
 
 cudaStream_t stream() { return properties().stream; }
 int multiprocessors() { return properties().multiprocessors; }
+int block_memory() { return properties().block_memory; }
 int compute_capability() { return properties().capability; }
 
 int device_count() {

@@ -264,67 +264,71 @@ TEST_CASE("flash_attention: scores of ±10,000 and more are finite, and pick the
 TEST_CASE("flash_attention: what a query does not see has no effect, be it NaN") {
   const std::int64_t n = 150, d = 6;
   for (const Device device : devices())
-    for (const float other : {1000.0f, float(NAN), float(inf)})
-      for (const std::int64_t at : {0, 1, 13, 64, 100, 149}) {
-        const auto run = [&](bool change) {
-          Tensor qkv = randn({1, n, 3, 1, d}, 27, Dtype::f32);
-          if (change) std::fill_n(qkv.data<float>() + at * 3 * d, 3 * d, other);
-          qkv = leaf(qkv.to(device).detach().clone());
-          const Tensor y = flash_attention(qkv, {.is_causal = true});
-          // No upstream gradient from the position itself on: nothing that it touches counts.
-          Tensor dy = randn({1, n, 1, d}, 28, Dtype::f32);
-          std::fill(dy.data<float>() + at * d, dy.data<float>() + n * d, 0.0f);
-          y.backward(dy.to(device));
-          return std::pair(values(y), values(qkv.grad()));
-        };
-        const auto [y, g] = run(false);
-        const auto [z, h] = run(true);
-        for (size_t i = 0; i < size_t(at * d); ++i) CHECK(y[i] == z[i]);
-        for (size_t i = 0; i < size_t(at * 3 * d); ++i)  // queries before `at`
-          if (i % size_t(3 * d) < size_t(d)) CHECK(g[i] == h[i]);
-        CHECK((at == n - 1 || y.back() != z.back()));
-      }
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+      for (const float other : {1000.0f, float(NAN), float(inf)})
+        for (const std::int64_t at : {0, 1, 13, 64, 100, 149}) {
+          const auto run = [&](bool change) {
+            Tensor qkv = randn({1, n, 3, 1, d}, 27, Dtype::f32);
+            if (change) std::fill_n(qkv.data<float>() + at * 3 * d, 3 * d, other);
+            qkv = leaf(qkv.to(dtype).to(device).detach().clone());
+            const Tensor y = flash_attention(qkv, {.is_causal = true});
+            // No upstream gradient from the position itself on: nothing that it touches counts.
+            Tensor dy = randn({1, n, 1, d}, 28, Dtype::f32);
+            std::fill(dy.data<float>() + at * d, dy.data<float>() + n * d, 0.0f);
+            y.backward(dy.to(dtype).to(device));
+            return std::pair(values(y), values(qkv.grad()));
+          };
+          const auto [y, g] = run(false);
+          const auto [z, h] = run(true);
+          for (size_t i = 0; i < size_t(at * d); ++i) CHECK(y[i] == z[i]);
+          for (size_t i = 0; i < size_t(at * 3 * d); ++i)  // queries before `at`
+            if (i % size_t(3 * d) < size_t(d)) CHECK(g[i] == h[i]);
+          CHECK((at == n - 1 || y.back() != z.back()));
+        }
 }
 
 TEST_CASE("flash_attention: NaN stays in its row, and in the gradients of what it saw") {
   const std::int64_t n = 150, d = 6;
   for (const bool causal : {false, true})
     for (const Device device : devices())
-      for (const std::int64_t at : {0, 13, 64, 149}) {
-        Tensors in = inputs({1, n, n, 1, d}, 29, Dtype::f32);
-        in[0].data<float>()[at * d + 2] = NAN;
-        for (Tensor& x : in) x = leaf(x.to(device).detach().clone());
-        const Tensor y = f({.is_causal = causal})(in);
-        y.backward(randn({1, n, 1, d}, 30, Dtype::f32, device));
-        const auto out = values(y), dq = values(in[0].grad()), dk = values(in[1].grad()),
-                   dv = values(in[2].grad());
-        for (std::int64_t i = 0; i < n * d; ++i) {
-          const bool own = i / d == at, seen = !causal || i / d <= at;
-          CHECK(std::isnan(out[size_t(i)]) == own);
-          CHECK(std::isnan(dq[size_t(i)]) == own);
-          CHECK(std::isnan(dk[size_t(i)]) == seen);
-          CHECK(std::isnan(dv[size_t(i)]) == seen);
+      for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+        for (const std::int64_t at : {0, 13, 64, 149}) {
+          Tensors in = inputs({1, n, n, 1, d}, 29, Dtype::f32);
+          in[0].data<float>()[at * d + 2] = NAN;
+          for (Tensor& x : in) x = leaf(x.to(dtype).to(device).detach().clone());
+          const Tensor y = f({.is_causal = causal})(in);
+          y.backward(randn({1, n, 1, d}, 30, dtype, device));
+          const auto out = values(y), dq = values(in[0].grad()), dk = values(in[1].grad()),
+                     dv = values(in[2].grad());
+          for (std::int64_t i = 0; i < n * d; ++i) {
+            const bool own = i / d == at, seen = !causal || i / d <= at;
+            CHECK(std::isnan(out[size_t(i)]) == own);
+            CHECK(std::isnan(dq[size_t(i)]) == own);
+            CHECK(std::isnan(dk[size_t(i)]) == seen);
+            CHECK(std::isnan(dv[size_t(i)]) == seen);
+          }
         }
-      }
 }
 
 TEST_CASE("flash_attention: keys that no query sees get no gradient, be they NaN") {
   const Sizes s{1, 13, 100, 1, 5};
   for (const Device device : devices())
-    for (const std::int64_t at : {13, 15, 64, 99}) {
-      Tensors in = inputs(s, 39, Dtype::f32);
-      std::fill_n(in[1].data<float>() + at * 5, 5, NAN);
-      std::fill_n(in[2].data<float>() + at * 5, 5, NAN);
-      for (Tensor& x : in) x = leaf(x.to(device).detach().clone());
-      const Tensor y = flash_attention(in[0], in[1], in[2], {.is_causal = true});
-      y.backward(randn(s.q(), 40, Dtype::f32, device));
-      for (const Tensor& x : {y.detach(), in[0].grad()})
-        for (const double v : values(x)) CHECK(std::isfinite(v));
-      for (const Tensor& x : {in[1].grad(), in[2].grad()}) {
-        const auto g = values(x);
-        for (size_t i = 0; i < g.size(); ++i) CHECK((i < 13 * 5 ? std::isfinite(g[i]) : g[i] == 0));
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+      for (const std::int64_t at : {13, 15, 64, 99}) {
+        Tensors in = inputs(s, 39, Dtype::f32);
+        std::fill_n(in[1].data<float>() + at * 5, 5, NAN);
+        std::fill_n(in[2].data<float>() + at * 5, 5, NAN);
+        for (Tensor& x : in) x = leaf(x.to(dtype).to(device).detach().clone());
+        const Tensor y = flash_attention(in[0], in[1], in[2], {.is_causal = true});
+        y.backward(randn(s.q(), 40, dtype, device));
+        for (const Tensor& x : {y.detach(), in[0].grad()})
+          for (const double v : values(x)) CHECK(std::isfinite(v));
+        for (const Tensor& x : {in[1].grad(), in[2].grad()}) {
+          const auto g = values(x);
+          for (size_t i = 0; i < g.size(); ++i)
+            CHECK((i < 13 * 5 ? std::isfinite(g[i]) : g[i] == 0));
+        }
       }
-    }
 }
 
 TEST_CASE("flash_attention: a score of -inf weighs nothing, and a row of them is 0") {
@@ -422,6 +426,45 @@ TEST_CASE("flash_attention: bf16 computes in f32 and rounds the results") {
         check_close(got[i], wide[i], {gpu ? 1.0 / 32 : 1.0 / 128, 1.0 / 255}, "gradient");
       }
     }
+}
+
+// The weights P and dS are rounded to bf16 for the tensor cores, and so are y and the gradients:
+// 2⁻⁹ of what they weigh, at most |v| ~ 4, and of sums of up to log(length) times as much.
+TEST_CASE("flash_attention: bf16 agrees with the definition at every edge of its blocks") {
+  const auto check = [](const Sizes& s, FlashAttentionOptions o, bool packed) {
+    const Tensors in = inputs(s, 41, Dtype::bf16);
+    const Tensor dy = randn(s.q(), 44, Dtype::bf16);
+    const Reference expected(s, in, dy, o);
+    for (const Device device : devices()) {
+      Tensors there;
+      for (const Tensor& x : in) there.push_back(leaf(x.clone().to(device)));
+      if (packed) there = {leaf(pack(there).detach())};
+      const Tensor y = f(o)(there);
+      y.backward(dy.to(device));
+      const auto gradient = [&](int i) {
+        return packed ? part(there[0].grad(), i) : there[size_t(i)].grad();
+      };
+      std::ostringstream what;
+      what << in[0] << in[1] << ' ' << device << (packed ? " packed " : " ")
+           << (o.is_causal ? "causal " : "");
+      check_close(y, tensor(expected.y, s.q()), {1.0 / 128, 1.0 / 255}, what.str() + "y");
+      const Tolerance close{1.0 / 64, 1.0 / 128, true};
+      check_close(gradient(0), tensor(expected.dq, s.q()), close, what.str() + "dq");
+      check_close(gradient(1), tensor(expected.dk, s.k()), close, what.str() + "dk");
+      check_close(gradient(2), tensor(expected.dv, s.k()), close, what.str() + "dv");
+    }
+  };
+  for (const bool causal : {false, true}) {
+    const FlashAttentionOptions o{.is_causal = causal};
+    for (const std::int64_t n : {1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 200})
+      check({1, n, n, 2, 16}, o, n % 2 == 0);
+    for (const std::int64_t d : {1, 7, 8, 24, 32, 33, 40, 64, 72, 96, 97, 104, 128, 131, 136})
+      check({2, 70, 70, 1, d}, o, d % 16 == 0);
+    for (const std::int64_t a : {1, 50, 64, 130})
+      for (const std::int64_t b : {1, 60, 64, 140}) check({1, a, b, 1, 64}, o, false);
+    check({2, 300, 300, 3, 64}, o, true);
+    check({1, 33, 150, 2, 128}, {.is_causal = causal, .scale = -0.3}, false);
+  }
 }
 
 TEST_CASE("flash_attention: what does not fit is refused") {

@@ -1,0 +1,326 @@
+// How a block of threads multiplies the tiles of flash attention: ExactCore for every type, in
+// Compute<T>, and TensorCore for bf16 on tensor cores.
+//
+// A block owns `rows` rows, of queries or of keys, and meets `cols` rows of the others at a time:
+//
+//   scores(x, own, other)         x[rows, cols] += own · otherᵀ
+//   add(sums, x, other, …, sees)  sums[rows, width] += x · other, over what sees(row, column)
+//   store(sums, factor, to, …)    rows of `to` = factor(r) · sums
+//
+// Both keep x and the sums in registers. A thread has `own_rows` rows, of which the r-th is row(r),
+// and of each of them `own_cols` columns of x, of which the c-th is col(c); `lanes` neighbouring
+// lanes share a row. Each warp has rows of its own.
+#pragma once
+#include "ebb/ops/mma.cuh"
+
+namespace ebb::gpu::attention {
+
+inline constexpr int threads = 128;
+inline constexpr int warps = threads / warp_size;
+
+__device__ inline int lane() { return static_cast<int>(threadIdx.x % warp_size); }
+__device__ inline int warp() { return static_cast<int>(threadIdx.x / warp_size); }
+
+// What a row sees of a tile that has nothing to hide.
+struct Everything {
+  __device__ constexpr bool operator()(int, int) const { return true; }
+};
+
+// The rows of one head in a tensor: they begin `step` elements apart, `left` of them are there.
+template <class T>
+struct Rows {
+  T* data;
+  std::int64_t step;
+  std::int64_t left;
+  int head_dim;
+  bool aligned;  // every row begins at 16 bytes, head_dim is a multiple of 16 bytes
+
+  __device__ Rows from(std::int64_t row) const {
+    return {data + row * step, step, left - row, head_dim, aligned};
+  }
+};
+
+// Fills a tile, with zeros beyond what is there.
+template <class T, class Tile>
+__device__ void load(Tile& tile, const Rows<const T>& rows) {
+  using Chunk = typename Tile::Chunk;
+  using V = std::remove_reference_t<decltype(Chunk{}.v[0])>;
+  constexpr int width = sizeof(Chunk) / sizeof(V);
+#pragma unroll
+  for (int i = threadIdx.x; i < Tile::rows * Tile::chunks; i += threads) {
+    const int row = i / Tile::chunks;
+    const int column = i % Tile::chunks * width;
+    const T* p = rows.data + row * rows.step + column;
+    Chunk& to = tile.at(row, i % Tile::chunks);
+    if (std::is_same_v<T, V> && rows.aligned) {
+      const bool inside = row < rows.left && column < rows.head_dim;
+      copy_async(&to, inside ? p : rows.data, inside);
+      continue;
+    }
+    Chunk chunk{};
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      if (row < rows.left && column + j < rows.head_dim) {
+        if constexpr (std::is_same_v<T, V>) {
+          chunk.v[j] = p[j];
+        } else {
+          chunk.v[j] = widen(p[j]);
+        }
+      }
+    to = chunk;
+  }
+}
+
+// A thread has rows 4 and columns 8 apart: what a warp reads at once is in different banks, as rows
+// of tiles are longer by 16 bytes than a multiple of all banks.
+template <class T_, int width, int own_rows_, int own_cols_>
+class ExactCore {
+ public:
+  using T = T_;
+  using V = Compute<T>;
+  static constexpr int own_rows = own_rows_;
+  static constexpr int own_cols = own_cols_;
+  static constexpr int own_sums = width / 8;
+  static constexpr int lanes = 8;
+  static constexpr int rows = warps * 4 * own_rows;
+  static constexpr int cols = 8 * own_cols;
+  static constexpr int stages = 1;
+  static constexpr int pack = pack_size<V>;
+  using X = V[own_rows][own_cols];
+  using Sums = V[own_rows][own_sums];
+
+  template <int rows_>
+  struct Tile {
+    static constexpr int rows = rows_;
+    static constexpr int chunks = width / pack;
+    using Chunk = Pack<V, pack>;
+    Chunk data[rows][chunks + 1];
+    __device__ Chunk& at(int row, int chunk) { return data[row][chunk]; }
+  };
+  using Own = Tile<rows>;
+  using Other = Tile<cols>;
+  struct Scratch {
+    Pack<V, pack> x[rows][cols / pack + 1];
+  };
+
+  __device__ static int row(int r) { return warp() * 4 * own_rows + lane() / lanes + 4 * r; }
+  __device__ static int col(int c) { return lane() % lanes + lanes * c; }
+
+  __device__ static void scores(X& x, Own& own, Other& other) {
+#pragma unroll 2
+    for (int k = 0; k < Own::chunks; ++k) {
+      Pack<V, pack> a[own_rows], b[own_cols];
+#pragma unroll
+      for (int r = 0; r < own_rows; ++r) a[r] = own.at(row(r), k);
+#pragma unroll
+      for (int c = 0; c < own_cols; ++c) b[c] = other.at(col(c), k);
+#pragma unroll
+      for (int j = 0; j < pack; ++j)
+#pragma unroll
+        for (int r = 0; r < own_rows; ++r)
+#pragma unroll
+          for (int c = 0; c < own_cols; ++c) x[r][c] += a[r].v[j] * b[c].v[j];
+    }
+  }
+
+  // x goes through shared memory, each warp's rows to itself.
+  template <class Sees>
+  __device__ static void add(Sums& sums, const X& x, Other& other, Scratch& scratch,
+                             const Sees& sees) {
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < own_rows; ++r)
+#pragma unroll
+      for (int c = 0; c < own_cols; ++c)
+        scratch.x[row(r)][col(c) / pack].v[col(c) % pack] = x[r][c];
+    __syncwarp();
+#pragma unroll 2
+    for (int k = 0; k < cols / pack; ++k) {
+      Pack<V, pack> a[own_rows];
+#pragma unroll
+      for (int r = 0; r < own_rows; ++r) a[r] = scratch.x[row(r)][k];
+#pragma unroll
+      for (int j = 0; j < pack; ++j)
+#pragma unroll
+        for (int i = 0; i < own_sums / pack; ++i) {
+          const Pack<V, pack> b = other.at(k * pack + j, lane() % lanes + lanes * i);
+#pragma unroll
+          for (int r = 0; r < own_rows; ++r) {
+            if (!sees(row(r), k * pack + j)) continue;
+#pragma unroll
+            for (int e = 0; e < pack; ++e) sums[r][i * pack + e] += a[r].v[j] * b.v[e];
+          }
+        }
+    }
+  }
+
+  template <class Factor>
+  __device__ static void store(const Sums& sums, Factor factor, const Rows<T>& to, Own&) {
+#pragma unroll
+    for (int r = 0; r < own_rows; ++r) {
+      if (row(r) >= to.left) continue;
+#pragma unroll
+      for (int i = 0; i < own_sums / pack; ++i) {
+        const int column = (lane() % lanes + lanes * i) * pack;
+        Pack<T, pack> y;
+#pragma unroll
+        for (int e = 0; e < pack; ++e) y.v[e] = narrow<T>(sums[r][i * pack + e] * factor(r));
+        T* p = to.data + row(r) * to.step + column;
+        if (to.aligned) {
+          if (column < to.head_dim) *reinterpret_cast<Pack<T, pack>*>(p) = y;
+          continue;
+        }
+#pragma unroll
+        for (int e = 0; e < pack; ++e)
+          if (column + e < to.head_dim) p[e] = y.v[e];
+      }
+    }
+  }
+};
+
+// Each warp has `bands` bands of 16 rows: a fragment of the other tile is loaded once for all of
+// them, else shared memory would be what limits the tensor cores.
+template <int width, int bands, int cols_>
+class TensorCore {
+ public:
+  using T = bf16;
+  using V = float;
+  static constexpr int own_rows = 2 * bands;
+  static constexpr int own_cols = cols_ / 4;
+  static constexpr int own_sums = width / 4;
+  static constexpr int lanes = 4;
+  static constexpr int rows = warps * 16 * bands;
+  static constexpr int cols = cols_;
+  static constexpr int stages = 2;
+  using X = float[own_rows][own_cols];
+  using Sums = float[own_rows][own_sums];
+  using Own = SwizzledTile<rows, width>;
+  using Other = SwizzledTile<cols, width>;
+  struct Scratch {};
+
+  __device__ static int row(int r) {
+    return warp() * 16 * bands + r / 2 * 16 + r % 2 * 8 + lane() / lanes;
+  }
+  __device__ static int col(int c) { return c / 2 * 8 + lane() % lanes * 2 + c % 2; }
+
+  __device__ static void scores(X& x, Own& own, Other& other) {
+#pragma unroll
+    for (int k = 0; k < width / 16; ++k) {
+      unsigned a[bands][4];
+#pragma unroll
+      for (int i = 0; i < bands; ++i)
+        load_blocks(a[i], &own.at(16 * (warp() * bands + i) + lane() % 16, 2 * k + lane() / 16));
+#pragma unroll
+      for (int n = 0; n < cols / 16; ++n) {
+        unsigned b[4];
+        load_blocks(b, &other.at(16 * n + lane() / 16 * 8 + lane() % 8, 2 * k + lane() / 8 % 2));
+        multiply_bands(x, n, a, b);
+      }
+    }
+  }
+
+  // What a row does not see is left out, not multiplied by its 0: it may be NaN or infinite. The
+  // tensor cores get 0 in place of such numbers, and who sees them adds them after.
+  template <class Sees>
+  __device__ static void add(Sums& sums, const X& x, Other& other, Scratch&, const Sees& sees) {
+#pragma unroll
+    for (int k = 0; k < cols / 16; ++k) {
+      unsigned a[bands][4];
+#pragma unroll
+      for (int i = 0; i < bands; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float* const from = x[2 * i + j % 2] + 4 * k + j / 2 * 2;
+          a[i][j] = pair(from[0], from[1]);
+        }
+      unsigned odd = 0;
+#pragma unroll
+      for (int n = 0; n < width / 16; ++n) {
+        unsigned b[4];
+        load_transposed(b, &other.at(16 * k + lane() % 16, 2 * n + lane() / 16));
+        if constexpr (!std::is_same_v<Sees, Everything>) odd |= clear_odd(b);
+        multiply_bands(sums, n, a, b);
+      }
+      if constexpr (!std::is_same_v<Sees, Everything>)
+        if (__any_sync(0xffffffffu, odd != 0)) add_odd(sums, x, k, other, sees);
+    }
+  }
+
+  // By way of `staging`, of which each warp overwrites its own rows: whole chunks are written.
+  template <class Factor>
+  __device__ static void store(const Sums& sums, Factor factor, const Rows<T>& to, Own& staging) {
+#pragma unroll
+    for (int r = 0; r < own_rows; ++r)
+#pragma unroll
+      for (int c = 0; c < own_sums; c += 2)
+        reinterpret_cast<unsigned*>(&staging.at(row(r), c / 2))[lane() % lanes] =
+            pair(sums[r][c] * factor(r), sums[r][c + 1] * factor(r));
+    __syncwarp();
+    for (int i = lane(); i < 16 * bands * Own::chunks; i += warp_size) {
+      const int row = warp() * 16 * bands + i / Own::chunks;
+      const int column = i % Own::chunks * 8;
+      if (row >= to.left) continue;
+      const Pack<T, 8>& chunk = staging.at(row, column / 8);
+      T* p = to.data + row * to.step + column;
+      if (to.aligned) {
+        if (column < to.head_dim) *reinterpret_cast<Pack<T, 8>*>(p) = chunk;
+        continue;
+      }
+      for (int j = 0; j < 8 && column + j < to.head_dim; ++j) p[j] = chunk.v[j];
+    }
+  }
+
+ private:
+  // Columns 16 n and on of every band.
+  template <int n_sums>
+  __device__ static void multiply_bands(float (&sums)[own_rows][n_sums], int n,
+                                        const unsigned (&a)[bands][4], const unsigned (&b)[4]) {
+#pragma unroll
+    for (int i = 0; i < bands; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float* const upper = sums[2 * i] + 4 * n + 2 * h;
+        float* const lower = sums[2 * i + 1] + 4 * n + 2 * h;
+        multiply(upper[0], upper[1], lower[0], lower[1], a[i], b[2 * h], b[2 * h + 1]);
+      }
+  }
+
+  // Puts 0 for what has the exponent of NaN and infinity; not 0 if there was any.
+  __device__ static unsigned clear_odd(unsigned (&b)[4]) {
+    unsigned any = 0;
+#pragma unroll
+    for (unsigned& word : b) {
+      const unsigned odd = ((word & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
+      word &= ~((odd >> 15) * 0xffffu);
+      any |= odd;
+    }
+    return any;
+  }
+
+  template <class Sees>
+  __device__ static void add_odd(Sums& sums, const X& x, int k, Other& other, const Sees& sees) {
+#pragma unroll 1
+    for (int j = 0; j < 16; ++j) {
+      const int from = (lane() & ~3) | (j % 8 / 2);
+      const bf16* line[Other::chunks];
+#pragma unroll
+      for (int n = 0; n < Other::chunks; ++n) line[n] = other.at(16 * k + j, n).v;
+#pragma unroll
+      for (int r = 0; r < own_rows; ++r) {
+        const float* const quad = x[r] + 4 * k;
+        const float even = j < 8 ? quad[0] : quad[2];
+        const float uneven = j < 8 ? quad[1] : quad[3];
+        const float weight = __shfl_sync(0xffffffffu, j % 2 ? uneven : even, from);
+        if (!sees(row(r), 16 * k + j)) continue;
+#pragma unroll
+        for (int c = 0; c < own_sums; ++c) {
+          const float value = widen(line[c / 2][lane() % lanes * 2 + c % 2]);
+          if (!(fabsf(value) < std::numeric_limits<float>::infinity()))
+            sums[r][c] += weight * value;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace ebb::gpu::attention
