@@ -20,5 +20,6 @@ check() { # TOOL PROGRAM ARGUMENT...
 for tool in memcheck racecheck initcheck synccheck; do
   check "$tool" test_ops -tce='*finite differences*,*times 0.1 is right*' &
   check "$tool" test_nn &
+  check "$tool" test_golden &
 done
 wait

@@ -53,12 +53,6 @@ Outcome guarded(const std::string& op, F&& f) {
   }
 }
 
-struct Case {
-  const Op* op;
-  Call call;  // inputs on the CPU, as in the file
-  Tensor gout;
-};
-
 // Indices beyond i32 name no row of anything.
 Checkpoint load(const std::string& op, const std::string& path) {
   try {
@@ -70,6 +64,51 @@ Checkpoint load(const std::string& op, const std::string& path) {
     throw Error(Kind::index, op + ": index beyond i32: " + message);
   }
 }
+
+bool differentiable(const Op& op, const std::string& name) {
+  for (const std::string& text : op.inputs) {
+    const Input input(text);
+    if (input.name == name) return input.differentiable;
+  }
+  return true;  // one of a list
+}
+
+// The call with its own copies of the inputs, ready to run.
+Call prepare(const Case& c, Device device, Dtype dtype, bool gradients) {
+  Call call = c.call;
+  for (auto& [name, x] : call.inputs) {
+    const bool floating = is_floating(x.dtype());
+    x = (floating ? x.to(dtype) : x).clone().to(device);
+    if (gradients && floating && differentiable(*c.op, name)) x.set_requires_grad(true);
+  }
+  return call;
+}
+
+// Poisoned memory for as long as it lives.
+struct Poison {
+  explicit Poison(bool on) { poison_memory(on); }
+  ~Poison() { poison_memory(false); }
+  Poison(const Poison&) = delete;
+  Poison& operator=(const Poison&) = delete;
+};
+
+void require_same(const std::string& op, const Checkpoint& first, const Checkpoint& again, int k) {
+  const auto differ = [&](const std::string& name) {
+    raise(Kind::state, op, "run " + std::to_string(k) + " gave other bytes", name,
+          "the bytes of run 1");
+  };
+  if (first.tensors.size() != again.tensors.size()) differ("another set of tensors");
+  for (size_t i = 0; i < first.tensors.size(); ++i) {
+    const auto& [name, a] = first.tensors[i];
+    const auto& [again_name, b] = again.tensors[i];
+    const bool alike = name == again_name && a.shape() == b.shape() && a.dtype() == b.dtype();
+    if (!alike ||
+        (a.bytes() > 0 && std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) != 0))
+      differ(name);
+  }
+}
+
+}  // namespace
 
 Case read_case(const std::string& op, const std::string& path) {
   const Checkpoint file = load(op, path);
@@ -102,27 +141,8 @@ Case read_case(const std::string& op, const std::string& path) {
   return result;
 }
 
-bool differentiable(const Op& op, const std::string& name) {
-  for (const std::string& text : op.inputs) {
-    const Input input(text);
-    if (input.name == name) return input.differentiable;
-  }
-  return true;  // one of a list
-}
-
-// The call with its own copies of the inputs, ready to run.
-Call prepare(const Case& c, Device device, Dtype dtype, bool gradients) {
-  Call call = c.call;
-  for (auto& [name, x] : call.inputs) {
-    const bool floating = is_floating(x.dtype());
-    x = (floating ? x.to(dtype) : x).clone().to(device);
-    if (gradients && floating && differentiable(*c.op, name)) x.set_requires_grad(true);
-  }
-  return call;
-}
-
-// The answer's tensors, on the CPU.
 Checkpoint answer(const Case& c, const Settings& s) {
+  const Poison poison(s.poison);
   const Call call = prepare(c, s.device, s.dtype, s.backward);
   const Tensor y = c.op->run(call);
   Checkpoint result;
@@ -138,39 +158,12 @@ Checkpoint answer(const Case& c, const Settings& s) {
   return result;
 }
 
-void require_same(const std::string& op, const Checkpoint& first, const Checkpoint& again, int k) {
-  const auto differ = [&](const std::string& name) {
-    raise(Kind::state, op, "run " + std::to_string(k) + " gave other bytes", name,
-          "the bytes of run 1");
-  };
-  if (first.tensors.size() != again.tensors.size()) differ("another set of tensors");
-  for (size_t i = 0; i < first.tensors.size(); ++i) {
-    const auto& [name, a] = first.tensors[i];
-    const auto& [again_name, b] = again.tensors[i];
-    const bool alike = name == again_name && a.shape() == b.shape() && a.dtype() == b.dtype();
-    if (!alike ||
-        (a.bytes() > 0 && std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) != 0))
-      differ(name);
-  }
-}
-
-// Poisoned memory for as long as it lives.
-struct Poison {
-  explicit Poison(bool on) { poison_memory(on); }
-  ~Poison() { poison_memory(false); }
-  Poison(const Poison&) = delete;
-  Poison& operator=(const Poison&) = delete;
-};
-
-}  // namespace
-
 Outcome run_case(const std::string& path, const std::string& to, const Settings& settings) {
   std::string op;
   const Outcome peeked = guarded("", [&] { op = peek_op(path); });
   if (peeked.exit != ran) return peeked;
   return guarded(op, [&] {
     const Case c = read_case(op, path);
-    const Poison poison(settings.poison);
     const Checkpoint first = answer(c, settings);
     for (int k = 2; k <= settings.repeat; ++k) require_same(op, first, answer(c, settings), k);
     save_safetensors(to, first);

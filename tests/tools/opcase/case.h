@@ -14,6 +14,19 @@ struct Settings {
   bool poison = false;
 };
 
+// What a file asks for; inputs and the upstream gradient are on the CPU, as in the file.
+struct Case {
+  const Op* op;
+  Call call;
+  ebb::Tensor gout;
+};
+
+// Errors: ebb::Error, Unsupported. `op` is what messages begin with.
+Case read_case(const std::string& op, const std::string& path);
+
+// out.0, and with settings.backward grad.NAME, on the CPU. Errors likewise.
+ebb::Checkpoint answer(const Case& c, const Settings& settings);
+
 enum Exit { ran = 0, usage = 2, refused = 3, no_device = 4, unsupported = 5 };
 
 // How a case ended; `error` is one line, empty after exit 0.
