@@ -189,14 +189,17 @@ void cpu::batch_norm_running(const Tensor& running_mean, const Tensor& running_v
   });
 }
 
+// x − μ of finite numbers may overflow, and times an inverse of 0 be NaN; (x/2 − μ/2) · 2 may not,
+// and has the same bits.
 void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
                            const Tensor& inverse, const Tensor& weight, const Tensor& bias,
                            Tensor& y) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
+    constexpr T half = T(0.5);
     const std::int64_t channels = s.channels;
-    const Array<T> m = array(mean.data<T>(), channels);
-    Array<T> scale = array(inverse.data<T>(), channels);
+    const Array<T> m = half * array(mean.data<T>(), channels);
+    Array<T> scale = 2 * array(inverse.data<T>(), channels);
     if (weight.defined()) scale *= array(weight.data<T>(), channels);
     Array<T> shift = Array<T>::Zero(channels);
     if (bias.defined()) shift = array(bias.data<T>(), channels);
@@ -205,12 +208,12 @@ void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
     if (s.plane == 1) {
       parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r)
-          out(r, channels) = (in(r, channels) - m) * scale + shift;
+          out(r, channels) = (half * in(r, channels) - m) * scale + shift;
       });
       return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      out(p, s.plane) = (in(p, s.plane) - m[c]) * scale[c] + shift[c];
+      out(p, s.plane) = (half * in(p, s.plane) - m[c]) * scale[c] + shift[c];
     });
   });
 }
@@ -219,12 +222,13 @@ void cpu::batch_norm_sums(const Tensor& x, const Tensor& dy, const Planes& s, co
                           const Tensor& inverse, Tensor& sum_dy, Tensor& sum_dy_x) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
+    constexpr T half = T(0.5);
     const T* v = x.data<T>();
     const T* g = dy.data<T>();
     const T* m = mean.data<T>();
     const T* r = inverse.data<T>();
     const auto sums = channel_sums<2>(s, [=](std::int64_t i, std::int64_t c, int q) {
-      return q == 0 ? g[i] : g[i] * ((v[i] - m[c]) * r[c]);
+      return q == 0 ? g[i] : g[i] * ((half * v[i] - half * m[c]) * (2 * r[c]));
     });
     for (std::int64_t c = 0; c < s.channels; ++c) {
       sum_dy.data<T>()[c] = T(sums[static_cast<size_t>(c)]);
@@ -239,16 +243,17 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
                               Tensor& dx) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
+    constexpr T half = T(0.5);
     const std::int64_t channels = s.channels;
-    const Array<T> m = array(mean.data<T>(), channels);
+    const Array<T> m = half * array(mean.data<T>(), channels);
     const Array<T> r = array(inverse.data<T>(), channels);
     Array<T> scale = r;
     if (weight.defined()) scale *= array(weight.data<T>(), channels);
-    Array<T> a = Array<T>::Zero(channels);  // dx = scale · (dy − a − b · (x − μ))
+    Array<T> a = Array<T>::Zero(channels);  // dx = scale · (dy − a − b · (x − μ)/2)
     Array<T> b = a;
     if (training) {
       a = array(sum_dy.data<T>(), channels) / T(s.count());
-      b = array(sum_dy_x.data<T>(), channels) * r / T(s.count());
+      b = array(sum_dy_x.data<T>(), channels) * (2 * r) / T(s.count());
     }
     const auto in = [&](std::int64_t p, std::int64_t n) { return array(x.data<T>() + p * n, n); };
     const auto g = [&](std::int64_t p, std::int64_t n) { return array(dy.data<T>() + p * n, n); };
@@ -256,12 +261,12 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
     if (s.plane == 1) {
       parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t p = begin; p < end; ++p)
-          out(p, channels) = scale * (g(p, channels) - a - b * (in(p, channels) - m));
+          out(p, channels) = scale * (g(p, channels) - a - b * (half * in(p, channels) - m));
       });
       return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      out(p, s.plane) = scale[c] * (g(p, s.plane) - a[c] - b[c] * (in(p, s.plane) - m[c]));
+      out(p, s.plane) = scale[c] * (g(p, s.plane) - a[c] - b[c] * (half * in(p, s.plane) - m[c]));
     });
   });
 }

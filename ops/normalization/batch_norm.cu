@@ -142,12 +142,13 @@ __global__ void __launch_bounds__(128)
   inverse[c] = static_cast<C>(1 / sqrt(static_cast<double>(widen(running_var[c])) + eps));
 }
 
-// y = (x − μ) · scale + shift
+// y = (x − μ) · scale + shift. x − μ of finite numbers may overflow, and times an inverse of 0 be
+// NaN; (x/2 − μ/2) · 2 may not, and has the same bits.
 template <class T, bool single>
 struct Apply {
   using C = Compute<T>;
   struct Channel {
-    C mean, scale, shift;
+    C mean, scale, shift;  // half, twice
   };
   std::int64_t channels;
   const C* mean;
@@ -157,14 +158,15 @@ struct Apply {
   T* y;
 
   __device__ Channel channel(std::int64_t c) const {
-    return {mean[c], inverse[c] * (weight ? widen(weight[c]) : C(1)), bias ? widen(bias[c]) : C(0)};
+    return {C(0.5) * mean[c], 2 * inverse[c] * (weight ? widen(weight[c]) : C(1)),
+            bias ? widen(bias[c]) : C(0)};
   }
   template <class Row>
   __device__ void operator()(Row& row) const {
     const Channel own = single ? Channel{} : channel(row.index() % channels);
     row.write(y, [&](auto c, C x) {
       const Channel k = single ? channel(c) : own;
-      return (x - k.mean) * k.scale + k.shift;
+      return (C(0.5) * x - k.mean) * k.scale + k.shift;
     });
   }
 };
@@ -183,10 +185,11 @@ struct PlaneSums {
   __device__ void operator()(Row& row) const {
     const std::int64_t sample = row.index() / s.channels;
     const std::int64_t c = row.index() - sample * s.channels;
-    const C m = mean[c];
-    const C r = inverse[c];
+    const C m = C(0.5) * mean[c];
+    const C r = 2 * inverse[c];
     const double a = row.template sum<double>([](auto, C, C dy) { return dy; });
-    const double b = row.template sum<double>([=](auto, C x, C dy) { return dy * ((x - m) * r); });
+    const double b =
+        row.template sum<double>([=](auto, C x, C dy) { return dy * ((C(0.5) * x - m) * r); });
     if (!row.leader()) return;
     sum_dy[c * s.samples + sample] = a;
     sum_dy_x[c * s.samples + sample] = b;
@@ -218,7 +221,7 @@ struct SumTerms {
   __device__ void operator()(std::int64_t i, std::int64_t c, C (&term)[2]) const {
     const C g = widen(dy[i]);
     term[0] = g;
-    term[1] = g * ((widen(x[i]) - mean[c]) * inverse[c]);
+    term[1] = g * ((C(0.5) * widen(x[i]) - C(0.5) * mean[c]) * (2 * inverse[c]));
   }
 };
 
@@ -237,7 +240,7 @@ template <class T, bool single>
 struct InputGradient {
   using C = Compute<T>;
   struct Channel {
-    C mean, scale, a, b;
+    C mean, scale, a, b;  // half, once, once, twice
   };
   std::int64_t channels;
   C over_count;  // 1 / m in training, else 0
@@ -249,10 +252,10 @@ struct InputGradient {
   T* dx;
 
   __device__ Channel channel(std::int64_t c) const {
-    Channel k{mean[c], inverse[c] * (weight ? widen(weight[c]) : C(1)), 0, 0};
+    Channel k{C(0.5) * mean[c], inverse[c] * (weight ? widen(weight[c]) : C(1)), 0, 0};
     if (over_count != 0) {
       k.a = sum_dy[c] * over_count;
-      k.b = sum_dy_x[c] * inverse[c] * over_count;
+      k.b = sum_dy_x[c] * (2 * inverse[c]) * over_count;
     }
     return k;
   }
@@ -261,7 +264,7 @@ struct InputGradient {
     const Channel own = single ? Channel{} : channel(row.index() % channels);
     row.write(dx, [&](auto c, C x, C dy) {
       const Channel k = single ? channel(c) : own;
-      return k.scale * (dy - k.a - k.b * (x - k.mean));
+      return k.scale * (dy - k.a - k.b * (C(0.5) * x - k.mean));
     });
   }
 };
