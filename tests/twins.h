@@ -177,8 +177,8 @@ inline void check_error(Kind kind, const std::vector<std::string>& parts,
   } catch (const Error& error) {
     CHECK(name(error.kind()) == name(kind));
     for (const std::string& part : parts)
-      CHECK_MESSAGE(std::string(error.what()).find(part) != std::string::npos, error.what(),
-                    " lacks ", part);
+      CHECK_MESSAGE(std::string(error.what()).find(part) != std::string::npos,
+                    std::string(error.what()), " lacks ", part);
   }
 }
 
