@@ -22,7 +22,8 @@ struct PlaneStatistics {
   template <class Row>
   __device__ void operator()(Row& row) const {
     const double n = static_cast<double>(s.plane);
-    const double exact = row.template sum<double>([](auto, C x) { return x; }) / n;
+    const double exact =
+        row.template sum<double>([](auto, C x) { return x * C(window_scale); }) / window_scale / n;
     const C m = static_cast<C>(exact);
     const double total = row.template sum<double>([=](auto, C x) { return (x - m) * (x - m); });
     if (!row.leader()) return;
@@ -78,7 +79,7 @@ template <class T>
 struct ValueTerm {
   const T* x;
   __device__ void operator()(std::int64_t i, std::int64_t, Compute<T> (&term)[1]) const {
-    term[0] = widen(x[i]);
+    term[0] = widen(x[i]) * Compute<T>(window_scale);
   }
 };
 
@@ -86,7 +87,7 @@ struct ColumnMean {
   double count;
   double* mean;
   __device__ void operator()(std::int64_t c, const double (&sum)[1]) const {
-    mean[c] = sum[0] / count;
+    mean[c] = sum[0] / window_scale / count;
   }
 };
 

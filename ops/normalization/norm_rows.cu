@@ -23,15 +23,20 @@ constexpr std::int64_t most_packs = 4096;
 template <class T>
 constexpr std::int64_t most_packs_backward = sizeof(T) == 2 ? 1024 : 2048;
 
-// μ as the nearest C and what that leaves of it, so that x − μ is right far from 0.
+// μ as the nearest C and what that leaves of it, so that x − μ is right far from 0. All by half:
+// x − μ of finite numbers may overflow, and times an rstd of 0 be NaN; (x − μ)/2 may not.
 template <class C>
 struct Centre {
   C high;
   C low;
   __device__ explicit Centre(double mean)
-      : high(static_cast<C>(mean)), low(static_cast<C>(mean - static_cast<double>(high))) {}
-  __device__ C from(C x) const { return (x - high) - low; }
+      : high(static_cast<C>(mean) / 2), low(static_cast<C>(mean / 2 - static_cast<double>(high))) {}
+  __device__ C half_from(C x) const { return (C(0.5) * x - high) - low; }
 };
+
+// What keeps sums of the largest numbers finite, and its square times eps a normal number.
+template <class C>
+constexpr C small_scale = sizeof(C) == 4 ? C(0x1p-48) : C(0x1p-400);
 
 constexpr int block_threads(int group) { return group < 64 ? 128 : group; }
 
@@ -53,18 +58,32 @@ __global__ void __launch_bounds__(block_threads(group))
   const C n = static_cast<C>(cols);
   C high = 0;
   C low = 0;
+  C scale = 1;
   if constexpr (centred) {
-    high = lanes.sum(value) / n;
-    low = lanes.sum([&](int k, int j) { return value(k, j) - high; }) / n;
+    const auto find_mean = [&] {
+      high = lanes.sum(value) / n;
+      low = lanes.sum([&](int k, int j) { return value(k, j) - high; }) / n;
+    };
+    find_mean();
+    // Sums of finite numbers may overflow: then the row is made small. Warps do so together.
+    if (__any_sync(0xffffffffu, !isfinite(low))) {
+      if (!isfinite(low)) scale = small_scale<C>;
+#pragma unroll
+      for (int k = 0; k < packs; ++k)
+#pragma unroll
+        for (int j = 0; j < L::width; ++j) in[k].v[j] = narrow<T>(value(k, j) * scale);
+      find_mean();
+    }
   }
   const C square = lanes.sum([&](int k, int j) {
     const C d = (value(k, j) - high) - low;
     return d * d;
   });
-  const C r = 1 / sqrt(square / n + static_cast<C>(eps));
+  const C r = 1 / sqrt(square / n + scale * scale * static_cast<C>(eps));
   if (inside && lanes.lane == 0) {
-    if constexpr (centred) mean[row] = static_cast<double>(high) + static_cast<double>(low);
-    rstd[row] = r;
+    if constexpr (centred)
+      mean[row] = (static_cast<double>(high) + static_cast<double>(low)) * (1 / scale);
+    rstd[row] = r * scale;
   }
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
@@ -136,7 +155,7 @@ __global__ void __launch_bounds__(block_threads(group), 512 / block_threads(grou
     }
     const C r = rstd[row];
     const Centre<C> centre(centred ? mean[row] : 0.0);
-    const auto hat = [&](int k, int j) { return centre.from(widen(in[k].v[j])) * r; };
+    const auto hat = [&](int k, int j) { return centre.half_from(widen(in[k].v[j])) * (2 * r); };
     C a = 0;
     C b = 0;
 #pragma unroll
@@ -233,20 +252,18 @@ struct SliceMoments {
 
   template <class Row>
   __device__ void operator()(Row& row) const {
-    const C n = static_cast<C>(slice.count(row.index()));
-    C high = 0;
-    C low = 0;
-    if constexpr (centred) {
-      high = row.sum([](auto, C x) { return x; }) / n;
-      low = row.sum([=](auto, C x) { return x - high; }) / n;
-    }
+    double m = 0;
+    if constexpr (centred)
+      m = row.template sum<double>([](auto, C x) { return x * C(window_scale); }) / window_scale /
+          static_cast<double>(slice.count(row.index()));
+    const Centre<C> centre(m);
     const double total = row.template sum<double>([=](auto, C x) {
-      const C d = (x - high) - low;
+      const C d = centre.half_from(x);
       return d * d;
     });
     if (!row.leader()) return;
-    mean[row.index()] = static_cast<double>(high) + static_cast<double>(low);
-    square[row.index()] = total;
+    mean[row.index()] = m;
+    square[row.index()] = 4 * total;
   }
 };
 
@@ -293,7 +310,7 @@ struct ApplySlice {
     const C r = rstd[i];
     row.write(y, [&](auto c, C x) {
       const C w = weight ? widen(weight[first + c]) : C(1);
-      return centre.from(x) * r * w + (bias ? widen(bias[first + c]) : C(0));
+      return centre.half_from(x) * (2 * r) * w + (bias ? widen(bias[first + c]) : C(0));
     });
   }
 };
@@ -320,7 +337,7 @@ struct SliceSums {
     };
     const double one = row.template sum<double>([&](auto c, C, C dy) { return g(c, dy); });
     const double two = row.template sum<double>(
-        [&](auto c, C x, C dy) { return g(c, dy) * (centre.from(x) * r); });
+        [&](auto c, C x, C dy) { return g(c, dy) * (centre.half_from(x) * (2 * r)); });
     if (!row.leader()) return;
     a[row.index()] = centred ? one : 0.0;
     b[row.index()] = two;
@@ -366,7 +383,7 @@ struct SliceGradient {
     const C b = means[rows + i];
     row.write(dx, [&](auto c, C x, C dy) {
       const C g = weight ? rounded_product(dy, widen(weight[first + c])) : dy;
-      return r * (g - a - centre.from(x) * r * b);
+      return r * (g - a - centre.half_from(x) * (2 * r) * b);
     });
   }
 };
@@ -384,7 +401,7 @@ struct AffineTerms {
     const std::int64_t row = i / cols;
     const Centre<C> centre(count == 2 ? mean[row] : 0.0);
     const C d = widen(dy[i]);
-    term[0] = d * (centre.from(widen(x[i])) * rstd[row]);
+    term[0] = d * (centre.half_from(widen(x[i])) * (2 * rstd[row]));
     if constexpr (count == 2) term[1] = d;
   }
 };
