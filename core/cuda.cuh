@@ -23,6 +23,9 @@ int multiprocessors();
 int block_memory();        // the most shared memory that a block may have, in bytes
 int compute_capability();  // as 90
 
+// For core/occupancy.h: does nothing unless kernels_of() is watching this thread.
+void note_launch(std::string_view op, const void* kernel, int threads, size_t shared);
+
 // Queues a kernel; an empty grid queues nothing. `shared` is dynamic shared memory in bytes.
 template <class... P, class... A>
 void launch(std::string_view op, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
@@ -34,6 +37,8 @@ void launch(std::string_view op, void (*kernel)(P...), dim3 grid, dim3 block, si
                                static_cast<int>(shared)),
           op);
   }
+  note_launch(op, reinterpret_cast<const void*>(kernel),
+              static_cast<int>(block.x * block.y * block.z), shared);
   kernel<<<grid, block, shared, stream()>>>(static_cast<P>(arguments)...);
   check(cudaGetLastError(), op);
 }
