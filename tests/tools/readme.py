@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Writes what the README shows of code, output and figures between its markers.
+"""Writes what the READMEs show of code, output and figures between their markers.
 
 usage: readme.py [--bin DIR] [--check]
 
   nn sample           tests/tools/xor.cpp, and what it prints
   quickstart output   tests/tools/results/quickstart.txt: a real run without its progress lines
   mnist figures       tests/tools/results/mnist.jsonl, the newest row of each kind
+  catalogue           ops/README.md: tests/tools/catalogue.py, from results/ops.jsonl
 
---check writes nothing and exits with 1 when the README is not what it would write.
+--check writes nothing and exits with 1 when a README is not what it would write.
 """
 import argparse, json, pathlib, subprocess, sys
+
+import catalogue
 
 root = pathlib.Path(__file__).resolve().parents[2]
 results = root / "tests/tools/results"
@@ -64,15 +67,20 @@ def main():
     p.add_argument("--bin", default=root / "build/bin")
     p.add_argument("--check", action="store_true")
     a = p.parse_args()
-    path = root / "README.md"
-    before = path.read_text()
-    after = fill(before, "nn sample", sample(a.bin))
-    after = fill(after, "quickstart output", quickstart())
-    after = fill(after, "mnist figures", figures())
-    if a.check:
-        return int(before != after)
-    path.write_text(after)
-    return 0
+    contents = {
+        "README.md": {"nn sample": sample(a.bin), "quickstart output": quickstart(),
+                      "mnist figures": figures()},
+        "ops/README.md": {"catalogue": catalogue.table(results)},
+    }
+    stale = False
+    for name, sections in contents.items():
+        before = after = (root / name).read_text()
+        for marker, content in sections.items():
+            after = fill(after, marker, content)
+        stale = stale or before != after
+        if not a.check:
+            (root / name).write_text(after)
+    return int(a.check and stale)
 
 
 sys.exit(main())
