@@ -1,25 +1,34 @@
 #!/usr/bin/env bash
-# NVIDIA's compute-sanitizer over the tests that use the GPU, all four tools at once.
+# NVIDIA's compute-sanitizer over the tests that use the GPU, its tools all at once; fails when one
+# finds something, or does not end in time.
 #
-#   tests/tools/sanitize.sh [FOLDER OF LOGS]      after a build with CUDA, on a machine with a GPU
+#   tests/tools/sanitize.sh [TOOL...]      memcheck racecheck initcheck synccheck; default: all
+#   TESTS='silu*' tests/tools/sanitize.sh memcheck
 #
-# EBB_MEMORY=exact gives each tensor an allocation of its own, so that memcheck sees a byte too far.
-# Finite differences launch the same kernels a million times over, and are left out.
+# After a build with CUDA, on a machine with a GPU. EBB_MEMORY=exact gives each tensor an allocation
+# of its own, so that memcheck sees a byte too far. Finite differences launch the same kernels a
+# million times over, and are left out. Logs in $LOGS, seconds for each check in $LIMIT.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
-logs=${1:-build/sanitize}
+logs=${LOGS:-build/sanitize}
 mkdir -p "$logs"
 export EBB_MEMORY=exact
-check() { # TOOL PROGRAM ARGUMENT...
-  local tool=$1 program=$2
-  shift 2
-  compute-sanitizer --tool "$tool" --error-exitcode 9 "build/bin/$program" "$@" \
-    >"$logs/$tool-$program.log" 2>&1
-  echo "$tool $program: exit $?, $(grep -o 'ERROR SUMMARY: .*' "$logs/$tool-$program.log" | tail -1)"
+check() { # TOOL NAME PROGRAM ARGUMENT...
+  local log=$logs/$1-$2.log status=0
+  timeout "${LIMIT:-1200}" compute-sanitizer --tool "$1" --error-exitcode 9 \
+    "build/bin/$3" "${@:4}" >"$log" 2>&1 || status=$?
+  echo "$1 $2: exit $status, $(grep -oE 'ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -1)"
+  return $status
 }
-for tool in memcheck racecheck initcheck synccheck; do
-  check "$tool" test_ops -tce='*finite differences*,*times 0.1 is right*' &
-  check "$tool" test_nn &
-  check "$tool" test_golden &
+[ $# -gt 0 ] || set -- memcheck racecheck initcheck synccheck
+running=()
+for tool in "$@"; do
+  check "$tool" ops test_ops -tc="${TESTS:-*}" \
+    -tce='*finite differences*,*times 0.1 is right*' & running+=($!)
+  [ -n "${TESTS:-}" ] && continue
+  check "$tool" nn test_nn & running+=($!)
+  check "$tool" golden test_golden & running+=($!)
 done
-wait
+failed=0
+for check in "${running[@]}"; do wait "$check" || failed=1; done
+exit $failed
