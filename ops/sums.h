@@ -26,9 +26,28 @@ double long_sum_of(std::int64_t n, const F& f) {
       n, block, [&](std::int64_t begin, std::int64_t end) { return sum_of(begin, end, f); });
 }
 
+// sums[c] += Σ f(row, c) over rows [first, last), for c < columns: four rows at a time, so that the
+// sums are read and written a quarter as often. By value, as above.
+template <class F>
+void add_rows(std::int64_t first, std::int64_t last, std::int64_t columns, double* sums, F f) {
+  const auto term = [f](std::int64_t row, std::int64_t c) {
+    return static_cast<double>(f(row, c));
+  };
+  std::int64_t row = first;
+  for (; row + 4 <= last; row += 4) {
+#pragma omp simd
+    for (std::int64_t c = 0; c < columns; ++c)
+      sums[c] += (term(row, c) + term(row + 1, c)) + (term(row + 2, c) + term(row + 3, c));
+  }
+  for (; row < last; ++row) {
+#pragma omp simd
+    for (std::int64_t c = 0; c < columns; ++c) sums[c] += term(row, c);
+  }
+}
+
 // Sums of `count` quantities over the rows of a [rows, cols] matrix, one for each column:
-// add(row, first column, columns, sums) adds one row's terms of each quantity, sums[q][c].
-// Returns [count][cols].
+// add(first row, last row, first column, columns, sums) adds those rows' terms of each quantity,
+// sums[q][c]. Returns [count][cols].
 template <int count, class Add>
 std::vector<double> column_sums(std::int64_t rows, std::int64_t cols, const Add& add) {
   constexpr std::int64_t block = 1024;
@@ -41,11 +60,9 @@ std::vector<double> column_sums(std::int64_t rows, std::int64_t cols, const Add&
     for (std::int64_t part = first; part < last; ++part) {
       const std::int64_t b = part / tiles;
       const std::int64_t column = part % tiles * tile;
-      const std::int64_t columns = std::min(tile, cols - column);
       double* sums[count];
       for (int q = 0; q < count; ++q) sums[q] = partial.data() + (b * count + q) * cols + column;
-      const std::int64_t end = std::min(rows, (b + 1) * block);
-      for (std::int64_t row = b * block; row < end; ++row) add(row, column, columns, sums);
+      add(b * block, std::min(rows, (b + 1) * block), column, std::min(tile, cols - column), sums);
     }
   });
   for (std::int64_t b = 1; b < blocks; ++b)

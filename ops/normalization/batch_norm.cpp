@@ -101,6 +101,7 @@ Tensor batch_norm(const Tensor& x, Tensor running_mean, Tensor running_var, cons
 namespace {
 
 using cpu::array;
+using cpu::Array;
 using cpu::sum_of;
 
 std::int64_t grain(std::int64_t plane) { return 16384 / (plane + 8); }
@@ -113,31 +114,87 @@ void for_planes(const Planes& s, F f) {
   });
 }
 
-// Totals for each channel of what terms(plane, channel, element place, q) says: rows of channels
-// when planes are single values, else plane by plane and then over the samples in order.
-template <int count, class Term>
-std::vector<double> channel_sums(const Planes& s, const Term& term) {
-  if (s.plane == 1) {
-    return cpu::column_sums<count>(
-        s.samples, s.channels,
-        [&](std::int64_t row, std::int64_t first, std::int64_t columns, double** sums) {
-          for (std::int64_t i = 0; i < columns; ++i)
-            for (int q = 0; q < count; ++q)
-              sums[q][i] += term(row * s.channels + first + i, first + i, q);
-        });
+// Of each channel's values.
+struct Moments {
+  std::vector<double> mean;
+  std::vector<double> square;  // Σ (x − mean)²
+};
+
+// The same of its parts, [parts, channels]: the planes, or up to `part_rows` rows of [N,C].
+struct Parts : Moments {
+  std::int64_t channels;
+  std::vector<double> counts;
+
+  Parts(std::int64_t parts, std::int64_t channels) : channels(channels) {
+    mean.resize(static_cast<size_t>(parts * channels));
+    square.resize(mean.size());
+    counts.resize(static_cast<size_t>(parts));
   }
-  std::vector<double> partial(static_cast<size_t>(count * s.samples * s.channels));
-  for_planes(s, [&](std::int64_t p, std::int64_t c) {
-    for (int q = 0; q < count; ++q)
-      partial[static_cast<size_t>(q * s.samples * s.channels + p)] =
-          sum_of(p * s.plane, (p + 1) * s.plane, [&](std::int64_t i) { return term(i, c, q); });
+
+  // Parts add up in order; squares move to the common mean, which nothing is subtracted for that
+  // is much larger than the result.
+  Moments total(double count) const {
+    Moments all{std::vector<double>(static_cast<size_t>(channels)),
+                std::vector<double>(static_cast<size_t>(channels))};
+    auto common = array(all.mean.data(), channels);
+    auto squares = array(all.square.data(), channels);
+    const auto part = [&](const std::vector<double>& v, size_t p) {
+      return array(v.data() + static_cast<std::int64_t>(p) * channels, channels);
+    };
+    for (size_t p = 0; p < counts.size(); ++p) common += part(mean, p) * (counts[p] / count);
+    for (size_t p = 0; p < counts.size(); ++p)
+      squares += part(square, p) + counts[p] * (part(mean, p) - common).square();
+    return all;
+  }
+};
+
+template <class T>
+Parts plane_moments(const T* x, const Planes& s) {
+  Parts parts(s.samples, s.channels);
+  std::ranges::fill(parts.counts, static_cast<double>(s.plane));
+  const auto n = static_cast<double>(s.plane);
+  for_planes(s, [&](std::int64_t p, std::int64_t) {
+    const T* v = x + p * s.plane;
+    const double mean = sum_of(0, s.plane, [v](std::int64_t i) { return v[i]; }) / n;
+    const T near = T(mean);
+    const double square = sum_of(0, s.plane, [v, near](std::int64_t i) {
+      const T d = v[i] - near;
+      return d * d;
+    });
+    const double off = mean - static_cast<double>(near);
+    parts.mean[static_cast<size_t>(p)] = mean;
+    parts.square[static_cast<size_t>(p)] = square - n * off * off;
   });
-  std::vector<double> sums(static_cast<size_t>(count * s.channels));
-  for (int q = 0; q < count; ++q)
-    for (std::int64_t p = 0; p < s.samples * s.channels; ++p)
-      sums[static_cast<size_t>(q * s.channels + p % s.channels)] +=
-          partial[static_cast<size_t>(q * s.samples * s.channels + p)];
-  return sums;
+  return parts;
+}
+
+template <class T>
+Parts row_moments(const T* x, std::int64_t rows, std::int64_t channels) {
+  constexpr std::int64_t part_rows = 64;
+  Parts parts((rows + part_rows - 1) / part_rows, channels);
+  const auto count = static_cast<std::int64_t>(parts.counts.size());
+  parallel_for(count, grain(part_rows * channels), [&](std::int64_t begin, std::int64_t end) {
+    Array<T> near(channels);
+    for (std::int64_t p = begin; p < end; ++p) {
+      const std::int64_t first = p * part_rows;
+      const std::int64_t last = std::min(rows, first + part_rows);
+      const auto n = static_cast<double>(last - first);
+      auto mean = array(parts.mean.data() + p * channels, channels);
+      auto square = array(parts.square.data() + p * channels, channels);
+      cpu::add_rows(first, last, channels, mean.data(),
+                    [=](std::int64_t r, std::int64_t c) { return x[r * channels + c]; });
+      mean /= n;
+      near = mean.template cast<T>();
+      cpu::add_rows(first, last, channels, square.data(),
+                    [=, m = near.data()](std::int64_t r, std::int64_t c) {
+                      const T d = x[r * channels + c] - m[c];
+                      return d * d;
+                    });
+      square -= n * (mean - near.template cast<double>()).square();
+      parts.counts[static_cast<size_t>(p)] = n;
+    }
+  });
+  return parts;
 }
 
 template <class R>
@@ -153,24 +210,18 @@ void cpu::batch_norm_statistics(const Tensor& x, const Planes& s, const BatchNor
                                 Tensor& inverse) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const T* v = x.data<T>();
-    T* m = mean.data<T>();
     const double n = static_cast<double>(s.count());
-    const auto sums = channel_sums<1>(s, [=](std::int64_t i, std::int64_t, int) { return v[i]; });
-    for (std::int64_t c = 0; c < s.channels; ++c) m[c] = T(sums[static_cast<size_t>(c)] / n);
-    const auto squares = channel_sums<1>(s, [=](std::int64_t i, std::int64_t c, int) {
-      const T d = v[i] - m[c];
-      return d * d;
-    });
+    const T* v = x.data<T>();
+    const Moments moments =
+        (s.plane == 1 ? row_moments(v, s.samples, s.channels) : plane_moments(v, s)).total(n);
     visit<float, double>(running_mean.dtype(), op, [&](auto kind) {
       using R = decltype(kind);
       for (std::int64_t c = 0; c < s.channels; ++c) {
-        const double exact = sums[static_cast<size_t>(c)] / n;
-        const double off =
-            exact - static_cast<double>(m[c]);  // differences were from a rounded mean
-        const double square = squares[static_cast<size_t>(c)] - n * off * off;
+        const double m = moments.mean[static_cast<size_t>(c)];
+        const double square = moments.square[static_cast<size_t>(c)];
+        mean.data<T>()[c] = T(m);
         inverse.data<T>()[c] = T(1 / std::sqrt(square / n + options.eps));
-        move_running<R>(running_mean, exact, options.momentum, c);
+        move_running<R>(running_mean, m, options.momentum, c);
         move_running<R>(running_var, square / (n - 1), options.momentum, c);
       }
     });
@@ -189,16 +240,22 @@ void cpu::batch_norm_running(const Tensor& running_mean, const Tensor& running_v
   });
 }
 
+namespace {
+
 // x − μ of finite numbers may overflow, and times an inverse of 0 be NaN; (x/2 − μ/2) · 2 may not,
 // and has the same bits.
+template <class T>
+constexpr T half = T(0.5);
+
+}  // namespace
+
 void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
                            const Tensor& inverse, const Tensor& weight, const Tensor& bias,
                            Tensor& y) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    constexpr T half = T(0.5);
     const std::int64_t channels = s.channels;
-    const Array<T> m = half * array(mean.data<T>(), channels);
+    const Array<T> m = half<T> * array(mean.data<T>(), channels);
     Array<T> scale = 2 * array(inverse.data<T>(), channels);
     if (weight.defined()) scale *= array(weight.data<T>(), channels);
     Array<T> shift = Array<T>::Zero(channels);
@@ -208,32 +265,78 @@ void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
     if (s.plane == 1) {
       parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r)
-          out(r, channels) = (half * in(r, channels) - m) * scale + shift;
+          out(r, channels) = (half<T> * in(r, channels) - m) * scale + shift;
       });
       return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      out(p, s.plane) = (half * in(p, s.plane) - m[c]) * scale[c] + shift[c];
+      out(p, s.plane) = (half<T> * in(p, s.plane) - m[c]) * scale[c] + shift[c];
     });
   });
 }
+
+namespace {
+
+// Σ dy and Σ dy · x̂, [2][channels]; x̂ from halves as above.
+template <class T>
+std::vector<double> row_sums(const T* x, const T* dy, const Planes& s, const T* m, const T* r) {
+  return cpu::column_sums<2>(
+      s.samples, s.channels, [&](auto first, auto last, auto at, auto columns, double** sums) {
+        constexpr std::int64_t near = 16;  // rows that stay in the cache for both sums
+        const auto step = s.channels;
+        for (std::int64_t row = first; row < last; row += near) {
+          const std::int64_t end = std::min(last, row + near);
+          cpu::add_rows(row, end, columns, sums[0],
+                        [step, g = dy + at](auto i, auto c) { return g[i * step + c]; });
+          cpu::add_rows(
+              row, end, columns, sums[1],
+              [step, g = dy + at, v = x + at, mean = m + at, inverse = r + at](auto i, auto c) {
+                return g[i * step + c] *
+                       ((half<T> * v[i * step + c] - half<T> * mean[c]) * (2 * inverse[c]));
+              });
+        }
+      });
+}
+
+template <class T>
+std::vector<double> plane_sums(const T* x, const T* dy, const Planes& s, const T* m, const T* r) {
+  const std::int64_t planes = s.samples * s.channels;
+  std::vector<double> partial(static_cast<size_t>(2 * planes));
+  for_planes(s, [&](std::int64_t p, std::int64_t c) {
+    const T* v = x + p * s.plane;
+    const T* g = dy + p * s.plane;
+    const T mean = half<T> * m[c];
+    const T inverse = 2 * r[c];
+    double sum = 0;
+    double sum_x = 0;
+#pragma omp simd reduction(+ : sum, sum_x)
+    for (std::int64_t i = 0; i < s.plane; ++i) {
+      sum += static_cast<double>(g[i]);
+      sum_x += static_cast<double>(g[i] * ((half<T> * v[i] - mean) * inverse));
+    }
+    partial[static_cast<size_t>(p)] = sum;
+    partial[static_cast<size_t>(planes + p)] = sum_x;
+  });
+  std::vector<double> sums(static_cast<size_t>(2 * s.channels));
+  for (std::int64_t q = 0; q < 2; ++q)
+    for (std::int64_t n = 0; n < s.samples; ++n)
+      array(sums.data() + q * s.channels, s.channels) +=
+          array(partial.data() + q * planes + n * s.channels, s.channels);
+  return sums;
+}
+
+}  // namespace
 
 void cpu::batch_norm_sums(const Tensor& x, const Tensor& dy, const Planes& s, const Tensor& mean,
                           const Tensor& inverse, Tensor& sum_dy, Tensor& sum_dy_x) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    constexpr T half = T(0.5);
-    const T* v = x.data<T>();
-    const T* g = dy.data<T>();
-    const T* m = mean.data<T>();
-    const T* r = inverse.data<T>();
-    const auto sums = channel_sums<2>(s, [=](std::int64_t i, std::int64_t c, int q) {
-      return q == 0 ? g[i] : g[i] * ((half * v[i] - half * m[c]) * (2 * r[c]));
-    });
-    for (std::int64_t c = 0; c < s.channels; ++c) {
-      sum_dy.data<T>()[c] = T(sums[static_cast<size_t>(c)]);
-      sum_dy_x.data<T>()[c] = T(sums[static_cast<size_t>(s.channels + c)]);
-    }
+    const auto sums =
+        (s.plane == 1 ? row_sums<T> : plane_sums<T>)(x.data<T>(), dy.data<T>(), s, mean.data<T>(),
+                                                     inverse.data<T>());
+    array(sum_dy.data<T>(), s.channels) = array(sums.data(), s.channels).template cast<T>();
+    array(sum_dy_x.data<T>(), s.channels) =
+        array(sums.data() + s.channels, s.channels).template cast<T>();
   });
 }
 
@@ -243,9 +346,8 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
                               Tensor& dx) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    constexpr T half = T(0.5);
     const std::int64_t channels = s.channels;
-    const Array<T> m = half * array(mean.data<T>(), channels);
+    const Array<T> m = half<T> * array(mean.data<T>(), channels);
     const Array<T> r = array(inverse.data<T>(), channels);
     Array<T> scale = r;
     if (weight.defined()) scale *= array(weight.data<T>(), channels);
@@ -261,12 +363,13 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
     if (s.plane == 1) {
       parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t p = begin; p < end; ++p)
-          out(p, channels) = scale * (g(p, channels) - a - b * (half * in(p, channels) - m));
+          out(p, channels) = scale * (g(p, channels) - a - b * (half<T> * in(p, channels) - m));
       });
       return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      out(p, s.plane) = scale[c] * (g(p, s.plane) - a[c] - b[c] * (half * in(p, s.plane) - m[c]));
+      out(p, s.plane) =
+          scale[c] * (g(p, s.plane) - a[c] - b[c] * (half<T> * in(p, s.plane) - m[c]));
     });
   });
 }

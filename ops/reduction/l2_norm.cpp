@@ -59,9 +59,12 @@ void norm_columns(const T* x, const View& v, T* y) {
   parallel_for(v.outer, 32768 / (v.n * v.inner + 16), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t o = begin; o < end; ++o) {
       const T* matrix = x + o * v.n * v.inner;
-      const auto add = [&](std::int64_t row, std::int64_t c, std::int64_t cols, double** sums) {
-        const T* from = matrix + row * v.inner + c;
-        for (std::int64_t i = 0; i < cols; ++i) sums[0][i] += square(static_cast<double>(from[i]));
+      const auto add = [&](std::int64_t first, std::int64_t last, std::int64_t column,
+                           std::int64_t columns, double** sums) {
+        cpu::add_rows(first, last, columns, sums[0],
+                      [from = matrix + column, step = v.inner](auto row, auto c) {
+                        return square(static_cast<double>(from[row * step + c]));
+                      });
       };
       const std::vector<double> sums = cpu::column_sums<1>(v.n, v.inner, add);
       for (std::int64_t i = 0; i < v.inner; ++i)
