@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "ebb/core/parallel.h"
+#include "ebb/ops/pooling/columns.h"
 
 namespace ebb {
 
@@ -34,32 +35,6 @@ namespace {
 
 constexpr std::int64_t worth_a_thread = 1 << 15;
 
-// Rows of pairs of pairs: written so that the compiler turns it into SIMD, with the index as wide
-// as the values until it is stored.
-template <class T, class I>
-void pool_pairs(const T* top, const T* bottom, std::int64_t q, I* index, T* y) {
-  using Wide = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  constexpr std::int64_t block = 64;
-  Wide places[block];
-  for (std::int64_t first = 0; first < q; first += block) {
-    const std::int64_t n = std::min(block, q - first);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const T v[] = {top[2 * (first + i)], top[2 * (first + i) + 1], bottom[2 * (first + i)],
-                     bottom[2 * (first + i) + 1]};
-      T best = v[0];
-      Wide place = 0;
-      for (Wide k = 1; k < 4; ++k) {
-        const bool better = (v[k] > best) | (v[k] != v[k]);
-        best = better ? v[k] : best;
-        place = better ? k : place;
-      }
-      y[first + i] = best;
-      places[i] = place;
-    }
-    for (std::int64_t i = 0; i < n && index; ++i) index[first + i] = static_cast<I>(places[i]);
-  }
-}
-
 // One output from its window, clipped to the image.
 template <class T, class I>
 void pool_window(const PoolSize& s, const T* x, std::int64_t p, std::int64_t q, I* index, T* y) {
@@ -81,74 +56,96 @@ void pool_window(const PoolSize& s, const T* x, std::int64_t p, std::int64_t q, 
   if (index) *index = static_cast<I>(place);
 }
 
-// Output rows and columns whose windows are whole pairs of pairs, 2 × 2 in steps of 2: 0 if not so.
-struct Pairs {
-  std::int64_t p = 0, q = 0;
-  explicit Pairs(const PoolSize& s) {
-    if (!s.simple(2, 2) || s.padding_h != 0 || s.padding_w != 0) return;
-    p = std::min(s.p, s.h / 2);
-    q = std::min(s.q, s.w / 2);
+// As wide as the values, so that the compiler turns a choice of both into SIMD.
+template <class T>
+using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+// The outputs [q, q + n) of row p, whose windows lie in the image's width and have the rows
+// [r0, r1).
+template <class T>
+void pool_columns(const PoolSize& s, const T* x, std::int64_t p, std::int64_t r0, std::int64_t r1,
+                  std::int64_t q, std::int64_t n, Place<T>* place, T* best) {
+  const std::int64_t whole = cpu::whole_registers(n);
+  for (std::int64_t r = r0; r < r1; ++r) {
+    const std::int64_t at =
+        (p * s.stride_h - s.padding_h + r * s.dilation_h) * s.w + q * s.stride_w - s.padding_w;
+    cpu::RowTaps<T> taps(s, x + at, s.h * s.w - at, n);
+    for (std::int64_t c = 0; c < s.kernel_w; ++c) {
+      const T* v = taps.at(c);
+      const auto here = static_cast<Place<T>>(r * s.kernel_w + c);
+      if (r == r0 && c == 0) {
+        std::copy_n(v, whole, best);
+        std::fill_n(place, whole, here);
+        continue;
+      }
+#pragma omp simd
+      for (std::int64_t i = 0; i < whole; ++i) {
+        const bool better = (v[i] > best[i]) | (v[i] != v[i]);
+        best[i] = better ? v[i] : best[i];
+        place[i] = better ? here : place[i];
+      }
+    }
   }
-};
+}
+
+template <class T, class I>
+void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
+  const std::int64_t h0 = p * s.stride_h - s.padding_h;
+  const std::int64_t r0 = h0 < 0 ? (-h0 + s.dilation_h - 1) / s.dilation_h : 0;
+  const std::int64_t r1 = std::min(s.kernel_h, (s.h - h0 + s.dilation_h - 1) / s.dilation_h);
+  cpu::Columns inside(s);
+  if (r0 >= r1) inside.end = inside.begin;
+  const auto edges = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t q = begin; q < end; ++q)
+      pool_window(s, x, p, q, index ? index + q : nullptr, y + q);
+  };
+  edges(0, inside.begin);
+  for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block) {
+    Place<T> place[cpu::pool_block];
+    T best[cpu::pool_block];
+    const std::int64_t n = std::min(cpu::pool_block, inside.end - q);
+    pool_columns(s, x, p, r0, r1, q, n, place, best);
+    std::copy_n(best, n, y + q);
+    for (std::int64_t i = 0; i < n && index; ++i) index[q + i] = static_cast<I>(place[i]);
+  }
+  edges(inside.end, s.q);
+}
 
 template <class T, class I>
 void pool_plane(const PoolSize& s, const T* x, I* index, T* y) {
-  const Pairs pairs(s);
-  for (std::int64_t p = 0; p < s.p; ++p) {
-    I* places = index ? index + p * s.q : nullptr;
-    std::int64_t q = 0;
-    if (p < pairs.p) {
-      q = pairs.q;
-      pool_pairs(x + 2 * p * s.w, x + (2 * p + 1) * s.w, q, places, y + p * s.q);
-    }
-    for (; q < s.q; ++q) pool_window(s, x, p, q, places ? places + q : nullptr, y + p * s.q + q);
-  }
+  for (std::int64_t p = 0; p < s.p; ++p)
+    pool_row(s, x, p, index ? index + p * s.q : nullptr, y + p * s.q);
 }
 
-// SIMD as well: the index becomes as wide as the values, and no choice is between memory accesses.
-template <class T, class I>
-void scatter_pairs(const I* index, const T* dy, std::int64_t q, T* top, T* bottom) {
-  using Wide = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  constexpr std::int64_t block = 64;
-  Wide places[block];
-  T values[block];
-  for (std::int64_t first = 0; first < q; first += block, top += 2 * block, bottom += 2 * block) {
-    const std::int64_t n = std::min(block, q - first);
-    for (std::int64_t i = 0; i < n; ++i) places[i] = index[first + i];
-    std::copy_n(dy + first, n, values);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const T v = values[i];
-      top[2 * i] = places[i] == 0 ? v : T(0);
-      top[2 * i + 1] = places[i] == 1 ? v : T(0);
-    }
-    for (std::int64_t i = 0; i < n; ++i) {
-      const T v = values[i];
-      bottom[2 * i] = places[i] == 2 ? v : T(0);
-      bottom[2 * i + 1] = places[i] == 3 ? v : T(0);
-    }
+// How far from a window's first tap the tap of each place is.
+class Offsets {
+ public:
+  explicit Offsets(const PoolSize& s) : s_(s) {
+    for (std::int64_t k = 0; k < std::min<std::int64_t>(256, s.kernel_h * s.kernel_w); ++k)
+      near_[k] = of(k);
   }
-}
+  std::int64_t operator[](std::uint8_t place) const { return near_[place]; }
+  std::int64_t operator[](std::int32_t place) const { return of(place); }
+
+ private:
+  std::int64_t of(std::int64_t k) const {
+    return k / s_.kernel_w * s_.dilation_h * s_.w + k % s_.kernel_w * s_.dilation_w;
+  }
+  PoolSize s_;
+  std::int64_t near_[256] = {};
+};
 
 // The gradient of a plane belongs to one thread, which adds in the order of the outputs.
 template <class T, class I>
-void scatter_plane(const PoolSize& s, const I* index, const T* dy, T* dx) {
+void scatter_plane(const PoolSize& s, const Offsets& offsets, const I* index, const T* dy, T* dx) {
   constexpr I nowhere = static_cast<I>(-1);
-  const Pairs pairs(s);
-  if (pairs.p * pairs.q * 4 < s.h * s.w) std::fill_n(dx, s.h * s.w, T(0));
+  std::fill_n(dx, s.h * s.w, T(0));
   for (std::int64_t p = 0; p < s.p; ++p) {
-    std::int64_t q = 0;
-    if (p < pairs.p) {
-      q = pairs.q;
-      scatter_pairs(index + p * s.q, dy + p * s.q, q, dx + 2 * p * s.w, dx + (2 * p + 1) * s.w);
-    }
-    for (; q < s.q; ++q) {
+    const std::int64_t row = (p * s.stride_h - s.padding_h) * s.w - s.padding_w;
+    for (std::int64_t q = 0; q < s.q; ++q) {
       const I place = index[p * s.q + q];
       if (place == nowhere) continue;
-      const std::int64_t row = place / s.kernel_w;
-      const std::int64_t h = p * s.stride_h - s.padding_h + row * s.dilation_h;
-      const std::int64_t w =
-          q * s.stride_w - s.padding_w + (place - row * s.kernel_w) * s.dilation_w;
-      dx[h * s.w + w] += dy[p * s.q + q];
+      dx[row + q * s.stride_w + offsets[place]] += dy[p * s.q + q];
     }
   }
 }
@@ -191,9 +188,11 @@ void cpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
   visit_types(dy, index, [&](auto value, auto place) {
     using T = decltype(value);
     using I = decltype(place);
+    const Offsets offsets(s);
     for_planes(s, [&](std::int64_t plane) {
       const std::int64_t at = plane * s.p * s.q;
-      scatter_plane(s, index.data<I>() + at, dy.data<T>() + at, dx.data<T>() + plane * s.h * s.w);
+      scatter_plane(s, offsets, index.data<I>() + at, dy.data<T>() + at,
+                    dx.data<T>() + plane * s.h * s.w);
     });
   });
 }

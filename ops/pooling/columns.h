@@ -1,0 +1,68 @@
+// Internal: not in <ebb/ebb.h>, not installed.
+// What the CPU's pooling loops share: up to a block of outputs side by side is worked on together,
+// tap by tap, so that the compiler turns their loops into SIMD.
+#pragma once
+#include <algorithm>
+
+#include "ebb/ops/pooling/window.h"
+
+namespace ebb::cpu {
+
+inline constexpr std::int64_t pool_block = 64;
+
+// Loops over n of a block go over whole registers: what is computed beyond n is not used.
+inline std::int64_t whole_registers(std::int64_t n) { return (n + 15) / 16 * 16; }
+
+// Outputs [begin, end) of a row, those whose windows lie inside the image's width.
+struct Columns {
+  std::int64_t begin, end;
+
+  explicit Columns(const PoolSize& s)
+      : begin(std::min(s.q, (s.padding_w + s.stride_w - 1) / s.stride_w)), end(begin) {
+    const std::int64_t last = s.w + s.padding_w - s.dilation_w * (s.kernel_w - 1) - 1;
+    if (last >= 0) end = std::clamp(last / s.stride_w + 1, begin, s.q);
+  }
+};
+
+// One image row as n outputs see it: at(c)[i] is the pixel of output i at tap c. Rows in steps of 2
+// are split into even and odd pixels once, for all taps.
+template <class T>
+class RowTaps {
+ public:
+  // x is output 0's pixel at tap 0; from there on `left` pixels may be read.
+  RowTaps(const PoolSize& s, const T* x, std::int64_t left, std::int64_t n)
+      : x_(x), left_(left), n_(n), stride_(s.stride_w), dilation_(s.dilation_w) {
+    const std::int64_t reach = (s.kernel_w - 1) * dilation_;
+    split_ = stride_ == 2 && reach / 2 < pool_block;
+    if (split_) split(whole_registers(n) + reach / 2);
+  }
+
+  const T* at(std::int64_t c) {
+    const std::int64_t first = c * dilation_;
+    if (split_) return (first % 2 == 0 ? even_ : odd_) + first / 2;
+    if (stride_ == 1 && first + whole_registers(n_) <= left_) return x_ + first;
+    for (std::int64_t i = 0; i < n_; ++i) even_[i] = x_[first + i * stride_];
+    std::fill(even_ + n_, even_ + whole_registers(n_), T(0));
+    return even_;
+  }
+
+ private:
+  void split(std::int64_t pairs) {
+    const std::int64_t there = std::min(pairs, left_ / 2);
+    for (std::int64_t i = 0; i < there; ++i) {
+      even_[i] = x_[2 * i];
+      odd_[i] = x_[2 * i + 1];
+    }
+    std::fill(even_ + there, even_ + pairs, T(0));
+    std::fill(odd_ + there, odd_ + pairs, T(0));
+    if (there < pairs && left_ % 2 == 1) even_[there] = x_[left_ - 1];
+  }
+
+  const T* x_;
+  std::int64_t left_, n_, stride_, dilation_;
+  bool split_;
+  T even_[2 * pool_block];
+  T odd_[2 * pool_block];
+};
+
+}  // namespace ebb::cpu
