@@ -206,6 +206,24 @@ Function make_avg_pool2d(Case& c) {
   return [=] { return avg_pool2d(x, kernel, options); };
 }
 
+// [batch, length, heads, head_dim], the keys' and values' own in kv.
+Function make_flash_attention(Case& c) {
+  const Shape kv = c.shape_or("kv", c.shape());
+  const Tensor q = c.input(c.shape()), k = c.input(kv), v = c.input(kv);
+  const FlashAttentionOptions options{.is_causal = c.flag("is_causal", false)};
+  return [=] { return flash_attention(q, k, v, options); };
+}
+
+// In case files attention's shape is [batch, heads, length, head_dim].
+Function make_attention(Case& c) {
+  const Shape s = c.shape();
+  require(s.rank() == 4, Kind::shape, "attention", "bad shape of a case", s, "4 dimensions");
+  const Shape shape{s[0], s[2], s[1], s[3]};
+  const Tensor q = c.input(shape), k = c.input(shape), v = c.input(shape);
+  const FlashAttentionOptions options{.is_causal = c.flag("causal", false)};
+  return [=] { return flash_attention(q, k, v, options); };
+}
+
 Function make_embedding(Case& c) {
   const Shape weight = c.shape("weight");
   const Tensor indices = c.indices(c.shape(), weight[0]), w = c.input(weight);
@@ -280,6 +298,8 @@ const std::vector<Op>& ops() {
       {{"max_pool1d"}, make_max_pool1d, Reads::places},
       {{"max_pool2d"}, make_max_pool2d, Reads::places},
       {{"avg_pool2d"}, make_avg_pool2d, Reads::nothing},
+      {{"flash_attention"}, make_flash_attention, Reads::inputs_and_output},
+      {{"attention"}, make_attention, Reads::inputs_and_output},
       {{"embedding"}, make_embedding, Reads::nothing},
       {{"reshape"}, make_reshape, Reads::only_shapes},
       {{"permute"}, make_permute, Reads::nothing},
