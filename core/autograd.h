@@ -92,4 +92,17 @@ class NoGrad {
 };
 bool grad_enabled();
 
+// The reverse, within NoGrad or a closure: for graphs that a closure builds and differentiates
+// itself.
+class WithGrad {
+ public:
+  WithGrad();
+  ~WithGrad();
+  WithGrad(const WithGrad&) = delete;
+  WithGrad& operator=(const WithGrad&) = delete;
+
+ private:
+  bool before_;
+};
+
 }  // namespace ebb

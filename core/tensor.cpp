@@ -129,6 +129,18 @@ void Tensor::move_to(Device target) {
   impl_->storage = there.storage();
 }
 
+void Tensor::convert_to(Dtype target) {
+  checked(impl_);
+  require(!impl_->node, Kind::state, "convert_to", "only leaves can be converted",
+          "the result of an op", "a leaf; use to(dtype)");
+  require(!impl_->requires_grad || is_floating(target), Kind::dtype, "convert_to",
+          "integers have no gradient", target, "f32, f64 or bf16");
+  const Tensor there = to(target);
+  if (impl_->grad.defined()) impl_->grad = impl_->grad.to(target);
+  impl_->storage = there.storage();
+  impl_->dtype = target;
+}
+
 void Tensor::require_writable(std::string_view op) const {
   require(!(requires_grad() && grad_enabled()), Kind::state, op,
           "a tensor that requires a gradient cannot be changed in place",

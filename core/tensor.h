@@ -71,7 +71,8 @@ class Tensor {
   Tensor clone() const;
   Tensor to(Device device) const;
   Tensor to(Dtype dtype) const;
-  void move_to(Device device);  // this handle and every copy of it; for parameters
+  void move_to(Device device);   // this handle and every copy of it; for parameters
+  void convert_to(Dtype dtype);  // the same, with the gradient
 
   // In place. Error `state` on a tensor that requires a gradient, unless NoGrad is active.
   Tensor& fill_(double value);          // error `value`: not a number of an integer type

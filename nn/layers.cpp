@@ -6,6 +6,8 @@
 #include "ebb/nn/init.h"
 #include "ebb/ops/linalg/linear.h"
 #include "ebb/ops/normalization/batch_norm.h"
+#include "ebb/ops/normalization/layer_norm.h"
+#include "ebb/ops/normalization/rms_norm.h"
 #include "ebb/ops/shape/reshape.h"
 
 namespace ebb::nn {
@@ -70,6 +72,28 @@ void BatchNorm2d::parts(Parts& p) {
   p.buffer("running_mean", running_mean);
   p.buffer("running_var", running_var);
 }
+
+Embedding::Embedding(std::int64_t rows, std::int64_t width, EmbeddingOptions options)
+    : options_(options) {
+  require_positive("Embedding", "rows", rows);
+  require_positive("Embedding", "width", width);
+  weight = normal({rows, width}, 0, 1, default_generator()).set_requires_grad(true);
+}
+
+LayerNorm::LayerNorm(std::int64_t width, double eps, bool with_bias) : eps_(eps) {
+  require_positive("LayerNorm", "width", width);
+  weight = ones({width}).set_requires_grad(true);
+  if (with_bias) bias = zeros({width}).set_requires_grad(true);
+}
+
+Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight, bias, {.eps = eps_}); }
+
+RMSNorm::RMSNorm(std::int64_t width, double eps) : eps_(eps) {
+  require_positive("RMSNorm", "width", width);
+  weight = ones({width}).set_requires_grad(true);
+}
+
+Tensor RMSNorm::forward(const Tensor& x) { return rms_norm(x, weight, {.eps = eps_}); }
 
 Tensor Dropout::forward(const Tensor& x) {
   if (!training()) return x;

@@ -1,4 +1,5 @@
-// The layers of convolutional nets, with PyTorch's names, defaults and initial values.
+// The layers of convolutional nets and transformers, with PyTorch's names, defaults and initial
+// values.
 #pragma once
 #include "ebb/core/random.h"
 #include "ebb/nn/module.h"
@@ -11,6 +12,7 @@
 #include "ebb/ops/elementwise/tanh.h"
 #include "ebb/ops/pooling/avg_pool2d.h"
 #include "ebb/ops/pooling/max_pool2d.h"
+#include "ebb/ops/shape/embedding.h"
 
 namespace ebb::nn {
 
@@ -51,6 +53,44 @@ class BatchNorm2d : public Module {
  private:
   double eps_;
   double momentum_;
+};
+
+// Numbers of rows, i32 of any shape → those rows of a table, [..., width], which starts as standard
+// normal numbers.
+class Embedding : public Module {
+ public:
+  Embedding(std::int64_t rows, std::int64_t width, EmbeddingOptions options = {});
+  Tensor forward(const Tensor& indices) override { return embedding(indices, weight, options_); }
+  void parts(Parts& p) override { p("weight", weight); }
+  Tensor weight;  // [rows, width]
+
+ private:
+  EmbeddingOptions options_;
+};
+
+// [..., width], each row normalised to mean 0 and variance 1, times weight, plus bias.
+class LayerNorm : public Module {
+ public:
+  explicit LayerNorm(std::int64_t width, double eps = 1e-5, bool with_bias = true);
+  Tensor forward(const Tensor& x) override;
+  void parts(Parts& p) override { p("weight", weight), p("bias", bias); }
+  Tensor weight;  // [width], ones at first
+  Tensor bias;    // [width], zeros at first, or undefined
+
+ private:
+  double eps_;
+};
+
+// [..., width], each row divided by its root mean square, times weight.
+class RMSNorm : public Module {
+ public:
+  explicit RMSNorm(std::int64_t width, double eps = 1e-6);
+  Tensor forward(const Tensor& x) override;
+  void parts(Parts& p) override { p("weight", weight); }
+  Tensor weight;  // [width], ones at first
+
+ private:
+  double eps_;
 };
 
 // Zeroes each element with probability p and scales the rest by 1/(1 − p), in training only. Draws

@@ -116,6 +116,14 @@ void Module::to(Device device) {
   for_each_tensor(*this, [&](const std::string&, Tensor& t, Role) { t.move_to(device); });
 }
 
+void Module::to(Dtype dtype) {
+  require(is_floating(dtype), Kind::dtype, "Module::to", "parameters are floating", dtype,
+          "f32, f64 or bf16");
+  for_each_tensor(*this, [&](const std::string&, Tensor& t, Role) {
+    if (is_floating(t.dtype())) t.convert_to(dtype);
+  });
+}
+
 void Module::zero_grad() {
   for (Tensor& parameter : parameters()) parameter.zero_grad();
 }

@@ -58,6 +58,7 @@ class Module {
   void eval() { train(false); }
   bool training() const { return training_; }
   void to(Device device);  // in place: optimizers that hold the parameters keep working
+  void to(Dtype dtype);    // parameters and floating buffers, in place, before an optimizer is made
   void zero_grad();
 
  private:

@@ -11,6 +11,12 @@
 
 namespace ebb::nn {
 
+std::vector<Group> decay_groups(Module& module, double weight_decay) {
+  std::vector<Group> groups = {{{}, weight_decay}, {{}, 0}};
+  for (const Tensor& p : module.parameters()) groups[p.rank() >= 2 ? 0 : 1].parameters.push_back(p);
+  return groups;
+}
+
 Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
                      std::vector<std::string> slots)
     : name_(name), slot_names_(std::move(slots)), slots_(slot_names_.size()) {

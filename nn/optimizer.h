@@ -4,8 +4,8 @@
 //   loss.backward(); optimizer.step(rate(step)); optimizer.zero_grad();
 //
 // step(rate) changes every parameter that has a gradient, all in one kernel. Parameters that should
-// not decay form a group of their own. Errors: `value` for no parameters and bad options, `state`
-// when a gradient is on another device than its parameter.
+// not decay form a group of their own: AdamW(decay_groups(net, 0.1), {}). Errors: `value` for no
+// parameters and bad options, `state` when a gradient is on another device than its parameter.
 #pragma once
 #include "ebb/nn/module.h"
 
@@ -15,6 +15,9 @@ struct Group {
   Tensors parameters;
   double weight_decay;
 };
+
+// Matrices and tables decay by weight_decay; vectors (biases, norms' weights) do not. As GPT-2's.
+std::vector<Group> decay_groups(Module& module, double weight_decay);
 
 class Optimizer {
  public:

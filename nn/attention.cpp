@@ -1,0 +1,110 @@
+#include "ebb/nn/attention.h"
+
+#include <cmath>
+#include <limits>
+
+#include "ebb/core/autograd.h"
+#include "ebb/core/error.h"
+#include "ebb/ops/elementwise/arithmetic.h"
+#include "ebb/ops/linalg/matmul.h"
+#include "ebb/ops/reduction/softmax.h"
+#include "ebb/ops/shape/concat.h"
+#include "ebb/ops/shape/permute.h"
+#include "ebb/ops/shape/reshape.h"
+#include "ebb/ops/shape/slice.h"
+
+namespace ebb::nn {
+namespace {
+
+constexpr const char* name = "MultiHeadAttention";
+
+// Queries, keys and values of a packed tensor, each [batch, length, heads, head_dim].
+struct Unpacked {
+  Tensor q, k, v;
+  explicit Unpacked(const Tensor& packed)
+      : q(part(packed, 0)), k(part(packed, 1)), v(part(packed, 2)) {}
+  static Tensor part(const Tensor& packed, std::int64_t i) {
+    return reshape(slice(packed, 2, i, i + 1),
+                   {packed.size(0), packed.size(1), packed.size(3), packed.size(4)});
+  }
+};
+
+// 0 where key k is not after query q, −∞ elsewhere; the queries are the last of the keys.
+Tensor causal_mask(std::int64_t queries, std::int64_t keys, TensorOptions options) {
+  std::vector<float> mask(static_cast<size_t>(queries * keys));
+  for (std::int64_t q = 0; q < queries; ++q)
+    for (std::int64_t k = keys - queries + q + 1; k < keys; ++k)
+      mask[static_cast<size_t>(q * keys + k)] = -std::numeric_limits<float>::infinity();
+  return tensor(mask, {queries, keys}).to(options.dtype).to(options.device);
+}
+
+// [batch, queries, heads, head_dim], [batch, keys, heads, head_dim] → [batch, heads, queries,
+// keys].
+Tensor weights(const Tensor& q, const Tensor& k, bool causal) {
+  const double scale = 1 / std::sqrt(static_cast<double>(q.size(-1)));
+  Tensor scores = matmul(permute(q, {0, 2, 1, 3}), permute(k, {0, 2, 1, 3}), {.transpose_b = true});
+  scores = scores * scale;
+  if (causal) scores = scores + causal_mask(q.size(1), k.size(1), q.options());
+  return softmax(scores);
+}
+
+Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
+  return permute(matmul(weights(q, k, causal), permute(v, {0, 2, 1, 3})), {0, 2, 1, 3});
+}
+
+std::int64_t checked_width(std::int64_t width, std::int64_t heads,
+                           const MultiHeadAttentionOptions& o) {
+  require(width >= 1 && heads >= 1, Kind::value, name, "bad sizes",
+          text("width ", width, ", ", heads, " heads"), "1 or more");
+  require(width % heads == 0, Kind::value, name, "heads must divide the width",
+          text(heads, " heads of ", width), "a divisor");
+  require(!o.rotary || width / heads % 2 == 0, Kind::value, name,
+          "rotary positions turn pairs, and head_dim is odd", width / heads, "an even head_dim");
+  return width;
+}
+
+}  // namespace
+
+MultiHeadAttention::MultiHeadAttention(std::int64_t width, std::int64_t heads,
+                                       MultiHeadAttentionOptions options)
+    : qkv(checked_width(width, heads, options), 3 * width, options.bias),
+      proj(width, width, options.bias),
+      heads_(heads),
+      options_(options) {}
+
+Tensor MultiHeadAttention::packed(const Tensor& x, std::int64_t first) {
+  require(x.rank() == 3, Kind::shape, name, "x has the wrong rank", x.shape(),
+          "[batch,length,width]");
+  const std::int64_t head_dim = proj.weight.size(0) / heads_;
+  const Tensor y = reshape(qkv(x), {x.size(0), x.size(1), 3, heads_, head_dim});
+  return options_.rotary ? rotary(y, {.first = first}) : y;
+}
+
+Tensor MultiHeadAttention::joined(const Tensor& y) {
+  return proj(reshape(y, {y.size(0), y.size(1), proj.weight.size(1)}));
+}
+
+Tensor MultiHeadAttention::forward(const Tensor& x) {
+  const Unpacked u(packed(x, 0));
+  return joined(attend(u.q, u.k, u.v, options_.causal));
+}
+
+Tensor MultiHeadAttention::forward(const Tensor& x, KeysValues& seen) {
+  const std::int64_t first = seen.positions();
+  require(options_.causal, Kind::value, name, "what has been seen does not change only when causal",
+          "causal = false", "causal = true");
+  require(first == 0 || x.size(1) == 1, Kind::value, name,
+          "several positions at once after the first", x.size(1), "1");
+  const Unpacked u(packed(x, first));
+  seen.keys = first ? concat({seen.keys, u.k}, 1) : u.k;
+  seen.values = first ? concat({seen.values, u.v}, 1) : u.v;
+  return joined(attend(u.q, seen.keys, seen.values, first == 0));
+}
+
+Tensor MultiHeadAttention::maps(const Tensor& x) {
+  const NoGrad guard;
+  const Unpacked u(packed(x, 0));
+  return weights(u.q, u.k, options_.causal);
+}
+
+}  // namespace ebb::nn

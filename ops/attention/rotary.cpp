@@ -1,0 +1,85 @@
+#include "ebb/ops/attention/rotary.h"
+
+#include <vector>
+
+#include "ebb/core/eigen.h"
+#include "ebb/core/parallel.h"
+
+namespace ebb {
+namespace {
+
+constexpr const char* op = "rotary";
+
+RotaryLayout layout_of(const Tensor& x, const RotaryOptions& options) {
+  require_floating(op, "x", x);
+  const bool packed = x.rank() == 5 && x.size(2) == 3;
+  require(x.rank() == 4 || packed, Kind::shape, op, "x has the wrong shape", x.shape(),
+          "[batch,length,heads,head_dim] or [batch,length,3,heads,head_dim]");
+  require(x.size(-1) % 2 == 0, Kind::shape, op, "head_dim must be even", x.size(-1), x.shape());
+  require(options.first >= 0, Kind::value, op, "bad first position", options.first, "0 or more");
+  require(options.base > 1 && std::isfinite(options.base), Kind::value, op, "bad base",
+          options.base, "a number above 1");
+  const std::int64_t heads = x.size(-2);
+  return {x.size(0), x.size(1), packed ? 2 * heads : heads, packed ? heads : 0, x.size(-1)};
+}
+
+}  // namespace
+
+Tensor rotary(const Tensor& x, const RotaryOptions& options) {
+  const RotaryLayout layout = layout_of(x, options);
+  Tensor y = empty_like(x);
+  run<cpu::rotary, gpu::rotary>(x.device(), x, layout, options, 1, y);
+  return record(op, y, {x}, [layout, options](const Tensor& dy) -> Gradients {
+    Tensor dx = empty_like(dy);
+    run<cpu::rotary, gpu::rotary>(dy.device(), dy, layout, options, -1, dx);
+    return {dx};
+  });
+}
+
+namespace {
+
+// cos θ and sin θ of each position and pair, [length][pairs].
+template <class T>
+struct Angles {
+  std::vector<T> cosine, sine;
+
+  Angles(const RotaryLayout& s, const RotaryOptions& options, int turn) {
+    const std::int64_t pairs = s.width / 2;
+    for (std::int64_t place = 0; place < s.length; ++place)
+      for (std::int64_t i = 0; i < pairs; ++i) {
+        const double frequency =
+            std::pow(options.base, -2.0 * static_cast<double>(i) / static_cast<double>(s.width));
+        const double angle = static_cast<double>(options.first + place) * frequency;
+        cosine.push_back(static_cast<T>(std::cos(angle)));
+        sine.push_back(static_cast<T>(turn * std::sin(angle)));
+      }
+  }
+};
+
+}  // namespace
+
+void cpu::rotary(const Tensor& x, const RotaryLayout& s, const RotaryOptions& options, int turn,
+                 Tensor& y) {
+  visit<float, double>(x.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const Angles<T> angles(s, options, turn);
+    const std::int64_t pairs = s.width / 2, row = (s.turned + s.kept) * s.width;
+    const auto turn_row = [&](std::int64_t place, const T* from, T* to) {
+      const auto c = array(angles.cosine.data() + place * pairs, pairs);
+      const auto d = array(angles.sine.data() + place * pairs, pairs);
+      for (std::int64_t h = 0; h < s.turned; ++h, from += s.width, to += s.width) {
+        const auto low = array(from, pairs), high = array(from + pairs, pairs);
+        array(to, pairs) = low * c - high * d;
+        array(to + pairs, pairs) = high * c + low * d;
+      }
+      std::copy_n(from, s.kept * s.width, to);
+    };
+    parallel_for(s.batch * s.length, 1 + 32768 / (row + 1),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t r = begin; r < end; ++r)
+                     turn_row(r % s.length, x.data<T>() + r * row, y.data<T>() + r * row);
+                 });
+  });
+}
+
+}  // namespace ebb
