@@ -5,6 +5,7 @@
 
 #include "ebb/core/autograd.h"
 #include "ebb/core/error.h"
+#include "ebb/ops/attention/flash_attention.h"
 #include "ebb/ops/elementwise/arithmetic.h"
 #include "ebb/ops/linalg/matmul.h"
 #include "ebb/ops/reduction/softmax.h"
@@ -29,27 +30,13 @@ struct Unpacked {
   }
 };
 
-// 0 where key k is not after query q, −∞ elsewhere; the queries are the last of the keys.
-Tensor causal_mask(std::int64_t queries, std::int64_t keys, TensorOptions options) {
-  std::vector<float> mask(static_cast<size_t>(queries * keys));
-  for (std::int64_t q = 0; q < queries; ++q)
-    for (std::int64_t k = keys - queries + q + 1; k < keys; ++k)
-      mask[static_cast<size_t>(q * keys + k)] = -std::numeric_limits<float>::infinity();
-  return tensor(mask, {queries, keys}).to(options.dtype).to(options.device);
-}
-
-// [batch, queries, heads, head_dim], [batch, keys, heads, head_dim] → [batch, heads, queries,
-// keys].
-Tensor weights(const Tensor& q, const Tensor& k, bool causal) {
-  const double scale = 1 / std::sqrt(static_cast<double>(q.size(-1)));
-  Tensor scores = matmul(permute(q, {0, 2, 1, 3}), permute(k, {0, 2, 1, 3}), {.transpose_b = true});
-  scores = scores * scale;
-  if (causal) scores = scores + causal_mask(q.size(1), k.size(1), q.options());
-  return softmax(scores);
-}
-
-Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
-  return permute(matmul(weights(q, k, causal), permute(v, {0, 2, 1, 3})), {0, 2, 1, 3});
+// 0 up to the diagonal, −∞ after it: what no position sees.
+Tensor future(std::int64_t length, TensorOptions options) {
+  std::vector<float> mask(static_cast<size_t>(length * length));
+  for (std::int64_t q = 0; q < length; ++q)
+    for (std::int64_t k = q + 1; k < length; ++k)
+      mask[static_cast<size_t>(q * length + k)] = -std::numeric_limits<float>::infinity();
+  return tensor(mask, {length, length}).to(options.dtype).to(options.device);
 }
 
 std::int64_t checked_width(std::int64_t width, std::int64_t heads,
@@ -85,8 +72,7 @@ Tensor MultiHeadAttention::joined(const Tensor& y) {
 }
 
 Tensor MultiHeadAttention::forward(const Tensor& x) {
-  const Unpacked u(packed(x, 0));
-  return joined(attend(u.q, u.k, u.v, options_.causal));
+  return joined(flash_attention(packed(x, 0), {.is_causal = options_.causal}));
 }
 
 Tensor MultiHeadAttention::forward(const Tensor& x, KeysValues& seen) {
@@ -98,13 +84,17 @@ Tensor MultiHeadAttention::forward(const Tensor& x, KeysValues& seen) {
   const Unpacked u(packed(x, first));
   seen.keys = first ? concat({seen.keys, u.k}, 1) : u.k;
   seen.values = first ? concat({seen.values, u.v}, 1) : u.v;
-  return joined(attend(u.q, seen.keys, seen.values, first == 0));
+  return joined(flash_attention(u.q, seen.keys, seen.values, {.is_causal = first == 0}));
 }
 
 Tensor MultiHeadAttention::maps(const Tensor& x) {
   const NoGrad guard;
   const Unpacked u(packed(x, 0));
-  return weights(u.q, u.k, options_.causal);
+  const double scale = 1 / std::sqrt(static_cast<double>(u.q.size(-1)));
+  const Tensor q = permute(u.q, {0, 2, 1, 3}), k = permute(u.k, {0, 2, 1, 3});
+  Tensor scores = matmul(q, k, {.transpose_b = true}) * scale;
+  if (options_.causal) scores = scores + future(x.size(1), x.options());
+  return softmax(scores);
 }
 
 }  // namespace ebb::nn
