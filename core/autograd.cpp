@@ -124,9 +124,12 @@ void accumulate(Tensor& sum, Tensor g) {
   run<cpu::accumulate, gpu::accumulate>(g.device(), g, sum);
 }
 
-// A leaf's gradient may be scaled or cleared in place, so it shares its elements with nobody.
+// A leaf's gradient may be scaled or cleared in place, so it shares its elements with nobody. The
+// sum of several in bf16 is kept in f32: the later ones would be too small for its 8 bits to
+// notice.
 void accumulate_leaf(TensorImpl& leaf, Tensor g) {
   if (!leaf.grad.defined() && shared(g)) g = g.clone();
+  if (leaf.grad.defined() && leaf.grad.dtype() == Dtype::bf16) leaf.grad = leaf.grad.to(Dtype::f32);
   accumulate(leaf.grad, std::move(g));
 }
 

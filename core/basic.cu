@@ -44,10 +44,10 @@ __global__ void convert_kernel(const From* x, To* y, std::int64_t n) {
   for (std::int64_t i = first_index(); i < n; i += stride()) y[i] = converted<To>(x[i]);
 }
 
-template <class T>
-__global__ void accumulate_kernel(const T* x, T* y, std::int64_t n) {
+template <class X, class Y>
+__global__ void accumulate_kernel(const X* x, Y* y, std::int64_t n) {
   for (std::int64_t i = first_index(); i < n; i += stride())
-    y[i] = gpu::narrow<T>(gpu::widen(y[i]) + gpu::widen(x[i]));
+    y[i] = gpu::narrow<Y>(gpu::widen(y[i]) + gpu::widen(x[i]));
 }
 
 template <class F>
@@ -76,10 +76,16 @@ void gpu::convert(const Tensor& x, Tensor& y) {
 }
 
 void gpu::accumulate(const Tensor& x, Tensor& y) {
+  const auto add = [&]<class X, class Y>(const X* from, Y* to) {
+    launch("accumulate", accumulate_kernel<X, Y>, grid_for(x.numel()), threads, 0, from, to,
+           x.numel());
+  };
   visit<float, double, bf16>(x.dtype(), "accumulate", [&](auto zero) {
     using T = decltype(zero);
-    launch("accumulate", accumulate_kernel<T>, grid_for(x.numel()), threads, 0, x.data<T>(),
-           y.data<T>(), x.numel());
+    if (x.dtype() == Dtype::bf16 && y.dtype() == Dtype::f32)
+      add(x.data<bf16>(), y.data<float>());
+    else
+      add(x.data<T>(), y.data<T>());
   });
 }
 

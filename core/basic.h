@@ -5,8 +5,9 @@
 namespace ebb {
 
 using Fill = void(double value, Tensor& y);
-using Convert = void(const Tensor& x, Tensor& y);     // same shape and device, any dtypes
-using Accumulate = void(const Tensor& x, Tensor& y);  // y += x; same shape, dtype and device
+using Convert = void(const Tensor& x, Tensor& y);  // same shape and device, any dtypes
+// y += x; same shape, dtype and device, or a bf16 x and an f32 y.
+using Accumulate = void(const Tensor& x, Tensor& y);
 
 namespace cpu {
 Fill fill;

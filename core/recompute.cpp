@@ -18,6 +18,12 @@ class Replay {
   Generator now_;
 };
 
+// x as the result of an op: its gradients are then added up as they are without recompute, and not
+// as those of a leaf.
+Tensor as_result(const Tensor& x) {
+  return record("recompute", x.detach(), {x}, [](const Tensor& dy) -> Gradients { return {dy}; });
+}
+
 }  // namespace
 
 // The first run is recorded, and its graph let go at once: only it tells whether f needs a gradient
@@ -32,7 +38,7 @@ Tensor recompute(const std::function<Tensor(const Tensor&)>& f, const Tensor& x)
     const WithGrad again;
     const Replay replay(then);
     const Tensor own = x->detach().set_requires_grad(needs_x);
-    f(own).backward(dy);
+    f(as_result(own)).backward(dy);
     return {own.grad()};
   };
   const Tensor input = needs_x ? x : x.detach().set_requires_grad(true);

@@ -83,9 +83,10 @@ Tensor Tensor::grad() const { return checked(impl_).grad; }
 
 void Tensor::set_grad(Tensor gradient) {
   if (gradient.defined()) {
-    require(
-        gradient.shape() == shape() && gradient.dtype() == dtype() && gradient.device() == device(),
-        Kind::state, "set_grad", "gradient does not fit its tensor", gradient, *this);
+    const bool sum = dtype() == Dtype::bf16 && gradient.dtype() == Dtype::f32;
+    require(gradient.shape() == shape() && (sum || gradient.dtype() == dtype()) &&
+                gradient.device() == device(),
+            Kind::state, "set_grad", "gradient does not fit its tensor", gradient, *this);
   }
   checked(impl_);
   // With its history it could lead back to this tensor, and neither would ever be freed.

@@ -60,9 +60,9 @@ class Tensor {
   // Gradients (core/autograd.h).
   bool requires_grad() const;
   Tensor& set_requires_grad(bool on);  // error `dtype` for integers, `state` for results of ops
-  Tensor grad() const;                 // undefined when there is none
-  void set_grad(Tensor gradient);      // error `state` unless shape, dtype and device agree
-  void zero_grad();                    // drops the gradient
+  Tensor grad() const;  // undefined when there is none; f32 when several bf16 ones were added up
+  void set_grad(Tensor gradient);  // error `state` unless shape, dtype and device agree
+  void zero_grad();                // drops the gradient
   void backward(const Tensor& dy = {}, bool retain_graph = false) const;
   Tensor detach() const;  // same elements, no history
 

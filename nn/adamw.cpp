@@ -32,29 +32,27 @@ void AdamW::update(const Batch& batch, double rate) {
                        1 - std::pow(options_.beta1, t),
                        1 - std::pow(options_.beta2, t)};
   run<cpu::adamw, gpu::adamw>(batch.parameters.front().device(), step, batch.parameters,
-                              batch.gradients, batch.slots[0], batch.slots[1], batch.decay);
+                              batch.gradients, batch.masters, batch.slots[0], batch.slots[1],
+                              batch.decay);
 }
 
 // (1 − β₂) g · g, not (1 − β₂) · g²: the square alone overflows f32 from |g| = 2·10¹⁹ on.
-void cpu::adamw(const AdamWStep& s, const Tensors& p, const Tensors& g, const Tensors& m,
-                const Tensors& v, const std::vector<double>& decay) {
-  visit<float, double>(p.front().dtype(), "adamw", [&](auto zero) {
-    using T = decltype(zero);
-    const auto size = static_cast<T>(s.rate / s.correction1);
-    const auto root = static_cast<T>(1 / std::sqrt(s.correction2));
-    for_each_chunk(p, [&](size_t t, std::int64_t, std::int64_t begin, std::int64_t end) {
-      const std::int64_t n = end - begin;
-      const auto gradient = ebb::cpu::array(g[t].data<T>() + begin, n);
-      auto weights = ebb::cpu::array(Tensor(p[t]).data<T>() + begin, n);
-      auto mean = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
-      auto square = ebb::cpu::array(Tensor(v[t]).data<T>() + begin, n);
-      mean = static_cast<T>(s.beta1) * mean + static_cast<T>(1 - s.beta1) * gradient;
-      square =
-          static_cast<T>(s.beta2) * square + (static_cast<T>(1 - s.beta2) * gradient) * gradient;
-      weights = static_cast<T>(1 - s.rate * decay[t]) * weights -
-                size * mean / (square.sqrt() * root + static_cast<T>(s.eps));
-    });
-  });
+void cpu::adamw(const AdamWStep& s, const Tensors& p, const Tensors& g, const Tensors& masters,
+                const Tensors& m, const Tensors& v, const std::vector<double>& decay) {
+  for_each_update("adamw", p, g, masters,
+                  [&]<class T>(T* w, const T* dw, std::int64_t n, size_t t, std::int64_t begin) {
+                    const auto size = static_cast<T>(s.rate / s.correction1);
+                    const auto root = static_cast<T>(1 / std::sqrt(s.correction2));
+                    const auto gradient = ebb::cpu::array(dw, n);
+                    auto weights = ebb::cpu::array(w, n);
+                    auto mean = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
+                    auto square = ebb::cpu::array(Tensor(v[t]).data<T>() + begin, n);
+                    mean = static_cast<T>(s.beta1) * mean + static_cast<T>(1 - s.beta1) * gradient;
+                    square = static_cast<T>(s.beta2) * square +
+                             (static_cast<T>(1 - s.beta2) * gradient) * gradient;
+                    weights = static_cast<T>(1 - s.rate * decay[t]) * weights -
+                              size * mean / (square.sqrt() * root + static_cast<T>(s.eps));
+                  });
 }
 
 }  // namespace ebb::nn

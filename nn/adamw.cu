@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "ebb/nn/multi_tensor.cuh"
+#include "ebb/nn/updates.cuh"
 
 namespace ebb::nn {
 namespace {
@@ -21,20 +21,19 @@ struct Adam {
 
 }  // namespace
 
-void gpu::adamw(const AdamWStep& s, const Tensors& p, const Tensors& g, const Tensors& m,
-                const Tensors& v, const std::vector<double>& decay) {
-  visit<float, double>(p.front().dtype(), "adamw", [&](auto zero) {
+void gpu::adamw(const AdamWStep& s, const Tensors& p, const Tensors& g, const Tensors& masters,
+                const Tensors& m, const Tensors& v, const std::vector<double>& decay) {
+  for_each_update<2>("adamw", p, g, masters, {m, v}, decay, [&](auto zero) {
     using T = decltype(zero);
     const auto number = [](double x) { return static_cast<T>(x); };
-    const Adam<T> f{s.rate,
-                    number(s.beta1),
-                    number(s.beta2),
-                    number(1 - s.beta1),
-                    number(1 - s.beta2),
-                    number(s.rate / s.correction1),
-                    number(1 / std::sqrt(s.correction2)),
-                    number(s.eps)};
-    multi_map<T, 4>("adamw", f, {p, g, m, v}, decay);
+    return Adam<T>{s.rate,
+                   number(s.beta1),
+                   number(s.beta2),
+                   number(1 - s.beta1),
+                   number(1 - s.beta2),
+                   number(s.rate / s.correction1),
+                   number(1 / std::sqrt(s.correction2)),
+                   number(s.eps)};
   });
 }
 

@@ -35,7 +35,8 @@ struct AdamWStep {
   double correction2;
 };
 using AdamWUpdate = void(const AdamWStep& step, const Tensors& p, const Tensors& g,
-                         const Tensors& m, const Tensors& v, const std::vector<double>& decay);
+                         const Tensors& masters, const Tensors& m, const Tensors& v,
+                         const std::vector<double>& decay);
 namespace cpu {
 AdamWUpdate adamw;
 }

@@ -1,6 +1,8 @@
 // The same on the GPU: up to `table_size` tensors travel in the kernel's arguments, and block b
-// looks its tensor and chunk up there. More tensors take more launches.
+// looks its tensor and chunk up there. More tensors take more launches, as do tensors of other
+// types.
 #pragma once
+#include <array>
 #include <utility>
 
 #include "ebb/core/cuda.cuh"
@@ -9,19 +11,24 @@
 namespace ebb::nn::gpu {
 
 using ebb::gpu::launch;
+using ebb::gpu::narrow;
+using ebb::gpu::widen;
 
-inline constexpr int table_size = 48;  // 48 · (4 pointers + 2 numbers) + 49 starts < 4 KiB
+inline constexpr int table_size = 48;  // 48 · (5 pointers + 2 numbers) + 49 starts < 4 KiB
 inline constexpr int chunk_threads = 256;
 
-// K lists of tensors of the same sizes, and one number for each tensor.
-template <class T, int K>
+// Lists of tensors of the same sizes, the elements of list k of type T[k]; and one number for each
+// tensor.
+template <class... T>
 struct Table {
-  T* data[K][table_size];
+  void* data[sizeof...(T)][table_size];
   std::int64_t n[table_size];
   double number[table_size];
   int first_chunk[table_size + 1];
   int tensors;
 };
+template <class... T>
+using Lists = std::array<Tensors, sizeof...(T)>;
 
 struct Place {
   int tensor;
@@ -30,8 +37,8 @@ struct Place {
 };
 
 // The chunk that a block works on.
-template <class T, int K>
-__device__ Place place_of(const Table<T, K>& table, int block) {
+template <class... T>
+__device__ Place place_of(const Table<T...>& table, int block) {
   int low = 0;
   int high = table.tensors;  // first_chunk[low] <= block < first_chunk[high]
   while (high - low > 1) {
@@ -44,17 +51,22 @@ __device__ Place place_of(const Table<T, K>& table, int block) {
 }
 
 // Calls use(table, its chunks, chunks before it) for each table full of tensors.
-template <class T, int K, class Use>
-void for_each_table(const std::vector<Tensor> (&lists)[K], const std::vector<double>& numbers,
-                    Use&& use) {
+template <class... T, class Use>
+void for_each_table(const Lists<T...>& lists, const std::vector<double>& numbers, Use&& use) {
+  constexpr std::array dtypes = {dtype_of<T>...};
   const size_t count = lists[0].size();
   std::int64_t before = 0;
   for (size_t first = 0; first < count; first += table_size) {
-    Table<T, K> table;
+    Table<T...> table;
     table.tensors = static_cast<int>(std::min<size_t>(table_size, count - first));
     table.first_chunk[0] = 0;
     for (int t = 0; t < table.tensors; ++t) {
-      for (int k = 0; k < K; ++k) table.data[k][t] = Tensor(lists[k][first + t]).data<T>();
+      for (size_t k = 0; k < lists.size(); ++k) {
+        const Tensor& x = lists[k][first + t];
+        require(x.dtype() == dtypes[k], Kind::dtype, "optimizer", "list of another type", x.dtype(),
+                dtypes[k]);
+        table.data[k][t] = Tensor(x).raw();
+      }
       table.n[t] = lists[0][first + t].numel();
       table.number[t] = numbers.empty() ? 0 : numbers[first + t];
       table.first_chunk[t + 1] = table.first_chunk[t] + static_cast<int>(chunks_of(table.n[t]));
@@ -66,26 +78,26 @@ void for_each_table(const std::vector<Tensor> (&lists)[K], const std::vector<dou
 }
 
 // f(the tensor's number, element of list 0, element of list 1, …), elements by reference.
-template <class F, class T, int K, size_t... I>
-__device__ void apply(const F& f, const Table<T, K>& table, const Place& at, std::int64_t i,
+template <class F, class... T, size_t... I>
+__device__ void apply(const F& f, const Table<T...>& table, const Place& at, std::int64_t i,
                       std::index_sequence<I...>) {
-  f(table.number[at.tensor], table.data[I][at.tensor][i]...);
+  f(table.number[at.tensor], static_cast<T*>(table.data[I][at.tensor])[i]...);
 }
 
-template <class F, class T, int K>
+template <class F, class... T>
 __global__ void __launch_bounds__(chunk_threads)
-    multi_map_kernel(F f, const __grid_constant__ Table<T, K> table) {
+    multi_map_kernel(F f, const __grid_constant__ Table<T...> table) {
   const Place at = place_of(table, blockIdx.x);
 #pragma unroll 4
   for (std::int64_t i = at.begin + threadIdx.x; i < at.end; i += chunk_threads)
-    apply(f, table, at, i, std::make_index_sequence<K>{});
+    apply(f, table, at, i, std::index_sequence_for<T...>{});
 }
 
-template <class T, int K, class F>
-void multi_map(std::string_view op, const F& f, const std::vector<Tensor> (&lists)[K],
+template <class... T, class F>
+void multi_map(std::string_view op, const F& f, const Lists<T...>& lists,
                const std::vector<double>& numbers = {}) {
-  for_each_table<T, K>(lists, numbers, [&](const Table<T, K>& table, int chunks, std::int64_t) {
-    launch(op, multi_map_kernel<F, T, K>, dim3(static_cast<unsigned>(chunks)), chunk_threads, 0, f,
+  for_each_table<T...>(lists, numbers, [&](const Table<T...>& table, int chunks, std::int64_t) {
+    launch(op, multi_map_kernel<F, T...>, dim3(static_cast<unsigned>(chunks)), chunk_threads, 0, f,
            table);
   });
 }

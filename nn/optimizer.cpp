@@ -30,8 +30,12 @@ Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
   }
   require(!parameters_.empty(), Kind::value, name, "nothing to train", "no parameters",
           "at least one");
-  for (Tensors& slot : slots_)
-    for (const Tensor& parameter : parameters_) slot.push_back(zeros_like(parameter));
+  for (const Tensor& p : parameters_) {
+    const bool coarse = p.dtype() == Dtype::bf16;
+    const Dtype dtype = coarse ? Dtype::f32 : p.dtype();
+    masters_.push_back(coarse ? p.to(Dtype::f32) : Tensor());
+    for (Tensors& slot : slots_) slot.push_back(zeros(p.shape(), {dtype, p.device()}));
+  }
 }
 
 void Optimizer::step(double rate) {
@@ -44,12 +48,16 @@ void Optimizer::step(double rate) {
     const Tensor g = p.grad();
     if (!g.defined()) continue;
     const Tensor& slot = slots_.front()[i];
+    require(masters_[i].defined() ? p.dtype() == Dtype::bf16 : p.dtype() == slot.dtype(),
+            Kind::state, name_, "a parameter was converted", p.dtype(),
+            "a model that is converted before its optimizer is made");
     require(g.device() == p.device() && slot.device() == p.device(), Kind::state, name_,
             "parameter, gradient and state are on different devices",
             text(p.device(), ", ", g.device(), ", ", slot.device()),
             "a model that is moved before its optimizer is made");
     batch.parameters.push_back(p);
     batch.gradients.push_back(g);
+    batch.masters.push_back(masters_[i]);
     for (size_t s = 0; s < slots_.size(); ++s) batch.slots[s].push_back(slots_[s][i]);
     batch.decay.push_back(decay_[i]);
   }
@@ -68,6 +76,8 @@ NamedTensors Optimizer::state() const {
   for (size_t s = 0; s < slots_.size(); ++s)
     for (size_t i = 0; i < parameters_.size(); ++i)
       all.emplace_back(std::to_string(i) + '.' + slot_names_[s], slots_[s][i]);
+  for (size_t i = 0; i < masters_.size(); ++i)
+    if (masters_[i].defined()) all.emplace_back(std::to_string(i) + ".master", masters_[i]);
   return all;
 }
 
@@ -93,7 +103,8 @@ Tensor clip_grad_norm(const Tensors& parameters, double max_norm) {
     if (p.grad().defined()) gradients.push_back(p.grad());
   if (gradients.empty()) return zeros({});
   const Device device = gradients.front().device();
-  Tensor norm = empty({}, {gradients.front().dtype(), device});
+  const bool fine = gradients.front().dtype() == Dtype::f64;
+  Tensor norm = empty({}, {fine ? Dtype::f64 : Dtype::f32, device});
   run<cpu::multi_norm, gpu::multi_norm>(device, gradients, norm);
   run<cpu::multi_clip, gpu::multi_clip>(device, gradients, norm, max_norm);
   return norm;
@@ -102,28 +113,39 @@ Tensor clip_grad_norm(const Tensors& parameters, double max_norm) {
 void cpu::multi_norm(const Tensors& tensors, Tensor& norm) {
   std::int64_t chunks = 0;
   for (const Tensor& t : tensors) chunks += chunks_of(t.numel());
-  visit<float, double>(norm.dtype(), "clip_grad_norm", [&](auto zero) {
-    using T = decltype(zero);
-    std::vector<double> partial(static_cast<size_t>(chunks));
-    for_each_chunk(
-        tensors, [&](size_t t, std::int64_t chunk, std::int64_t begin, std::int64_t end) {
-          const T* g = tensors[t].data<T>();
-          partial[static_cast<size_t>(chunk)] =
-              ebb::cpu::array(g + begin, end - begin).template cast<double>().square().sum();
-        });
-    double sum = 0;
-    for (const double p : partial) sum += p;
-    norm.data<T>()[0] = static_cast<T>(std::sqrt(sum));
+  std::vector<double> partial(static_cast<size_t>(chunks));
+  for_each_chunk(tensors, [&](size_t t, std::int64_t chunk, std::int64_t begin, std::int64_t end) {
+    double& sum = partial[static_cast<size_t>(chunk)];
+    visit<float, double, bf16>(tensors[t].dtype(), "clip_grad_norm", [&](auto zero) {
+      const auto* g = tensors[t].data<decltype(zero)>();
+      if constexpr (std::is_same_v<decltype(zero), bf16>) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          const double x = static_cast<float>(g[i]);
+          sum += x * x;
+        }
+      } else {
+        sum = ebb::cpu::array(g + begin, end - begin).template cast<double>().square().sum();
+      }
+    });
   });
+  double sum = 0;
+  for (const double p : partial) sum += p;
+  norm.fill_(std::sqrt(sum));
 }
 
 void cpu::multi_clip(const Tensors& tensors, const Tensor& norm, double max_norm) {
-  visit<float, double>(norm.dtype(), "clip_grad_norm", [&](auto zero) {
-    using T = decltype(zero);
-    const double scale = max_norm / static_cast<double>(norm.data<T>()[0]);
-    if (!(scale < 1)) return;
-    for_each_chunk(tensors, [&](size_t t, std::int64_t, std::int64_t begin, std::int64_t end) {
-      ebb::cpu::array(Tensor(tensors[t]).data<T>() + begin, end - begin) *= static_cast<T>(scale);
+  const double scale = max_norm / norm.item();
+  if (!(scale < 1)) return;
+  for_each_chunk(tensors, [&](size_t t, std::int64_t, std::int64_t begin, std::int64_t end) {
+    visit<float, double, bf16>(tensors[t].dtype(), "clip_grad_norm", [&](auto zero) {
+      using T = decltype(zero);
+      T* g = Tensor(tensors[t]).data<T>();
+      if constexpr (std::is_same_v<T, bf16>) {
+        const auto factor = static_cast<float>(scale);
+        for (std::int64_t i = begin; i < end; ++i) g[i] = bf16(static_cast<float>(g[i]) * factor);
+      } else {
+        ebb::cpu::array(g + begin, end - begin) *= static_cast<T>(scale);
+      }
     });
   });
 }

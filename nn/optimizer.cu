@@ -13,11 +13,11 @@ using gpu::chunk_threads;
 // partial[block] = Σ g² of the block's chunk, in double.
 template <class T>
 __global__ void __launch_bounds__(chunk_threads)
-    squares_kernel(const __grid_constant__ gpu::Table<T, 1> table, double* partial) {
+    squares_kernel(const __grid_constant__ gpu::Table<T> table, double* partial) {
   const gpu::Place at = gpu::place_of(table, blockIdx.x);
   double sum = 0;
   for (std::int64_t i = at.begin + threadIdx.x; i < at.end; i += chunk_threads) {
-    const double g = widen(table.data[0][at.tensor][i]);
+    const double g = widen(static_cast<const T*>(table.data[0][at.tensor])[i]);
     sum += g * g;
   }
   sum = block_reduce<chunk_threads>(sum, ebb::gpu::Sum{});
@@ -30,18 +30,32 @@ __global__ void __launch_bounds__(chunk_threads)
   double sum = 0;
   for (std::int64_t i = threadIdx.x; i < n; i += chunk_threads) sum += partial[i];
   sum = block_reduce<chunk_threads>(sum, ebb::gpu::Sum{});
-  if (threadIdx.x == 0) *norm = narrow<T>(static_cast<Compute<T>>(sqrt(sum)));
+  if (threadIdx.x == 0) *norm = static_cast<T>(sqrt(sum));
 }
 
-template <class T>
+template <class T, class N>
 struct Clip {
-  const T* norm;
+  const N* norm;
   double max_norm;
   __device__ void operator()(double, T& g) const {
-    const double scale = max_norm / widen(*norm);
+    const double scale = max_norm / static_cast<double>(*norm);
     if (scale < 1) g = narrow<T>(widen(g) * static_cast<Compute<T>>(scale));
   }
 };
+
+// Calls f(the tensors of type T, T{}) for each type that there is.
+template <class F>
+void for_each_type(const Tensors& tensors, F&& f) {
+  const auto of_type = [&](auto zero) {
+    Tensors some;
+    for (const Tensor& t : tensors)
+      if (t.dtype() == dtype_of<decltype(zero)>) some.push_back(t);
+    if (!some.empty()) f(some, zero);
+  };
+  of_type(0.0f);
+  of_type(0.0);
+  of_type(bf16{});
+}
 
 }  // namespace
 
@@ -49,21 +63,30 @@ void gpu::multi_norm(const Tensors& tensors, Tensor& norm) {
   std::int64_t chunks = 0;
   for (const Tensor& t : tensors) chunks += chunks_of(t.numel());
   Tensor partial = empty({chunks}, {Dtype::f64, norm.device()});
-  visit<float, double, bf16>(norm.dtype(), "clip_grad_norm", [&](auto zero) {
+  std::int64_t done = 0;
+  for_each_type(tensors, [&](const Tensors& some, auto zero) {
     using T = decltype(zero);
-    for_each_table<T, 1>({tensors}, {}, [&](const Table<T, 1>& table, int n, std::int64_t before) {
+    const std::int64_t first = done;
+    for_each_table<T>({some}, {}, [&](const Table<T>& table, int n, std::int64_t before) {
       launch("clip_grad_norm", squares_kernel<T>, dim3(static_cast<unsigned>(n)), chunk_threads, 0,
-             table, partial.data<double>() + before);
+             table, partial.data<double>() + first + before);
+      done = first + before + n;
     });
-    launch("clip_grad_norm", root_kernel<T>, 1, chunk_threads, 0, partial.data<double>(), chunks,
-           norm.data<T>());
+  });
+  visit<float, double>(norm.dtype(), "clip_grad_norm", [&](auto zero) {
+    using N = decltype(zero);
+    launch("clip_grad_norm", root_kernel<N>, 1, chunk_threads, 0, partial.data<double>(), chunks,
+           norm.data<N>());
   });
 }
 
 void gpu::multi_clip(const Tensors& tensors, const Tensor& norm, double max_norm) {
-  visit<float, double, bf16>(norm.dtype(), "clip_grad_norm", [&](auto zero) {
+  for_each_type(tensors, [&](const Tensors& some, auto zero) {
     using T = decltype(zero);
-    multi_map<T, 1>("clip_grad_norm", Clip<T>{norm.data<T>(), max_norm}, {tensors});
+    visit<float, double>(norm.dtype(), "clip_grad_norm", [&](auto of_norm) {
+      using N = decltype(of_norm);
+      multi_map<T>("clip_grad_norm", Clip<T, N>{norm.data<N>(), max_norm}, {some});
+    });
   });
 }
 

@@ -6,6 +6,10 @@
 // step(rate) changes every parameter that has a gradient, all in one kernel. Parameters that should
 // not decay form a group of their own: AdamW(decay_groups(net, 0.1), {}). Errors: `value` for no
 // parameters and bad options, `state` when a gradient is on another device than its parameter.
+//
+// A bf16 parameter is too coarse to take small steps: its optimizer keeps an f32 master weight,
+// steps on that in f32 and rounds it to the parameter. Where a parameter is not what its master
+// rounds to, weights were loaded for instance, the parameter counts.
 #pragma once
 #include "ebb/nn/module.h"
 
@@ -27,7 +31,8 @@ class Optimizer {
   std::int64_t steps() const { return steps_; }
 
   // Slots by name ("0.momentum" is the first parameter's) for checkpoints, and back. Every
-  // parameter has its slots from the start, zero. Error `format` when they are not this one's.
+  // parameter has its slots from the start, zero, and a bf16 one its "master". Error `format` when
+  // they are not this one's.
   NamedTensors state() const;
   void load_state(const NamedTensors& state, std::int64_t steps);
 
@@ -38,6 +43,7 @@ class Optimizer {
   struct Batch {
     Tensors parameters;
     Tensors gradients;
+    Tensors masters;             // undefined where the parameter is not bf16
     std::vector<Tensors> slots;  // slots[s][parameter]
     std::vector<double> decay;
   };
@@ -49,6 +55,7 @@ class Optimizer {
   std::vector<double> decay_;
   std::vector<std::string> slot_names_;
   std::vector<Tensors> slots_;
+  Tensors masters_;
   std::int64_t steps_ = 0;
 };
 

@@ -19,29 +19,26 @@ SGD::SGD(const std::vector<Group>& groups, SGDOptions options)
 void SGD::update(const Batch& batch, double rate) {
   const SGDStep step{rate, options_.momentum, options_.nesterov};
   run<cpu::sgd, gpu::sgd>(batch.parameters.front().device(), step, batch.parameters,
-                          batch.gradients, batch.slots[0], batch.decay);
+                          batch.gradients, batch.masters, batch.slots[0], batch.decay);
 }
 
-void cpu::sgd(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& m,
-              const std::vector<double>& decay) {
-  visit<float, double>(p.front().dtype(), "sgd", [&](auto zero) {
-    using T = decltype(zero);
-    const auto rate = static_cast<T>(step.rate);
-    const auto momentum = static_cast<T>(step.momentum);
-    for_each_chunk(p, [&](size_t t, std::int64_t, std::int64_t begin, std::int64_t end) {
-      const std::int64_t n = end - begin;
-      auto weights = ebb::cpu::array(Tensor(p[t]).data<T>() + begin, n);
-      auto velocity = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
-      const auto gradient =
-          ebb::cpu::array(g[t].data<T>() + begin, n) + static_cast<T>(decay[t]) * weights;
-      velocity = momentum * velocity + gradient;
-      if (step.nesterov) {
-        weights -= rate * (gradient + momentum * velocity);
-      } else {
-        weights -= rate * velocity;
-      }
-    });
-  });
+void cpu::sgd(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& masters,
+              const Tensors& m, const std::vector<double>& decay) {
+  for_each_update("sgd", p, g, masters,
+                  [&]<class T>(T* w, const T* dw, std::int64_t n, size_t t, std::int64_t begin) {
+                    const auto rate = static_cast<T>(step.rate);
+                    const auto momentum = static_cast<T>(step.momentum);
+                    auto weights = ebb::cpu::array(w, n);
+                    auto velocity = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
+                    const auto gradient =
+                        ebb::cpu::array(dw, n) + static_cast<T>(decay[t]) * weights;
+                    velocity = momentum * velocity + gradient;
+                    if (step.nesterov) {
+                      weights -= rate * (gradient + momentum * velocity);
+                    } else {
+                      weights -= rate * velocity;
+                    }
+                  });
 }
 
 }  // namespace ebb::nn

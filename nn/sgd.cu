@@ -1,5 +1,5 @@
-#include "ebb/nn/multi_tensor.cuh"
 #include "ebb/nn/sgd.h"
+#include "ebb/nn/updates.cuh"
 
 namespace ebb::nn {
 namespace {
@@ -18,12 +18,11 @@ struct Sgd {
 
 }  // namespace
 
-void gpu::sgd(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& m,
-              const std::vector<double>& decay) {
-  visit<float, double>(p.front().dtype(), "sgd", [&](auto zero) {
+void gpu::sgd(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& masters,
+              const Tensors& m, const std::vector<double>& decay) {
+  for_each_update<1>("sgd", p, g, masters, {m}, decay, [&](auto zero) {
     using T = decltype(zero);
-    const Sgd<T> f{static_cast<T>(step.rate), static_cast<T>(step.momentum), step.nesterov};
-    multi_map<T, 3>("sgd", f, {p, g, m}, decay);
+    return Sgd<T>{static_cast<T>(step.rate), static_cast<T>(step.momentum), step.nesterov};
   });
 }
 

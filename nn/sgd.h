@@ -29,8 +29,8 @@ struct SGDStep {
   double momentum;
   bool nesterov;
 };
-using SGDUpdate = void(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& m,
-                       const std::vector<double>& decay);
+using SGDUpdate = void(const SGDStep& step, const Tensors& p, const Tensors& g,
+                       const Tensors& masters, const Tensors& m, const std::vector<double>& decay);
 namespace cpu {
 SGDUpdate sgd;
 }

@@ -1,6 +1,6 @@
 #include "ebb/nn/transformer.h"
 
-#include "ebb/core/recompute.h"
+#include "ebb/nn/adamw.h"
 #include "slow_transformer.h"
 #include "twins.h"
 
@@ -362,4 +362,48 @@ TEST_CASE("module: converting keeps identities, values and gradients; integers s
     CHECK(values(weight.grad())[0] == 2);
     check_error(Kind::dtype, {"Module::to"}, [&] { module.to(Dtype::u8); });
   }
+}
+
+TEST_CASE("transformer: matrices and tables decay, vectors do not") {
+  Transformer model(with_bias());
+  const std::vector<nn::Group> groups = nn::decay_groups(model, 0.1);
+  REQUIRE(groups.size() == 2);
+  CHECK(groups[0].weight_decay == 0.1);
+  CHECK(groups[1].weight_decay == 0);
+  for (const Tensor& p : groups[0].parameters) CHECK(p.rank() == 2);
+  for (const Tensor& p : groups[1].parameters) CHECK(p.rank() == 1);
+  CHECK(groups[0].parameters.size() + groups[1].parameters.size() == model.parameters().size());
+  CHECK(groups[0].parameters.front().same_as(model.tok.weight));
+}
+
+// bf16 parameters, masters, clipping, two micro-batches a step, recompute and dropout at once.
+TEST_CASE("transformer: learns to repeat a sequence, whatever is switched on") {
+  for (const Device device : devices())
+    for (const bool everything : {false, true}) {
+      manual_seed(6);
+      TransformerOptions o = everything ? llama() : tiny;
+      o.width = 32;
+      o.recompute = everything;
+      o.dropout = everything ? 0.05 : 0;
+      Transformer model(o);
+      if (everything) model.to(Dtype::bf16);
+      model.to(device);
+      nn::AdamW optimizer(nn::decay_groups(model, 0.01), {.beta2 = 0.95});
+      const Tensor input = tokens({8, 6}, 5, 1, device);
+      const Tensor target = tokens({8, 6}, 5, 1, device);  // each token itself
+      double loss = 0;
+      for (int step = 0; step < 60; ++step) {
+        for (const std::int64_t half : {0, 4}) {
+          const Tensor y = model(slice(input, 0, half, half + 4));
+          const Tensor t = reshape(slice(target, 0, half, half + 4), {-1});
+          const Tensor part = cross_entropy(reshape(y, {-1, 5}), t) / 2;
+          part.backward();
+          loss = 2 * part.item();
+        }
+        nn::clip_grad_norm(model.parameters(), 1);
+        optimizer.step(1e-2);
+        optimizer.zero_grad();
+      }
+      CHECK(loss <= 0.1);
+    }
 }
