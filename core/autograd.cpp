@@ -13,6 +13,7 @@ namespace {
 
 thread_local bool recording = true;
 thread_local const char* running_op = "backward";
+thread_local bool releasing = false;  // this is the last time that the closure runs
 std::atomic<std::uint64_t> next_node{1};
 std::atomic<std::uint64_t> next_pass{1};
 
@@ -39,16 +40,21 @@ void release(std::shared_ptr<Node> node) {
   destroying = false;
 }
 
-// Whose closure runs, for messages.
+// Whose closure runs, for messages, and whether it will run again.
 class Running {
  public:
-  explicit Running(const char* op) : before_(std::exchange(running_op, op)) {}
-  ~Running() { running_op = before_; }
+  Running(const char* op, bool last)
+      : op_before_(std::exchange(running_op, op)), last_before_(std::exchange(releasing, last)) {}
+  ~Running() {
+    running_op = op_before_;
+    releasing = last_before_;
+  }
   Running(const Running&) = delete;
   Running& operator=(const Running&) = delete;
 
  private:
-  const char* before_;
+  const char* op_before_;
+  bool last_before_;
 };
 
 }  // namespace
@@ -74,6 +80,11 @@ const Tensor& Saved::get() const {
             text("version ", tensor_.version()), text("version ", version_));
   }
   return tensor_;
+}
+
+Tensor Saved::to_write_over() const {
+  const Tensor& x = get();
+  return releasing && x.storage().use_count() == 1 ? x.detach() : empty_like(x);
 }
 
 NoGrad::NoGrad() : before_(recording) { recording = false; }
@@ -169,7 +180,7 @@ void step(Node& node, bool retain_graph) {
     const Tensor dy = std::move(node.gradient);
     node.gradient = {};
     if (!dy.defined()) return;
-    const Running running(node.op);
+    const Running running(node.op, !retain_graph);
     gradients = node.backward(dy);
   }
   require(gradients.size() == node.inputs.size(), Kind::state, node.op,

@@ -37,6 +37,11 @@ class Saved {
   operator const Tensor&() const { return get(); }  // NOLINT: a Saved is read like a Tensor
   const Tensor* operator->() const { return &get(); }
 
+  // Memory for a gradient that may be written over the saved elements, each after it was read:
+  // their own when backward releases the graph and nobody else holds them, else new. Large ones
+  // profit.
+  Tensor to_write_over() const;
+
  private:
   Tensor tensor_;
   std::uint64_t version_ = 0;

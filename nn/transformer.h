@@ -1,8 +1,9 @@
 // A decoder-only transformer: embeddings, pre-norm blocks of attention and feed-forward, a norm,
 // and a head that says how likely each token is to come next.
 //
-//   nn::Transformer model({.vocabulary = 65, .context = 64, .layers = 4, .heads = 4, .width =
-//   128}); Tensor logits = model(tokens);  // i32 [batch, length] → [batch, length, vocabulary]
+//   nn::Transformer model(
+//       {.vocabulary = 65, .context = 64, .layers = 4, .heads = 4, .width = 128});
+//   Tensor logits = model(tokens);  // i32 [batch, length] → [batch, length, vocabulary]
 //
 // Initial values are GPT-2's: normal with deviation 0.02, the projections onto the residual stream
 // with 0.02/√(2·layers), biases 0, norms 1. Weights have the names that Python users expect:

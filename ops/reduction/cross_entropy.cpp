@@ -56,7 +56,7 @@ Tensor cross_entropy(const Tensor& x, const Tensor& target, const Tensor& weight
   return record(op, y, {x},
                 [x = Saved(x), target = Saved(target), w = Saved(w), options,
                  state](const Tensor& dy) -> Gradients {
-                  Tensor dx = empty_like(x);
+                  Tensor dx = x.to_write_over();  // logits are the largest tensor of most models
                   run<cpu::cross_entropy_backward, gpu::cross_entropy_backward>(
                       dy.device(), x.get(), target.get(), w.get(), options, state, dy, dx);
                   return {dx};

@@ -39,6 +39,32 @@ void check_row(const std::vector<double>& x, std::int32_t t, double loss,
 
 }  // namespace
 
+TEST_CASE(
+    "cross_entropy: writes the gradient over logits that nobody else needs, to the same bits") {
+  for (const Device device : devices())
+    for (const int held : {0, 1, 2}) {  // by nobody, by the caller, by a graph that is kept
+      static std::vector<double> expected;
+      const Tensor x = leaf(randn({700, 65}, 1, Dtype::f32, device));
+      const Tensor target = zeros({700}, {Dtype::i32, device});
+      Tensor logits = x * 2;
+      const std::vector<double> before = values(logits);
+      const Tensor loss = cross_entropy(logits, target);
+      if (held != 1) logits = {};
+      reset_peak(device);
+      const std::int64_t live = memory_stats(device).live;
+      loss.backward({}, held == 2);
+      const std::int64_t more = memory_stats(device).peak - live;
+      if (held == 0) expected = values(x.grad());
+      CHECK(values(x.grad()) == expected);
+      if (held == 1) CHECK(values(logits) == before);
+      CHECK((more < 2 * 700 * 65 * 4) == (held == 0));  // dx, and only if need be dlogits
+      if (held != 2) continue;
+      x.grad().fill_(0);
+      loss.backward();
+      CHECK(values(x.grad()) == expected);
+    }
+}
+
 TEST_CASE("cross_entropy: large and infinite logits, and smoothing") {
   check_row({1e4, -1e4}, 1, 20000, {1, -1});
   check_row({1e4, -1e4}, 0, 0, {0, 0});
