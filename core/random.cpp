@@ -15,6 +15,25 @@ Generator& default_generator() {
   return generator;
 }
 
+namespace {
+thread_local const std::uint64_t* shift_of_streams = nullptr;
+}
+
+ShiftedStreams::ShiftedStreams(const std::uint64_t* shift) { shift_of_streams = shift; }
+ShiftedStreams::~ShiftedStreams() { shift_of_streams = nullptr; }
+
+Stream Generator::next() {
+  require(!shift_of_streams || this == &default_generator(), Kind::state, "random",
+          "a generator was drawn from while a step is captured", "one of the caller's own",
+          "the default generator, which every replay moves on");
+  return {seed_, drawn_++, shift_of_streams};
+}
+
+void require_on_host(std::string_view op, const Stream& stream) {
+  require(!stream.shift, Kind::state, op, "numbers drawn on the CPU while a step is captured",
+          "the same ones at every replay", "a draw on the GPU, or outside the step");
+}
+
 void manual_seed(std::uint64_t seed) { default_generator() = Generator(seed); }
 
 namespace {
@@ -33,6 +52,7 @@ void check_range(std::string_view op, Dtype dtype, double a, double b, bool orde
 // Element i is number i % 4 of block i / 4 of the stream.
 template <class F>
 void for_each_number(const Stream& stream, std::int64_t n, F&& f) {
+  require_on_host("uniform", stream);
   parallel_for((n + 3) / 4, 1 << 12, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t block = begin; block < end; ++block) {
       const Philox random = philox(stream.seed, static_cast<std::uint64_t>(block), stream.index);
@@ -70,6 +90,7 @@ Tensor normal(const Shape& shape, double mean, double deviation, Generator& gene
   check_range("normal", options.dtype, mean, deviation, deviation >= 0);
   Tensor y = empty(shape, {Dtype::f64});
   const Stream stream = generator.next();
+  require_on_host("normal", stream);
   double* out = y.data<double>();
   const std::int64_t n = y.numel();
   parallel_for((n + 1) / 2, 1 << 12, [&](std::int64_t begin, std::int64_t end) {
@@ -91,6 +112,7 @@ Tensor permutation(std::int64_t n, Generator& generator, Device device) {
   std::vector<std::int32_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
   const Stream stream = generator.next();
+  require_on_host("permutation", stream);
   for (std::int64_t i = n - 1; i > 0; --i) {
     const std::uint32_t bits =
         philox(stream.seed, static_cast<std::uint64_t>(i), stream.index).v[0];

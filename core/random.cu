@@ -12,7 +12,7 @@ template <class T>
 __global__ void uniform_kernel(Stream stream, gpu::Compute<T> low, gpu::Compute<T> width,
                                gpu::Compute<T> below_high, T* y, std::int64_t n) {
   const std::int64_t block = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x;
-  const Philox random = philox(stream.seed, block, stream.index);
+  const Philox random = philox(stream.seed, block, stream.now());
   for (int j = 0; j < 4 && 4 * block + j < n; ++j)
     y[4 * block + j] = gpu::narrow<T>(
         min(fma(width, static_cast<gpu::Compute<T>>(unit_float(random.v[j])), low), below_high));

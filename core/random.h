@@ -34,17 +34,24 @@ constexpr Philox philox(std::uint64_t key, std::uint64_t counter_low, std::uint6
 // [0, 1) in steps of 2⁻²⁴, exactly representable in f32.
 constexpr float unit_float(std::uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
 
-// Hands out streams of numbers: each call to next() is a new one. Its state is two integers, which
-// a checkpoint keeps.
+// One stream of numbers. While a step is captured (core/graph.h), `shift` points to device memory
+// that holds how far the replays have moved on.
 struct Stream {
   std::uint64_t seed;
   std::uint64_t index;
+  const std::uint64_t* shift = nullptr;
+
+  // The index to count from, where the numbers are drawn.
+  constexpr std::uint64_t now() const { return shift ? index + *shift : index; }
 };
+
+// Hands out streams: each call to next() is a new one. Its state is two integers, which a
+// checkpoint keeps.
 
 class Generator {
  public:
   explicit Generator(std::uint64_t seed = 0) : seed_(seed) {}
-  Stream next() { return {seed_, drawn_++}; }
+  Stream next();  // error `state` while a step is captured, but for the default generator
   std::uint64_t seed() const { return seed_; }
   std::uint64_t drawn() const { return drawn_; }
   void restore(std::uint64_t seed, std::uint64_t drawn) {
@@ -74,6 +81,18 @@ Tensor normal(const Shape& shape, double mean, double deviation, Generator& gene
 
 // 0 … n−1 in random order, i32 [n].
 Tensor permutation(std::int64_t n, Generator& generator, Device device = cpu_device);
+
+// While one is alive on this thread, streams of the default generator carry this shift.
+class ShiftedStreams {
+ public:
+  explicit ShiftedStreams(const std::uint64_t* shift);
+  ~ShiftedStreams();
+  ShiftedStreams(const ShiftedStreams&) = delete;
+  ShiftedStreams& operator=(const ShiftedStreams&) = delete;
+};
+
+// Error `state` for a stream whose shift only the device can read.
+void require_on_host(std::string_view op, const Stream& stream);
 
 using Uniform = void(const Stream& stream, double low, double high, Tensor& y);
 namespace cpu {

@@ -7,11 +7,9 @@
 #include <bit>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <new>
 #include <sstream>
-#include <vector>
+#include <utility>
 
 #include "ebb/core/basic.h"
 #include "ebb/core/error.h"
@@ -21,6 +19,7 @@ namespace ebb {
 namespace {
 
 std::atomic<bool> poison{false};
+thread_local MemoryPool* pool_in_use = nullptr;
 
 // EBB_MEMORY=exact is for memory checkers: no size classes and no cache, so that a byte past a
 // tensor is a byte past its allocation, and what is freed is gone.
@@ -175,6 +174,28 @@ Allocator& allocator(Device device) {
 
 }  // namespace
 
+MemoryPool::Use::Use(MemoryPool& pool) : before_(std::exchange(pool_in_use, &pool)) {}
+MemoryPool::Use::~Use() { pool_in_use = before_; }
+
+void* MemoryPool::take(std::string_view op, std::int64_t block) {
+  const std::lock_guard lock(mutex_);
+  std::vector<void*>& list = free_[block];
+  if (list.empty()) return allocator(device_).allocate(op, block);
+  void* data = list.back();
+  list.pop_back();
+  return data;
+}
+
+void MemoryPool::give(void* data, std::int64_t block) {
+  const std::lock_guard lock(mutex_);
+  free_[block].push_back(data);
+}
+
+MemoryPool::~MemoryPool() {
+  for (auto& [block, list] : free_)
+    for (void* data : list) allocator(device_).release(data, block);
+}
+
 Storage::Storage(std::string_view op, std::int64_t bytes, Device device)
     : bytes_(bytes), device_(device) {
   if (bytes == 0) {
@@ -182,7 +203,8 @@ Storage::Storage(std::string_view op, std::int64_t bytes, Device device)
     return;
   }
   block_bytes_ = size_class(bytes);
-  data_ = allocator(device).allocate(op, block_bytes_);
+  if (pool_in_use && pool_in_use->device() == device) pool_ = pool_in_use->shared_from_this();
+  data_ = pool_ ? pool_->take(op, block_bytes_) : allocator(device).allocate(op, block_bytes_);
   if (!poison) return;
   if (!device.is_cuda()) {
     std::memset(data_, 0xFF, static_cast<size_t>(block_bytes_));
@@ -191,14 +213,22 @@ Storage::Storage(std::string_view op, std::int64_t bytes, Device device)
       gpu::use(device);
       gpu::fill_bytes(data_, 0xFF, block_bytes_);
     } catch (...) {
-      allocator(device).release(data_, block_bytes_);
+      release();
       throw;
     }
   }
 }
 
 Storage::~Storage() {
-  if (data_) allocator(device_).release(data_, block_bytes_);
+  if (data_) release();
+}
+
+void Storage::release() {
+  if (pool_) {
+    pool_->give(data_, block_bytes_);
+  } else {
+    allocator(device_).release(data_, block_bytes_);
+  }
 }
 
 MemoryStats memory_stats(Device device) { return allocator(device).stats(); }

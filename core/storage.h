@@ -6,11 +6,46 @@
 // EBB_MEMORY=exact in the environment turns classes and cache off, for memory checkers.
 #pragma once
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string_view>
+#include <vector>
 
 #include "ebb/core/device.h"
 
 namespace ebb {
+
+// Memory that stays where it is, for what a captured graph writes at every replay: while a pool is
+// in use on this thread, new storage on its device comes from it, and goes back to it when freed,
+// never to others. The pool's blocks go to the cache when the last who holds the pool lets go.
+class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
+ public:
+  explicit MemoryPool(Device device) : device_(device) {}
+  ~MemoryPool();
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
+
+  Device device() const { return device_; }
+  void* take(std::string_view op, std::int64_t block);  // error `oom`
+  void give(void* data, std::int64_t block);
+
+  class Use {
+   public:
+    explicit Use(MemoryPool& pool);
+    ~Use();
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    MemoryPool* before_;
+  };
+
+ private:
+  Device device_;
+  std::mutex mutex_;
+  std::map<std::int64_t, std::vector<void*>> free_;
+};
 
 class Storage {
  public:
@@ -29,11 +64,13 @@ class Storage {
   void bump_version() { ++version_; }
 
  private:
+  void release();
   void* data_ = nullptr;
   std::int64_t bytes_ = 0;
   std::int64_t block_bytes_ = 0;  // of the size class
   Device device_;
   std::uint64_t version_ = 0;
+  std::shared_ptr<MemoryPool> pool_;  // that the block came from, if it was one
 };
 
 struct MemoryStats {

@@ -89,6 +89,7 @@ void break_ties(const Stream& stream, const DropThreshold& threshold, std::uint6
 
 void cpu::dropout(const Tensor& x, const Stream& stream, const DropThreshold& threshold,
                   Tensor& y) {
+  require_on_host("dropout", stream);
   visit<float, double>(x.dtype(), "dropout", [&](auto zero) {
     using T = decltype(zero);
     const T* in = x.data<T>();

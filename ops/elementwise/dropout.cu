@@ -18,7 +18,7 @@ constexpr std::int64_t segment = 2 * half;
 // One bit for each of a lane's eight elements: kept or not.
 __device__ unsigned keep_bits(const Stream& stream, const DropThreshold& threshold,
                               std::uint64_t block) {
-  const Philox random = philox(stream.seed, block, stream.index);
+  const Philox random = philox(stream.seed, block, stream.now());
   unsigned keep = 0;
   unsigned ties = 0;
 #pragma unroll
@@ -28,7 +28,7 @@ __device__ unsigned keep_bits(const Stream& stream, const DropThreshold& thresho
     ties |= unsigned{draw == threshold.high} << j;
   }
   if (ties != 0 && threshold.low > 0) {  // one block in 8192
-    const Philox again = philox(stream.seed, block | std::uint64_t{1} << 63, stream.index);
+    const Philox again = philox(stream.seed, block | std::uint64_t{1} << 63, stream.now());
     for (int j = 0; j < 8; ++j) {
       const std::uint32_t word = again.v[j / 2];
       const std::uint32_t draw = j % 2 == 0 ? word & 0xffff : word >> 16;
