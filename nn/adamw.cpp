@@ -13,7 +13,7 @@ AdamW::AdamW(const Tensors& parameters, AdamWOptions options)
     : AdamW(std::vector<Group>{{parameters, options.weight_decay}}, options) {}
 
 AdamW::AdamW(const std::vector<Group>& groups, AdamWOptions options)
-    : Optimizer("adamw", groups, {"m", "v"}), options_(options) {
+    : Optimizer("adamw", groups, {"m", "v"}, {options.beta1, options.beta2}), options_(options) {
   const auto check_beta = [](const char* beta, double value) {
     require(0 <= value && value < 1, Kind::value, "adamw", text("bad ", beta), value, "[0, 1)");
   };
@@ -23,35 +23,30 @@ AdamW::AdamW(const std::vector<Group>& groups, AdamWOptions options)
           options.eps, "a positive number");
 }
 
-void AdamW::update(const Batch& batch, double rate) {
-  const auto t = static_cast<double>(steps());
-  const AdamWStep step{rate,
-                       options_.beta1,
-                       options_.beta2,
-                       options_.eps,
-                       1 - std::pow(options_.beta1, t),
-                       1 - std::pow(options_.beta2, t)};
-  run<cpu::adamw, gpu::adamw>(batch.parameters.front().device(), step, batch.parameters,
+void AdamW::update(const Batch& batch, const Tensor& numbers) {
+  run<cpu::adamw, gpu::adamw>(numbers.device(), options_, numbers, batch.parameters,
                               batch.gradients, batch.masters, batch.slots[0], batch.slots[1],
                               batch.decay);
 }
 
 // (1 − β₂) g · g, not (1 − β₂) · g²: the square alone overflows f32 from |g| = 2·10¹⁹ on.
-void cpu::adamw(const AdamWStep& s, const Tensors& p, const Tensors& g, const Tensors& masters,
-                const Tensors& m, const Tensors& v, const std::vector<double>& decay) {
+void cpu::adamw(const AdamWOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
+                const Tensors& masters, const Tensors& m, const Tensors& v,
+                const std::vector<double>& decay) {
+  const StepNumbers s = *static_cast<const StepNumbers*>(numbers.raw());
   for_each_update("adamw", p, g, masters,
                   [&]<class T>(T* w, const T* dw, std::int64_t n, size_t t, std::int64_t begin) {
-                    const auto size = static_cast<T>(s.rate / s.correction1);
-                    const auto root = static_cast<T>(1 / std::sqrt(s.correction2));
+                    const auto size = static_cast<T>(s.size);
+                    const auto root = static_cast<T>(s.root);
                     const auto gradient = ebb::cpu::array(dw, n);
                     auto weights = ebb::cpu::array(w, n);
                     auto mean = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
                     auto square = ebb::cpu::array(Tensor(v[t]).data<T>() + begin, n);
-                    mean = static_cast<T>(s.beta1) * mean + static_cast<T>(1 - s.beta1) * gradient;
-                    square = static_cast<T>(s.beta2) * square +
-                             (static_cast<T>(1 - s.beta2) * gradient) * gradient;
+                    mean = static_cast<T>(o.beta1) * mean + static_cast<T>(1 - o.beta1) * gradient;
+                    square = static_cast<T>(o.beta2) * square +
+                             (static_cast<T>(1 - o.beta2) * gradient) * gradient;
                     weights = static_cast<T>(1 - s.rate * decay[t]) * weights -
-                              size * mean / (square.sqrt() * root + static_cast<T>(s.eps));
+                              size * mean / (square.sqrt() * root + static_cast<T>(o.eps));
                   });
 }
 

@@ -1,7 +1,5 @@
 #include "ebb/nn/adamw.h"
 
-#include <cmath>
-
 #include "ebb/nn/updates.cuh"
 
 namespace ebb::nn {
@@ -9,8 +7,23 @@ namespace {
 
 template <class T>
 struct Adam {
-  double rate;
-  T beta1, beta2, rest1, rest2, size, root, eps;
+  const StepNumbers* numbers;
+  T beta1, beta2, rest1, rest2, eps;
+  double rate = 0;
+  T size = 0, root = 0;
+
+  __device__ Adam loaded() const {
+    const StepNumbers s = *numbers;
+    return {numbers,
+            beta1,
+            beta2,
+            rest1,
+            rest2,
+            eps,
+            s.rate,
+            static_cast<T>(s.size),
+            static_cast<T>(s.root)};
+  }
   __device__ void operator()(double decay, T& p, const T& g, T& m, T& v) const {
     m = beta1 * m + rest1 * g;
     v = beta2 * v + (rest2 * g) * g;
@@ -21,19 +34,16 @@ struct Adam {
 
 }  // namespace
 
-void gpu::adamw(const AdamWStep& s, const Tensors& p, const Tensors& g, const Tensors& masters,
-                const Tensors& m, const Tensors& v, const std::vector<double>& decay) {
+void gpu::adamw(const AdamWOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
+                const Tensors& masters, const Tensors& m, const Tensors& v,
+                const std::vector<double>& decay) {
+  const auto* const step = static_cast<const StepNumbers*>(numbers.raw());
   for_each_update<2>("adamw", p, g, masters, {m, v}, decay, [&](auto zero) {
     using T = decltype(zero);
     const auto number = [](double x) { return static_cast<T>(x); };
-    return Adam<T>{s.rate,
-                   number(s.beta1),
-                   number(s.beta2),
-                   number(1 - s.beta1),
-                   number(1 - s.beta2),
-                   number(s.rate / s.correction1),
-                   number(1 / std::sqrt(s.correction2)),
-                   number(s.eps)};
+    return Adam<T>{
+        step,         number(o.beta1), number(o.beta2), number(1 - o.beta1), number(1 - o.beta2),
+        number(o.eps)};
   });
 }
 

@@ -21,22 +21,13 @@ class AdamW : public Optimizer {
   AdamW(const std::vector<Group>& groups, AdamWOptions options);  // each group has its own decay
 
  private:
-  void update(const Batch& batch, double rate) override;
+  void update(const Batch& batch, const Tensor& numbers) override;
   AdamWOptions options_;
 };
 
-// One step's numbers: the corrections are 1 − β₁ᵗ and 1 − β₂ᵗ.
-struct AdamWStep {
-  double rate;
-  double beta1;
-  double beta2;
-  double eps;
-  double correction1;
-  double correction2;
-};
-using AdamWUpdate = void(const AdamWStep& step, const Tensors& p, const Tensors& g,
-                         const Tensors& masters, const Tensors& m, const Tensors& v,
-                         const std::vector<double>& decay);
+using AdamWUpdate = void(const AdamWOptions& options, const Tensor& numbers, const Tensors& p,
+                         const Tensors& g, const Tensors& masters, const Tensors& m,
+                         const Tensors& v, const std::vector<double>& decay);
 namespace cpu {
 AdamWUpdate adamw;
 }

@@ -77,6 +77,16 @@ void for_each_table(const Lists<T...>& lists, const std::vector<double>& numbers
   }
 }
 
+// f as it is applied: with what it has to read first, if anything, read once a thread.
+template <class F>
+__device__ auto loaded(const F& f) {
+  if constexpr (requires { f.loaded(); }) {
+    return f.loaded();
+  } else {
+    return f;
+  }
+}
+
 // f(the tensor's number, element of list 0, element of list 1, …), elements by reference.
 template <class F, class... T, size_t... I>
 __device__ void apply(const F& f, const Table<T...>& table, const Place& at, std::int64_t i,
@@ -88,9 +98,10 @@ template <class F, class... T>
 __global__ void __launch_bounds__(chunk_threads)
     multi_map_kernel(F f, const __grid_constant__ Table<T...> table) {
   const Place at = place_of(table, blockIdx.x);
+  const auto ready = loaded(f);
 #pragma unroll 4
   for (std::int64_t i = at.begin + threadIdx.x; i < at.end; i += chunk_threads)
-    apply(f, table, at, i, std::index_sequence_for<T...>{});
+    apply(ready, table, at, i, std::index_sequence_for<T...>{});
 }
 
 template <class... T, class F>

@@ -18,8 +18,8 @@ std::vector<Group> decay_groups(Module& module, double weight_decay) {
 }
 
 Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
-                     std::vector<std::string> slots)
-    : name_(name), slot_names_(std::move(slots)), slots_(slot_names_.size()) {
+                     std::vector<std::string> slots, Betas betas)
+    : name_(name), betas_(betas), slot_names_(std::move(slots)), slots_(slot_names_.size()) {
   for (const Group& group : groups) {
     require(std::isfinite(group.weight_decay) && group.weight_decay >= 0, Kind::value, name,
             "bad weight_decay", group.weight_decay, "0 or more");
@@ -36,11 +36,38 @@ Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
     masters_.push_back(coarse ? p.to(Dtype::f32) : Tensor());
     for (Tensors& slot : slots_) slot.push_back(zeros(p.shape(), {dtype, p.device()}));
   }
+  const Device device = parameters_.front().device();
+  count_ = zeros({1}, {Dtype::i32, device});
+  numbers_ = empty({3}, {Dtype::f64, device});
 }
+
+std::int64_t Optimizer::steps() const { return static_cast<std::int64_t>(count_.item()); }
 
 void Optimizer::step(double rate) {
   require(std::isfinite(rate) && rate >= 0, Kind::value, name_, "bad learning rate", rate,
           "a finite number, 0 or more");
+  take_step(rate, {});
+}
+
+void Optimizer::step(const Tensor& rates) {
+  require(rates.dtype() == Dtype::f64, Kind::dtype, name_, "rates of another type", rates.dtype(),
+          Dtype::f64);
+  require(rates.rank() == 1 && rates.numel() >= 1, Kind::shape, name_, "bad table of rates",
+          rates.shape(), "[n], 1 or more");
+  require(rates.device() == count_.device(), Kind::device, name_, "rates on another device",
+          rates.device(), count_.device());
+  take_step(0, rates);
+}
+
+void cpu::begin_step(double rate, const Tensor& rates, double beta1, double beta2, Tensor& count,
+                     Tensor& numbers) {
+  const int t = ++*count.data<std::int32_t>();
+  if (rates.defined()) rate = rates.data<double>()[std::min<std::int64_t>(t, rates.numel()) - 1];
+  const double size = rate / (1 - std::pow(beta1, t));
+  *static_cast<StepNumbers*>(numbers.raw()) = {rate, size, 1 / std::sqrt(1 - std::pow(beta2, t))};
+}
+
+void Optimizer::take_step(double rate, const Tensor& rates) {
   Batch batch;
   batch.slots.resize(slots_.size());
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -61,9 +88,10 @@ void Optimizer::step(double rate) {
     for (size_t s = 0; s < slots_.size(); ++s) batch.slots[s].push_back(slots_[s][i]);
     batch.decay.push_back(decay_[i]);
   }
-  ++steps_;
+  run<cpu::begin_step, gpu::begin_step>(count_.device(), rate, rates, betas_.beta1, betas_.beta2,
+                                        count_, numbers_);
   if (batch.parameters.empty()) return;
-  update(batch, rate);
+  update(batch, numbers_);
   for (Tensor& p : batch.parameters) p.bump_version();
 }
 
@@ -90,9 +118,10 @@ void Optimizer::load_state(const NamedTensors& state, std::int64_t steps) {
   require(std::ranges::equal(own, state, fits), Kind::format, name_,
           "the state is not this optimizer's", text(state.size(), " tensors"),
           text("the ", own.size(), " of this one, in order"));
-  require(steps >= 0, Kind::format, name_, "bad number of steps", steps, "0 or more");
+  require(0 <= steps && steps <= INT32_MAX, Kind::format, name_, "bad number of steps", steps,
+          "0 or more");
   for (size_t i = 0; i < own.size(); ++i) Tensor(own[i].second).copy_(state[i].second);
-  steps_ = steps;
+  count_.fill_(static_cast<double>(steps));
 }
 
 Tensor clip_grad_norm(const Tensors& parameters, double max_norm) {

@@ -37,11 +37,19 @@ template <class T, class N>
 struct Clip {
   const N* norm;
   double max_norm;
+  double scale = 1;
+  __device__ Clip loaded() const { return {norm, max_norm, max_norm / static_cast<double>(*norm)}; }
   __device__ void operator()(double, T& g) const {
-    const double scale = max_norm / static_cast<double>(*norm);
     if (scale < 1) g = narrow<T>(widen(g) * static_cast<Compute<T>>(scale));
   }
 };
+
+__global__ void begin_step_kernel(double rate, const double* rates, std::int64_t n, double beta1,
+                                  double beta2, std::int32_t* count, StepNumbers* numbers) {
+  const int t = ++*count;
+  if (rates) rate = rates[(t < n ? t : n) - 1];
+  *numbers = {rate, rate / (1 - pow(beta1, t)), 1 / sqrt(1 - pow(beta2, t))};
+}
 
 // Calls f(the tensors of type T, T{}) for each type that there is.
 template <class F>
@@ -58,6 +66,13 @@ void for_each_type(const Tensors& tensors, F&& f) {
 }
 
 }  // namespace
+
+void gpu::begin_step(double rate, const Tensor& rates, double beta1, double beta2, Tensor& count,
+                     Tensor& numbers) {
+  const double* table = rates.defined() ? rates.data<double>() : nullptr;
+  launch("optimizer", begin_step_kernel, 1, 1, 0, rate, table, table ? rates.numel() : 0, beta1,
+         beta2, count.data<std::int32_t>(), static_cast<StepNumbers*>(numbers.raw()));
+}
 
 void gpu::multi_norm(const Tensors& tensors, Tensor& norm) {
   std::int64_t chunks = 0;

@@ -27,8 +27,12 @@ class Optimizer {
  public:
   virtual ~Optimizer() = default;
   void step(double rate);  // error `value` unless finite and >= 0
+  // By an entry of a table, rates[steps()], or its last one after that. The table is f64 [n >= 1]
+  // on the parameters' device, as nn::tabulate() makes it; nothing of the step is then the host's,
+  // as a captured one needs it (core/graph.h). Errors `shape`, `dtype`, `device`.
+  void step(const Tensor& rates);
   void zero_grad();
-  std::int64_t steps() const { return steps_; }
+  std::int64_t steps() const;  // counted on the device, for which this waits
 
   // Slots by name ("0.momentum" is the first parameter's) for checkpoints, and back. Every
   // parameter has its slots from the start, zero, and a bf16 one its "master". Error `format` when
@@ -37,7 +41,12 @@ class Optimizer {
   void load_state(const NamedTensors& state, std::int64_t steps);
 
  protected:
-  Optimizer(const char* name, const std::vector<Group>& groups, std::vector<std::string> slots);
+  struct Betas {
+    double beta1 = 0;
+    double beta2 = 0;
+  };
+  Optimizer(const char* name, const std::vector<Group>& groups, std::vector<std::string> slots,
+            Betas betas);
 
   // What an update works on: parameters that have a gradient, with their slots and decay.
   struct Batch {
@@ -47,17 +56,39 @@ class Optimizer {
     std::vector<Tensors> slots;  // slots[s][parameter]
     std::vector<double> decay;
   };
-  virtual void update(const Batch& batch, double rate) = 0;
+  // `numbers` are the step's StepNumbers, on the parameters' device.
+  virtual void update(const Batch& batch, const Tensor& numbers) = 0;
 
  private:
+  void take_step(double rate, const Tensor& rates);
   const char* name_;
+  Betas betas_;
   Tensors parameters_;
   std::vector<double> decay_;
   std::vector<std::string> slot_names_;
   std::vector<Tensors> slots_;
   Tensors masters_;
-  std::int64_t steps_ = 0;
+  Tensor count_;    // steps, i32 [1]
+  Tensor numbers_;  // f64 [3]
 };
+
+// What a step works with: the learning rate; and with bias corrections of Adam's moments at step t,
+// rate / (1 − β₁ᵗ) and 1 / √(1 − β₂ᵗ).
+struct StepNumbers {
+  double rate;
+  double size;
+  double root;
+};
+
+// count ← count + 1, and the numbers of that step; `rates` may be undefined: then `rate` counts.
+using BeginStep = void(double rate, const Tensor& rates, double beta1, double beta2, Tensor& count,
+                       Tensor& numbers);
+namespace cpu {
+BeginStep begin_step;
+}
+namespace gpu {
+BeginStep begin_step;
+}
 
 // Scales all gradients by max_norm / norm when their joint Euclidean norm is above max_norm.
 // Returns the norm before, a one-element tensor on the parameters' device: nothing waits for it.

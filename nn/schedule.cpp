@@ -64,4 +64,11 @@ Schedule warm_up(std::int64_t steps, Schedule after) {
   };
 }
 
+Tensor tabulate(const Schedule& rate, std::int64_t steps, Device device) {
+  check_steps("tabulate", steps);
+  std::vector<double> rates;
+  for (std::int64_t step = 0; step < steps; ++step) rates.push_back(rate(step));
+  return tensor(rates, {steps}, device);
+}
+
 }  // namespace ebb::nn

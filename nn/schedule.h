@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "ebb/core/tensor.h"
+
 namespace ebb::nn {
 
 using Schedule = std::function<double(std::int64_t step)>;
@@ -37,5 +39,8 @@ Schedule one_cycle(OneCycleOptions options);
 
 // (step + 1) / steps of after(0) during the first `steps`, then after(step − steps).
 Schedule warm_up(std::int64_t steps, Schedule after);
+
+// The rates of steps 0 … steps − 1 as a table for Optimizer::step(), f64 [steps].
+Tensor tabulate(const Schedule& rate, std::int64_t steps, Device device);
 
 }  // namespace ebb::nn

@@ -11,29 +11,29 @@ SGD::SGD(const Tensors& parameters, SGDOptions options)
     : SGD(std::vector<Group>{{parameters, options.weight_decay}}, options) {}
 
 SGD::SGD(const std::vector<Group>& groups, SGDOptions options)
-    : Optimizer("sgd", groups, {"momentum"}), options_(options) {
+    : Optimizer("sgd", groups, {"momentum"}, {}), options_(options) {
   require(0 <= options.momentum && options.momentum < 1, Kind::value, "sgd", "bad momentum",
           options.momentum, "[0, 1)");
 }
 
-void SGD::update(const Batch& batch, double rate) {
-  const SGDStep step{rate, options_.momentum, options_.nesterov};
-  run<cpu::sgd, gpu::sgd>(batch.parameters.front().device(), step, batch.parameters,
-                          batch.gradients, batch.masters, batch.slots[0], batch.decay);
+void SGD::update(const Batch& batch, const Tensor& numbers) {
+  run<cpu::sgd, gpu::sgd>(numbers.device(), options_, numbers, batch.parameters, batch.gradients,
+                          batch.masters, batch.slots[0], batch.decay);
 }
 
-void cpu::sgd(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& masters,
-              const Tensors& m, const std::vector<double>& decay) {
+void cpu::sgd(const SGDOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
+              const Tensors& masters, const Tensors& m, const std::vector<double>& decay) {
+  const double step = static_cast<const StepNumbers*>(numbers.raw())->rate;
   for_each_update("sgd", p, g, masters,
                   [&]<class T>(T* w, const T* dw, std::int64_t n, size_t t, std::int64_t begin) {
-                    const auto rate = static_cast<T>(step.rate);
-                    const auto momentum = static_cast<T>(step.momentum);
+                    const auto rate = static_cast<T>(step);
+                    const auto momentum = static_cast<T>(o.momentum);
                     auto weights = ebb::cpu::array(w, n);
                     auto velocity = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
                     const auto gradient =
                         ebb::cpu::array(dw, n) + static_cast<T>(decay[t]) * weights;
                     velocity = momentum * velocity + gradient;
-                    if (step.nesterov) {
+                    if (o.nesterov) {
                       weights -= rate * (gradient + momentum * velocity);
                     } else {
                       weights -= rate * velocity;

@@ -6,9 +6,14 @@ namespace {
 
 template <class T>
 struct Sgd {
-  T rate;
+  const StepNumbers* numbers;
   T momentum;
   bool nesterov;
+  T rate = 0;
+
+  __device__ Sgd loaded() const {
+    return {numbers, momentum, nesterov, static_cast<T>(numbers->rate)};
+  }
   __device__ void operator()(double decay, T& p, const T& gradient, T& m) const {
     const T g = gradient + static_cast<T>(decay) * p;
     m = momentum * m + g;
@@ -18,11 +23,12 @@ struct Sgd {
 
 }  // namespace
 
-void gpu::sgd(const SGDStep& step, const Tensors& p, const Tensors& g, const Tensors& masters,
-              const Tensors& m, const std::vector<double>& decay) {
+void gpu::sgd(const SGDOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
+              const Tensors& masters, const Tensors& m, const std::vector<double>& decay) {
+  const auto* const step = static_cast<const StepNumbers*>(numbers.raw());
   for_each_update<1>("sgd", p, g, masters, {m}, decay, [&](auto zero) {
     using T = decltype(zero);
-    return Sgd<T>{static_cast<T>(step.rate), static_cast<T>(step.momentum), step.nesterov};
+    return Sgd<T>{step, static_cast<T>(o.momentum), o.nesterov};
   });
 }
 

@@ -19,18 +19,13 @@ class SGD : public Optimizer {
   SGD(const std::vector<Group>& groups, SGDOptions options);  // each group has its own decay
 
  private:
-  void update(const Batch& batch, double rate) override;
+  void update(const Batch& batch, const Tensor& numbers) override;
   SGDOptions options_;
 };
 
-// One step's numbers.
-struct SGDStep {
-  double rate;
-  double momentum;
-  bool nesterov;
-};
-using SGDUpdate = void(const SGDStep& step, const Tensors& p, const Tensors& g,
-                       const Tensors& masters, const Tensors& m, const std::vector<double>& decay);
+using SGDUpdate = void(const SGDOptions& options, const Tensor& numbers, const Tensors& p,
+                       const Tensors& g, const Tensors& masters, const Tensors& m,
+                       const std::vector<double>& decay);
 namespace cpu {
 SGDUpdate sgd;
 }

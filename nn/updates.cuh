@@ -10,6 +10,7 @@ namespace ebb::nn::gpu {
 template <class F>
 struct OnMaster {
   F f;
+  __device__ auto loaded() const { return OnMaster<F>{f.loaded()}; }
   template <class G, class... S>
   __device__ void operator()(double decay, bf16& p, const G& g, float& master, S&... slots) const {
     if (narrow<bf16>(master).bits != p.bits) master = widen(p);
