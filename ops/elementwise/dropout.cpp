@@ -1,5 +1,8 @@
 #include "ebb/ops/elementwise/dropout.h"
 
+#include <algorithm>
+#include <bit>
+
 #include "ebb/core/parallel.h"
 
 namespace ebb {
@@ -40,35 +43,40 @@ constexpr std::int64_t segment_size = 256;
 constexpr int lanes = 32;  // blocks of a segment
 
 // Of each element of a segment, the draw that decides; all blocks at once, round by round, so that
-// the compiler turns the rounds of philox() into SIMD.
+// the compiler turns the rounds of philox() into SIMD. Words are the low halves of 64-bit lanes,
+// for that is where the product of two goes; what lies in a high half changes no product.
 using Draws = std::array<std::int32_t, segment_size>;
 
 Draws draws(const Stream& stream, std::uint64_t segment) {
-  std::uint32_t v[4][lanes];
+  constexpr std::uint64_t low = 0xffffffffu;
+  std::uint64_t v[4][lanes];
   for (int l = 0; l < lanes; ++l) {
     const std::uint64_t block = segment * lanes + static_cast<std::uint64_t>(l);
-    v[0][l] = static_cast<std::uint32_t>(block);
-    v[1][l] = static_cast<std::uint32_t>(block >> 32);
-    v[2][l] = static_cast<std::uint32_t>(stream.index);
-    v[3][l] = static_cast<std::uint32_t>(stream.index >> 32);
+    v[0][l] = block;
+    v[1][l] = block >> 32;
+    v[2][l] = stream.index;
+    v[3][l] = stream.index >> 32;
   }
   auto k0 = static_cast<std::uint32_t>(stream.seed);
   auto k1 = static_cast<std::uint32_t>(stream.seed >> 32);
   for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
     for (int l = 0; l < lanes; ++l) {
-      const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * v[0][l];
-      const std::uint64_t p1 = std::uint64_t{0xCD9E8D57u} * v[2][l];
-      v[0][l] = static_cast<std::uint32_t>(p1 >> 32) ^ v[1][l] ^ k0;
-      v[1][l] = static_cast<std::uint32_t>(p1);
-      v[2][l] = static_cast<std::uint32_t>(p0 >> 32) ^ v[3][l] ^ k1;
-      v[3][l] = static_cast<std::uint32_t>(p0);
+      const std::uint64_t p0 = (v[0][l] & low) * 0xD2511F53u;
+      const std::uint64_t p1 = (v[2][l] & low) * 0xCD9E8D57u;
+      v[0][l] = (p1 >> 32) ^ v[1][l] ^ k0;
+      v[1][l] = p1;
+      v[2][l] = (p0 >> 32) ^ v[3][l] ^ k1;
+      v[3][l] = p0;
     }
-  Draws d;
+  // Two words are the draws of four neighbours: low halves first, as this processor stores them.
+  std::array<std::uint64_t, segment_size / 4> quads;
   for (int half = 0; half < 2; ++half)
     for (int l = 0; l < lanes; ++l)
-      for (int j = 0; j < 4; ++j)
-        d[half * 128 + 4 * l + j] =
-            static_cast<std::int32_t>(v[2 * half + j / 2][l] >> (j % 2 * 16) & 0xffff);
+      quads[half * lanes + l] = (v[2 * half][l] & low) | v[2 * half + 1][l] << 32;
+  static_assert(std::endian::native == std::endian::little);
+  const auto halves = std::bit_cast<std::array<std::uint16_t, segment_size>>(quads);
+  Draws d;
+  for (int i = 0; i < segment_size; ++i) d[i] = halves[i];
   return d;
 }
 
@@ -82,6 +90,18 @@ void break_ties(const Stream& stream, const DropThreshold& threshold, std::uint6
     const Philox again = philox(stream.seed, (segment * lanes + l) | of_ties, stream.index);
     const std::uint32_t word = again.v[i / 128 * 2 + i % 4 / 2];
     if ((word >> (i % 2 * 16) & 0xffff) < threshold.low) d[i] = -1;
+  }
+}
+
+// Drawing fills the processor's window, so that it does not reach the next segment's memory by
+// itself. Beyond the end nothing happens.
+template <class T>
+void fetch_ahead(const T* in, T* out) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  constexpr std::int64_t ahead = 4 * segment_size;
+  for (std::int64_t i = 0; i < segment_size; i += line) {
+    __builtin_prefetch(in + ahead + i, 0);
+    __builtin_prefetch(out + ahead + i, 1);
   }
 }
 
@@ -99,6 +119,7 @@ void cpu::dropout(const Tensor& x, const Stream& stream, const DropThreshold& th
     const auto high = static_cast<std::int32_t>(threshold.high);
     parallel_for((n + segment_size - 1) / segment_size, 16, [&](auto begin, auto end) {
       for (std::int64_t s = begin; s < end; ++s) {
+        fetch_ahead(in + s * segment_size, out + s * segment_size);
         Draws d = draws(stream, static_cast<std::uint64_t>(s));
         if (threshold.low > 0 && std::ranges::count(d, high) > 0)
           break_ties(stream, threshold, static_cast<std::uint64_t>(s), d);
