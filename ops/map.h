@@ -41,6 +41,15 @@ Simd<T> load_first(const T* x, std::int64_t n) {
   return Simd<T>::load(padded);
 }
 
+// Whole registers in [begin, end). All by value: what lies behind references is read again after
+// every store, which could have changed it.
+template <class T, size_t outputs, class Formula, class... X>
+void map_range(std::int64_t begin, std::int64_t end, Formula formula, std::array<T*, outputs> y,
+               const X*... x) {
+  for (std::int64_t i = begin; i < end; i += lanes<T>)
+    store<T>(formula(Simd<T>::load(x + i)...), y, i);
+}
+
 template <class T, size_t outputs, class Formula, class... X>
 void map_registers(std::array<T*, outputs> y, std::int64_t n, const Formula& formula,
                    const X*... x) {
@@ -48,8 +57,7 @@ void map_registers(std::array<T*, outputs> y, std::int64_t n, const Formula& for
   const std::int64_t full = n / width;
   parallel_for((n + width - 1) / width, map_grain / width,
                [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t i = begin * width; i < std::min(end, full) * width; i += width)
-                   store<T>(formula(Simd<T>::load(x + i)...), y, i);
+                 map_range<T>(begin * width, std::min(end, full) * width, formula, y, x...);
                  if (end <= full) return;
                  const std::int64_t at = full * width;
                  T rest[outputs][width];

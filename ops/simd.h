@@ -42,6 +42,11 @@ struct Simd {
   friend Simd select(Mask<T> condition, Simd yes, Simd no) {
     return of(Eigen::internal::pselect(condition.v, yes.v, no.v));
   }
+  // select(condition, 0, x), by bits: of a select GCC may make a load of x that waits for the
+  // condition, and then two streams of memory take turns.
+  friend Simd zero_where(Mask<T> condition, Simd x) {
+    return of(Eigen::internal::pandnot(x.v, condition.v));
+  }
   friend Simd abs(Simd x) { return of(Eigen::internal::pabs(x.v)); }
   friend Simd sqrt(Simd x) { return of(Eigen::internal::psqrt(x.v)); }
 

@@ -19,7 +19,7 @@ void cpu::relu(const Tensor& x, Tensor& y) {
   visit<float, double>(x.dtype(), "relu", [&](auto zero) {
     using T = decltype(zero);
     map<T>(
-        y, [](auto x) { return select(x <= 0, 0, x); }, x);
+        y, [](auto x) { return zero_where(x <= 0, x); }, x);
   });
 }
 
@@ -27,7 +27,7 @@ void cpu::relu_backward(const Tensor& y, const Tensor& dy, Tensor& dx) {
   visit<float, double>(y.dtype(), "relu", [&](auto zero) {
     using T = decltype(zero);
     map<T>(
-        dx, [](auto y, auto dy) { return select(y <= 0, 0, dy); }, y, dy);
+        dx, [](auto y, auto dy) { return zero_where(y <= 0, dy); }, y, dy);
   });
 }
 
