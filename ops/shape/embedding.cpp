@@ -102,6 +102,39 @@ struct Uses {
   }
 };
 
+// sum = Σ of `count` rows in their order, up to four a pass: memory is slow to begin a row.
+template <class T>
+void add_up(const T* x, std::int64_t width, const std::int64_t* rows, std::int64_t count,
+            double* sum) {
+  const auto pass = [&](auto some, std::int64_t k) {
+    const T* row[some];
+    for (int i = 0; i < some; ++i) row[i] = x + rows[k + i] * width;
+    const bool first = k == 0;
+#pragma omp simd
+    for (std::int64_t d = 0; d < width; ++d) {
+      double s = first ? 0.0 : sum[d];
+      for (int i = 0; i < some; ++i) s += static_cast<double>(row[i][d]);
+      sum[d] = s;
+    }
+  };
+  if (count == 0) std::fill_n(sum, width, 0.0);
+  for (std::int64_t k = 0; k < count; k += 4) {
+    switch (std::min<std::int64_t>(4, count - k)) {
+      case 1:
+        pass(std::integral_constant<int, 1>(), k);
+        break;
+      case 2:
+        pass(std::integral_constant<int, 2>(), k);
+        break;
+      case 3:
+        pass(std::integral_constant<int, 3>(), k);
+        break;
+      default:
+        pass(std::integral_constant<int, 4>(), k);
+    }
+  }
+}
+
 }  // namespace
 
 void cpu::embedding_backward(const Tensor& indices, const Tensor& dy, Tensor& dw) {
@@ -113,13 +146,10 @@ void cpu::embedding_backward(const Tensor& indices, const Tensor& dy, Tensor& dw
     parallel_for(rows, 1 + 32768 / (adds_a_row + 1), [&](std::int64_t begin, std::int64_t end) {
       std::vector<double> sum(static_cast<size_t>(width));
       for (std::int64_t v = begin; v < end; ++v) {
-        std::fill(sum.begin(), sum.end(), 0.0);
-        for (auto u = static_cast<size_t>(uses.first[static_cast<size_t>(v)]);
-             u < static_cast<size_t>(uses.first[static_cast<size_t>(v) + 1]); ++u) {
-          const T* from = dy.data<T>() + uses.places[u] * width;
-          for (std::int64_t d = 0; d < width; ++d)
-            sum[static_cast<size_t>(d)] += static_cast<double>(from[d]);
-        }
+        const std::int64_t* place = uses.places.data() + uses.first[static_cast<size_t>(v)];
+        const std::int64_t count =
+            uses.first[static_cast<size_t>(v) + 1] - uses.first[static_cast<size_t>(v)];
+        add_up(dy.data<T>(), width, place, count, sum.data());
         std::transform(sum.begin(), sum.end(), dw.data<T>() + v * width,
                        [](double s) { return static_cast<T>(s); });
       }
