@@ -75,6 +75,8 @@ std::vector<std::string> figures(const Status& status, const std::string& unit) 
     out.push_back(with_commas(status.rate) + " " + unit + "/s");
     out.push_back(clock_text(status.seconds_left) + " left");
   }
+  if (status.flops > 0) out.push_back(flops_text(status.flops));
+  if (status.utilisation > 0) out.push_back("MFU " + percent(status.utilisation, 1));
   return out;
 }
 
@@ -85,6 +87,13 @@ std::string with_commas(double count) {
   const size_t digits = std::min(out.find('.'), out.size());
   for (size_t i = digits; i > 3; i -= 3) out.insert(i - 3, ",");
   return out;
+}
+
+std::string flops_text(double flops) {
+  char text[32];
+  const bool tera = flops >= 0.9995e12;
+  std::snprintf(text, sizeof text, "%.3g %sFLOP/s", flops / (tera ? 1e12 : 1e9), tera ? "T" : "G");
+  return text;
 }
 
 std::string clock_text(double seconds) {
@@ -127,11 +136,12 @@ std::string plain_text(const Status& status, const std::string& unit) {
 }
 
 Progress::Progress(std::FILE* out, std::string unit, std::int64_t total, std::int64_t before,
-                   std::int64_t interval)
+                   std::int64_t interval, Effort effort)
     : out_(out),
       unit_(std::move(unit)),
       total_(total),
       interval_(std::max<std::int64_t>(interval, 1)),
+      effort_(effort),
       terminal_(is_terminal(out)),
       mark_time_(Clock::now()),
       mark_done_(before) {}
@@ -148,9 +158,11 @@ bool Progress::due() {
 
 void Progress::update(const std::string& stage, std::int64_t done, double loss, double accuracy) {
   const auto total = static_cast<double>(std::max<std::int64_t>(total_, 1));
-  Status status{stage, static_cast<double>(done) / total, loss, accuracy, 0, 0};
+  Status status{stage, static_cast<double>(done) / total, loss, accuracy};
   status.rate = measure_rate(done);
   if (status.rate > 0) status.seconds_left = static_cast<double>(total_ - done) / status.rate;
+  status.flops = status.rate * effort_.an_item;
+  if (effort_.peak > 0) status.utilisation = status.flops / effort_.peak;
   if (terminal_) {
     Style style{columns_of(out_) - 1, unicode_locale(), !environment_set("NO_COLOR")};
     write("\r" + bar_text(status, unit_, style) + "\x1b[K");

@@ -17,6 +17,15 @@ struct Status {
   double accuracy = 0;  // 0 … 1
   double rate = 0;      // items a second; 0: not known yet
   double seconds_left = 0;
+  double flops = 0;        // floating-point operations a second; 0: not shown
+  double utilisation = 0;  // 0 … 1 of what the device could do; 0: not known
+};
+
+// What an item costs in floating-point operations, and how many the device can do in a second;
+// 0: not known, not shown.
+struct Effort {
+  double an_item = 0;
+  double peak = 0;
 };
 
 struct Style {
@@ -31,8 +40,9 @@ std::string bar_text(const Status& status, const std::string& unit, const Style&
 // All of it, without a bar.
 std::string plain_text(const Status& status, const std::string& unit);
 
-// "8,412", "0:21", "1:02:03"
+// "8,412", "12.3 TFLOP/s", "0:21", "1:02:03"
 std::string with_commas(double count);
+std::string flops_text(double flops);
 std::string clock_text(double seconds);
 
 class Progress {
@@ -40,7 +50,7 @@ class Progress {
   // `total` items in the whole run, of which `before` were done by a run that this one resumes.
   // Plain lines come every `interval` steps; on a terminal the bar is drawn ten times a second.
   Progress(std::FILE* out, std::string unit, std::int64_t total, std::int64_t before,
-           std::int64_t interval);
+           std::int64_t interval, Effort effort = {});
   ~Progress();  // leaves the cursor on a line of its own
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -59,6 +69,7 @@ class Progress {
   std::string unit_;
   std::int64_t total_;
   std::int64_t interval_;
+  Effort effort_;
   std::int64_t calls_ = 0;
   bool terminal_;
   bool drawn_ = false;  // a bar stands on the current line

@@ -1,14 +1,10 @@
 #include "mnist/data.h"
 
 #include <array>
-#include <cerrno>
-#include <cstdlib>
 #include <utility>
 
-#include <sys/stat.h>
-
+#include "common/file.h"
 #include "ebb/core/error.h"
-#include "mnist/file.h"
 #include "mnist/idx.h"
 
 namespace mnist {
@@ -16,22 +12,13 @@ namespace mnist {
 using ebb::Kind;
 using ebb::require;
 using ebb::text;
+using example::join;
+using example::present;
+using example::quoted;
 
 namespace {
 
 enum class Part { images, labels };
-
-std::string join(const std::string& folder, const std::string& name) {
-  if (folder.empty() || name.empty()) return folder + name;
-  return folder.back() == '/' ? folder + name : folder + '/' + name;
-}
-
-// Whether something is there by that name. A loop of links, a forbidden folder and the like count
-// as there: opening it then tells what is wrong, instead of the search passing over it.
-bool present(const std::string& path) {
-  struct stat status {};
-  return ::lstat(path.c_str(), &status) == 0 || (errno != ENOENT && errno != ENOTDIR);
-}
 
 // The file's path in this folder, or the empty string. Unpacked files come first: they load faster.
 std::string find_file(const std::string& folder, Split split, Part part) {
@@ -53,16 +40,6 @@ bool holds_any(const std::string& folder) {
   return false;
 }
 
-std::vector<std::string> roots(const std::string& root) {
-  if (!root.empty()) return {root};
-  std::vector<std::string> all;
-  if (const char* named = std::getenv("EBB_DATA"); named && *named) all.emplace_back(named);
-  all.emplace_back("data");
-  if (const char* home = std::getenv("HOME"); home && *home)
-    all.push_back(join(home, ".cache/ebb"));
-  return all;
-}
-
 std::string in_folder(const std::string& folder, Split split, Part part) {
   const std::string path = find_file(folder, split, part);
   require(!path.empty(), Kind::io, "mnist",
@@ -77,7 +54,8 @@ std::string in_folder(const std::string& folder, Split split, Part part) {
 
 Found find(const std::string& root) {
   Found found;
-  for (const std::string& place : roots(root))
+  const auto roots = root.empty() ? example::data_folders() : std::vector<std::string>{root};
+  for (const std::string& place : roots)
     for (const char* layout : {"", "MNIST/raw", "mnist", "mnist/raw"}) {
       const std::string folder = join(place, layout);
       found.tried.push_back(folder);
@@ -91,10 +69,8 @@ Found find(const std::string& root) {
 
 Digits load(const std::string& root, Split split) {
   const Found found = find(root);
-  std::string tried;
-  for (const std::string& folder : found.tried) tried += (tried.empty() ? "" : ", ") + folder;
   require(!found.folder.empty(), Kind::io, "mnist", "MNIST was not found",
-          text("nothing in ", tried),
+          text("nothing in ", example::listed(found.tried)),
           "its four files in one of these; examples/mnist/download.sh fetches them");
   const std::string images = in_folder(found.folder, split, Part::images);
   const std::string labels = in_folder(found.folder, split, Part::labels);

@@ -5,8 +5,8 @@
 #include <memory>
 #include <string_view>
 
+#include "common/file.h"
 #include "ebb/core/error.h"
-#include "mnist/file.h"
 #include "mnist/png.h"
 
 // Only what is needed of stb_image, and none of it visible to other files: nearly all its known
@@ -36,6 +36,8 @@ namespace mnist {
 using ebb::Kind;
 using ebb::require;
 using ebb::text;
+using example::File;
+using example::quoted;
 
 namespace {
 

@@ -1,5 +1,7 @@
 #include "mnist/model.h"
 
+#include "common/checkpoint.h"
+
 namespace mnist {
 namespace {
 
@@ -61,6 +63,15 @@ std::unique_ptr<ebb::nn::Module> make_model(const std::string& name) {
           "default or reference");
   if (name == "default") return std::make_unique<Net>();
   return std::make_unique<ReferenceNet>();
+}
+
+std::unique_ptr<nn::Module> load_model(const std::filesystem::path& path, Device device) {
+  const Checkpoint checkpoint = load_safetensors(path);
+  auto model = make_model(example::described(checkpoint, "model", path, "train_mnist"));
+  model->load_state(example::weights(checkpoint));
+  model->to(device);
+  model->eval();
+  return model;
 }
 
 double default_rate(const std::string& name) { return name == "default" ? 4e-3 : 1e-3; }

@@ -6,14 +6,15 @@
 
 #include <zlib.h>
 
+#include "common/file.h"
 #include "ebb/core/error.h"
-#include "mnist/file.h"
 
 namespace mnist {
 
 using ebb::Kind;
 using ebb::require;
 using ebb::text;
+using example::quoted;
 
 namespace {
 

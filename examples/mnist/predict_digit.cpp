@@ -5,8 +5,8 @@
 
 #include "common/exit.h"
 #include "common/flags.h"
-#include "mnist/checkpoint.h"
 #include "mnist/image.h"
+#include "mnist/model.h"
 #include "mnist/terminal.h"
 
 namespace {

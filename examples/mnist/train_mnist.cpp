@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "common/exit.h"
+#include "common/file.h"
 #include "common/flags.h"
 #include "common/signals.h"
 #include "mnist/accuracy.h"
@@ -70,9 +71,7 @@ Data find_data(const Options& o) {
   const bool have = !found.folder.empty();
   if (!have && !o.data.empty()) load(o.data, Split::train);  // asked for: raises what is missing
   if (!have) {
-    std::string places;
-    for (const std::string& place : found.tried) places += (places.empty() ? "" : ", ") + place;
-    std::printf("MNIST was not found in: %s\n", places.c_str());
+    std::printf("MNIST was not found in: %s\n", example::listed(found.tried).c_str());
     std::printf("To get it: examples/mnist/download.sh. Until then, digits drawn here serve.\n");
   }
   Data data;
@@ -94,11 +93,10 @@ std::uint32_t checksum(const Digits& digits) {
 }
 
 int report(double accuracy, double target) {
-  std::printf("test accuracy %.2f %% (target %.2f %%)\n", 100 * accuracy, target);
-  std::fflush(stdout);
-  if (100 * accuracy >= target) return example::exit_code::ok;
-  std::fprintf(stderr, "error: the target was missed\n");
-  return example::exit_code::missed_target;
+  char line[64];
+  std::snprintf(line, sizeof line, "test accuracy %.2f %% (target %.2f %%)", 100 * accuracy,
+                target);
+  return example::report_target(100 * accuracy >= target, line);
 }
 
 int train(const Options& o, ebb::Device device) {

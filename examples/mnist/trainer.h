@@ -1,16 +1,12 @@
-// Training on digits: the loop, its checkpoints and what it shows.
+// Training on digits.
 #pragma once
-#include <chrono>
-#include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
-#include "common/log.h"
-#include "common/output.h"
-#include "common/progress.h"
-#include "ebb/ebb.h"
+#include "common/checkpoint.h"
+#include "common/trainer.h"
 #include "mnist/batch.h"
-#include "mnist/checkpoint.h"
 
 namespace mnist {
 
@@ -24,54 +20,40 @@ struct Config {
   bool augment = true;
 };
 
-class Trainer {
+class Trainer : public example::Trainer {
  public:
   // `test` is measured after each epoch. Error `value` when a batch is larger than the data.
   Trainer(const Config& config, DeviceDigits train, DeviceDigits test, std::uint32_t data_checksum);
 
   void resume(const std::filesystem::path& checkpoint);  // error `format` unless the same run
-  std::int64_t step() const { return step_; }
-  std::int64_t total_steps() const { return config_.epochs * steps_in_epoch_; }
-
-  // Trains to the end, or until a signal asks to stop (then what was reached is saved, and false
-  // returned). Files: checkpoint.safetensors, metrics.jsonl, curves.png.
-  bool run(const example::OutputFolder& out);
-
-  // One step and nothing written: whether it runs at all. Returns the loss.
-  double try_step();
-
   double test_accuracy() const { return test_accuracy_; }
 
  private:
-  void train_step();
-  void read_losses(bool show);
-  void start_clock();
-  void end_epoch(const example::OutputFolder& out);
-  void save(const std::filesystem::path& path);
-  Description description() const;
-  std::int64_t epoch() const { return step_ / steps_in_epoch_; }
+  ebb::Tensors train_step() override;
+  void read_more(double weight) override;
+  std::string stage() const override;
+  double shown_accuracy() const override { return shown_accuracy_; }
+  example::Json figures() const override;
+  Report end_section(const Section& epoch) override;
+  void save(const example::OutputFolder& out) override;
+  std::vector<example::Panel> panels(const std::vector<example::Json>& records) const override;
+
+  example::Run state();
+  std::int64_t epoch() const { return step() / pace().section; }
   void shuffle();
 
   Config config_;
   DeviceDigits train_;
   DeviceDigits test_;
   std::uint32_t data_checksum_;
-  std::int64_t steps_in_epoch_;
   std::unique_ptr<ebb::nn::Module> model_;
   ebb::nn::AdamW optimizer_;
   ebb::nn::Schedule rate_;
-  std::int64_t step_ = 0;
-  std::chrono::steady_clock::time_point clock_start_;  // training alone is timed, epoch by epoch
-  std::int64_t clock_step_ = 0;
-  ebb::Tensor order_;    // of this epoch
-  ebb::Tensors losses_;  // since they were last read: reading waits for the device
+  ebb::Tensor order_;  // of this epoch
   Batch batch_;
   ebb::Tensor logits_;
-  double shown_loss_ = 0;
   double shown_accuracy_ = 0;
   double test_accuracy_ = 0;
-  example::Progress* progress_ = nullptr;
-  example::MetricsLog* log_ = nullptr;
 };
 
 }  // namespace mnist

@@ -14,6 +14,7 @@
 #include "common/plot.h"
 #include "common/progress.h"
 #include "common/signals.h"
+#include "folder.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -23,22 +24,6 @@ using namespace example;
 namespace {
 
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-
-// A fresh folder that goes away with the test.
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "ebb_test_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-};
-
-std::string content(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 struct Options {
   std::int64_t epochs = 3;
@@ -220,10 +205,10 @@ TEST_CASE("output folder: is made with its parents, locked, and free again after
   const std::filesystem::path path = temporary.path / "a" / "b";
   {
     const OutputFolder first(path);
-    CHECK(content(path / "run.lock") == std::to_string(getpid()));
+    CHECK(read(path / "run.lock") == std::to_string(getpid()));
     check_error(Kind::io, {"is in use", "process " + std::to_string(getpid())},
                 [&] { OutputFolder second(path); });
-    CHECK(content(path / "run.lock") == std::to_string(getpid()));
+    CHECK(read(path / "run.lock") == std::to_string(getpid()));
   }
   CHECK(std::filesystem::is_empty(path));
   const OutputFolder again(path);
@@ -253,7 +238,7 @@ TEST_CASE("write_file: replaces a file, and leaves it alone when it cannot") {
   const auto path = temporary.path / "file";
   write_file(path, "one");
   write_file(path, "two");
-  CHECK(content(path) == "two");
+  CHECK(read(path) == "two");
   std::filesystem::create_directory(temporary.path / "taken");
   check_error(Kind::io, {"taken"}, [&] { write_file(temporary.path / "taken", "x"); });
   CHECK(!std::filesystem::exists(temporary.path / "taken.tmp"));
@@ -266,7 +251,7 @@ TEST_CASE("log: lines are on disk at once, and numbers finite or null") {
   log.write({{"step", 1}, {"loss", 0.25}});
   log.write(
       {{"step", 2}, {"loss", not_a_number}, {"rate", std::numeric_limits<double>::infinity()}});
-  CHECK(content(path) == "{\"step\":1,\"loss\":0.25}\n{\"step\":2,\"loss\":null,\"rate\":null}\n");
+  CHECK(read(path) == "{\"step\":1,\"loss\":0.25}\n{\"step\":2,\"loss\":null,\"rate\":null}\n");
 }
 
 TEST_CASE("log: a resumed run goes on after its step and drops what came later") {
@@ -277,7 +262,7 @@ TEST_CASE("log: a resumed run goes on after its step and drops what came later")
   MetricsLog log(path, 2);
   CHECK(log.records().size() == 2);
   log.write({{"step", 3}, {"loss", 0.125}});
-  CHECK(content(path) ==
+  CHECK(read(path) ==
         "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":null}\n{\"step\":3,\"loss\":0.125}\n");
   CHECK(log.records().size() == 3);
 }
@@ -287,7 +272,7 @@ TEST_CASE("log: without a step to go on from it begins anew") {
   const auto path = temporary.path / "metrics.jsonl";
   std::ofstream(path) << "{\"step\":1}\n";
   const MetricsLog log(path, -1);
-  CHECK(content(path).empty());
+  CHECK(read(path).empty());
 }
 
 TEST_CASE("progress: the bar fits every width, and drops what matters least") {
@@ -375,7 +360,7 @@ TEST_CASE("plot: curves.png is a PNG, also of no and of one point") {
   Curve train{"train", blue, {}, {}, false};
   Curve test{"test", orange, {}, {}, true};
   write_curves(path, {{"loss", "step", {train, test}}});
-  CHECK(content(path).starts_with("\x89PNG\r\n\x1a\n"));
+  CHECK(read(path).starts_with("\x89PNG\r\n\x1a\n"));
   train.x = {1};
   train.y = {2};
   write_curves(path, {{"loss", "step", {train, test}}});

@@ -14,6 +14,7 @@
 #include <zlib.h>
 
 #include "ebb/core/error.h"
+#include "folder.h"
 #include "mnist/data.h"
 #include "mnist/draw.h"
 #include "mnist/idx.h"
@@ -30,14 +31,7 @@ namespace {
 
 using Bytes = std::vector<std::uint8_t>;
 
-struct Folder {
-  fs::path path;
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "ebb_mnist_XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
+struct Folder : ebb::test::Folder {
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 
   std::string write(const std::string& name, const Bytes& bytes) const {

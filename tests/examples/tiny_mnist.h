@@ -1,29 +1,22 @@
 // MNIST in small, drawn and written by the tests, and train_mnist started on it.
 #pragma once
-#include <stdlib.h>
-
 #include <algorithm>
-
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "folder.h"
 #include "mnist/draw.h"
-#include "program.h"
 
 namespace mnist::test {
 
-inline std::string read(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-inline void write(const std::filesystem::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
+using ebb::test::check_refused;
+using ebb::test::names_in;
+using ebb::test::read;
+using ebb::test::same_bytes;
+using ebb::test::write;
 
 inline std::string idx(const std::vector<std::size_t>& shape,
                        const std::vector<std::uint8_t>& data) {
@@ -46,14 +39,10 @@ inline void write_digits(const std::filesystem::path& folder, const std::string&
 
 // A folder that goes away with the test; `data` inside holds 170 digits to train on and 60 to
 // test: 10 steps an epoch, 10 digits left over.
-struct Tiny {
-  std::filesystem::path path;
+struct Tiny : ebb::test::Folder {
   std::filesystem::path data;
 
   explicit Tiny(int digits = 170) {
-    std::string name = (std::filesystem::temp_directory_path() / "ebb_tiny_XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
     data = path / "digits";
     std::filesystem::create_directory(data);
     const Digits train = draw(digits, 1);
@@ -61,9 +50,6 @@ struct Tiny {
     write_digits(data, "train", train);
     write_digits(data, "t10k", test);
   }
-  ~Tiny() { std::filesystem::remove_all(path); }
-  Tiny(const Tiny&) = delete;
-  Tiny& operator=(const Tiny&) = delete;
 
   ebb::test::Surroundings around() const { return {path.string(), {}}; }
   std::filesystem::path checkpoint(const std::string& out = "out") const {
@@ -91,18 +77,5 @@ struct Tiny {
     return ebb::test::run_program("train_mnist", words(more), around());
   }
 };
-
-// One line on stderr that names each part, and this exit code.
-inline void check_refused(const ebb::test::Ended& ended, int code,
-                          const std::vector<std::string>& parts) {
-  CAPTURE(ended.err);
-  CHECK(ended.code == code);
-  CHECK(ended.err.starts_with("error: "));
-  CHECK(ended.err.find('\n') == ended.err.size() - 1);
-  for (const std::string& part : parts) {
-    CAPTURE(part);
-    CHECK(ended.err.find(part) != std::string::npos);
-  }
-}
 
 }  // namespace mnist::test

@@ -27,23 +27,10 @@ std::vector<nlohmann::json> metrics(const fs::path& path) {
   return records;
 }
 
-Words names_in(const fs::path& folder) {
-  Words names;
-  for (const auto& entry : fs::directory_iterator(folder))
-    names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 void check_success(const Ended& ended) {
   CHECK(ended.err == "");
   CHECK(ended.code == 0);
   CHECK(ended.out.find("\ntest accuracy ") != std::string::npos);
-}
-
-bool same_bytes(const fs::path& a, const fs::path& b) {
-  const std::string bytes = read(a);
-  return !bytes.empty() && bytes == read(b);
 }
 
 // Interrupts each run as soon as it has shown a step, until one of them reaches the end. Returns

@@ -1,19 +1,19 @@
-#include "mnist/checkpoint.h"
+#include "common/checkpoint.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 
 #include "common/exit.h"
-#include "mnist/model.h"
 
-namespace mnist {
+namespace example {
 
 using namespace ebb;
 
 namespace {
 
-std::uint64_t number(const std::map<std::string, std::string>& metadata, const char* key) {
+std::uint64_t number(const Description& metadata, const char* key) {
   const auto found = metadata.find(key);
   std::uint64_t value = 0;
   bool ok = found != metadata.end();
@@ -36,16 +36,25 @@ nn::NamedTensors with_prefix(const Checkpoint& checkpoint, const std::string& pr
 
 void require_finite(const Checkpoint& checkpoint, std::int64_t step) {
   for (const auto& [name, t] : checkpoint.tensors) {
-    const auto values = t.to_vector<float>();
+    const auto values = t.to(Dtype::f32).to_vector<float>();
     if (std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
       continue;
-    throw example::Stop(example::exit_code::non_finite,
-                        "training stopped: after step " + std::to_string(step) + ", " + name +
-                            " is not finite; lower --lr, or resume from the last checkpoint");
+    throw Stop(exit_code::non_finite,
+               "training stopped: after step " + std::to_string(step) + ", " + name +
+                   " is not finite; lower --lr, or resume from the last checkpoint");
   }
 }
 
+template <class T>
+std::string shortest(T value) {
+  std::array<char, 32> digits;
+  return {digits.data(), std::to_chars(digits.begin(), digits.end(), value).ptr};
+}
+
 }  // namespace
+
+std::string shown(std::int64_t value) { return shortest(value); }
+std::string shown(double value) { return shortest(value); }
 
 void save_run(const std::filesystem::path& path, const Run& run) {
   Checkpoint checkpoint;
@@ -55,19 +64,22 @@ void save_run(const std::filesystem::path& path, const Run& run) {
     checkpoint.tensors.emplace_back("optimizer." + name, t);
   require_finite(checkpoint, run.step);
   checkpoint.metadata = run.description;
-  checkpoint.metadata["step"] = std::to_string(run.step);
+  checkpoint.metadata.insert(run.notes.begin(), run.notes.end());
+  checkpoint.metadata["step"] = shown(run.step);
   checkpoint.metadata["random_drawn"] = std::to_string(default_generator().drawn());
   save_safetensors(path, checkpoint);
 }
 
 void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_step) {
   const Checkpoint checkpoint = load_safetensors(path);
-  const auto compare = [&](const std::string& key) {
+  const auto there = [&](const std::string& key) {
     const auto found = checkpoint.metadata.find(key);
-    const std::string there = found == checkpoint.metadata.end() ? "nothing" : found->second;
+    return found == checkpoint.metadata.end() ? "nothing" : found->second;
+  };
+  const auto compare = [&](const std::string& key) {
     const std::string& here = run.description.at(key);
-    require(there == here, Kind::format, "resume",
-            text(path.string(), " is of another run: its ", key, " differs"), there, here);
+    require(there(key) == here, Kind::format, "resume",
+            text(path.string(), " is of another run: its ", key, " differs"), there(key), here);
   };
   compare("model");  // before what follows from it
   for (const auto& [key, value] : run.description) compare(key);
@@ -78,20 +90,19 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
   run.model.load_state(with_prefix(checkpoint, "model."));
   run.step = static_cast<std::int64_t>(step);
   run.optimizer.load_state(with_prefix(checkpoint, "optimizer."), run.step);
+  for (auto& [key, value] : run.notes) value = there(key);
   default_generator().restore(number(checkpoint.metadata, "seed"), drawn);
 }
 
-std::unique_ptr<nn::Module> load_model(const std::filesystem::path& path, Device device) {
-  const Checkpoint checkpoint = load_safetensors(path);
-  const auto found = checkpoint.metadata.find("model");
+const std::string& described(const Checkpoint& checkpoint, const std::string& key,
+                             const std::filesystem::path& path, const std::string& program) {
+  const auto found = checkpoint.metadata.find(key);
   require(found != checkpoint.metadata.end(), Kind::format, "load_model",
-          text(path.string(), " is no checkpoint of train_mnist"), "no model in its metadata",
-          "default or reference");
-  auto model = make_model(found->second);
-  model->load_state(with_prefix(checkpoint, "model."));
-  model->to(device);
-  model->eval();
-  return model;
+          text(path.string(), " is no checkpoint of ", program),
+          text("no ", key, " in its metadata"), text("what ", program, " wrote"));
+  return found->second;
 }
 
-}  // namespace mnist
+nn::NamedTensors weights(const Checkpoint& checkpoint) { return with_prefix(checkpoint, "model."); }
+
+}  // namespace example

@@ -1,6 +1,7 @@
-#include "mnist/file.h"
+#include "common/file.h"
 
 #include <cerrno>
+#include <cstdlib>
 #include <system_error>
 #include <utility>
 
@@ -9,7 +10,7 @@
 
 #include "ebb/core/error.h"
 
-namespace mnist {
+namespace example {
 
 using ebb::Kind;
 using ebb::require;
@@ -29,6 +30,31 @@ std::string quoted(const std::string& path) {
   constexpr std::size_t longest = 300;
   if (path.size() <= longest) return '"' + path + '"';
   return '"' + path.substr(0, longest) + "…\" (" + std::to_string(path.size()) + " bytes)";
+}
+
+std::string join(const std::string& folder, const std::string& name) {
+  if (folder.empty() || name.empty()) return folder + name;
+  return folder.back() == '/' ? folder + name : folder + '/' + name;
+}
+
+bool present(const std::string& path) {
+  struct stat status {};
+  return ::lstat(path.c_str(), &status) == 0 || (errno != ENOENT && errno != ENOTDIR);
+}
+
+std::vector<std::string> data_folders() {
+  std::vector<std::string> all;
+  if (const char* named = std::getenv("EBB_DATA"); named && *named) all.emplace_back(named);
+  all.emplace_back("data");
+  if (const char* home = std::getenv("HOME"); home && *home)
+    all.push_back(join(home, ".cache/ebb"));
+  return all;
+}
+
+std::string listed(const std::vector<std::string>& paths) {
+  std::string out;
+  for (const std::string& path : paths) out += (out.empty() ? "" : ", ") + path;
+  return out;
 }
 
 File::File(std::string op, std::string path, std::int64_t limit)
@@ -78,4 +104,4 @@ void File::check_unchanged() const {
   require(same, Kind::io, op_, text(quoted(path_), " changed while it was read"), "", "");
 }
 
-}  // namespace mnist
+}  // namespace example

@@ -4,13 +4,26 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <sys/stat.h>
 
-namespace mnist {
+namespace example {
 
 // A path as messages show it: in quotes, shortened when it is very long.
 std::string quoted(const std::string& path);
+
+std::string join(const std::string& folder, const std::string& name);
+
+// Whether something is there by that name. A loop of links, a forbidden folder and the like count
+// as there: opening it then tells what is wrong, instead of a search passing over it.
+bool present(const std::string& path);
+
+// Where data is looked for when no other place is named: $EBB_DATA, data and ~/.cache/ebb.
+std::vector<std::string> data_folders();
+
+// "data, data/mnist"
+std::string listed(const std::vector<std::string>& paths);
 
 // Errors begin with `op` and name the path: `io` with the system's reason, `limit` for the size.
 class File {
@@ -36,4 +49,4 @@ class File {
   struct stat before_ {};
 };
 
-}  // namespace mnist
+}  // namespace example
