@@ -29,6 +29,6 @@ elif grep -qs '^EBB_CUDA_ENABLED:INTERNAL=ON' build/CMakeCache.txt; then
   cuda=AUTO
 fi
 configure -DEBB_CUDA="$cuda" -DEBB_EXAMPLES=ON
-build train_mnist predict_digit
+build train_mnist predict_digit train_transformer generate
 [ "$download" = no ] || examples/mnist/download.sh
 exec build/bin/train_mnist "${flags[@]}"

@@ -213,6 +213,40 @@ void draw_panel(Canvas& canvas, Box panel, const Panel& content) {
   }
 }
 
+constexpr int heat_margin = 36;  // left of a map, for its labels
+
+// White to blue. Labels that do not fit the cells are left out.
+void draw_heat_map(Canvas& canvas, int left, int top, int cell, const HeatMap& map) {
+  const auto n = static_cast<int>(map.labels.size());
+  canvas.fill({left - 1, top - 1, left + n * cell + 1, top + n * cell + 1}, ink);
+  canvas.fill({left, top, left + n * cell, top + n * cell}, white);
+  for (int i = 0; i < n * cell; ++i)
+    for (int j = 0; j < n * cell; ++j) {
+      const double value = map.values.at(static_cast<size_t>(i / cell * n + j / cell));
+      canvas.blend(left + j, top + i, blue, std::clamp(value, 0.0, 1.0));
+    }
+  canvas.text(map.title, left, top - 2 * Canvas::text_height - 20, ink);
+  if (cell < Canvas::text_height + 2) return;
+  for (int i = 0; i < n; ++i) {
+    const std::string& label = map.labels[static_cast<size_t>(i)];
+    const int width = Canvas::text_width(label);
+    canvas.text(label, left + i * cell + (cell - width) / 2, top - Canvas::text_height - 6, ink);
+    const int line = top + i * cell + (cell - Canvas::text_height) / 2;
+    canvas.text(label, left - width - 8, line, ink);
+  }
+}
+
+void write_picture(const std::filesystem::path& path, const Picture& picture) {
+  std::string png;
+  const auto append = [](void* to, void* bytes, int n) {
+    static_cast<std::string*>(to)->append(static_cast<const char*>(bytes), static_cast<size_t>(n));
+  };
+  const int done = stbi_write_png_to_func(append, &png, picture.width, picture.height, 3,
+                                          picture.rgb.data(), picture.width * 3);
+  ebb::require(done != 0, ebb::Kind::oom, "plot", "cannot encode the picture", "", "more memory");
+  write_file(path, png);
+}
+
 }  // namespace
 
 std::vector<double> ticks(double low, double high, int count) {
@@ -244,16 +278,32 @@ Picture draw(const std::vector<Panel>& panels, int width, int height) {
   return canvas.picture();
 }
 
+Picture draw(const std::vector<HeatMap>& maps, const std::string& caption) {
+  constexpr int largest_cell = 24;
+  constexpr int largest_map = 480;
+  constexpr int head = 2 * Canvas::text_height + 40;
+  constexpr int foot = Canvas::text_height + 40;
+  const int n = maps.empty() ? 1 : static_cast<int>(maps.front().labels.size());
+  const int cell = std::clamp(largest_map / std::max(n, 1), 1, largest_cell);
+  const int each = std::max(n * cell, 120) + heat_margin;
+  const int width = std::max(static_cast<int>(maps.size()) * each, Canvas::text_width(caption));
+  Canvas canvas(width + heat_margin, head + n * cell + foot);
+  int left = heat_margin;
+  for (const HeatMap& map : maps) {
+    draw_heat_map(canvas, left, head, cell, map);
+    left += each;
+  }
+  canvas.text(caption, heat_margin, head + n * cell + 16, ink);
+  return canvas.picture();
+}
+
+void write_heat_maps(const std::filesystem::path& path, const std::vector<HeatMap>& maps,
+                     const std::string& caption) {
+  write_picture(path, draw(maps, caption));
+}
+
 void write_curves(const std::filesystem::path& path, const std::vector<Panel>& panels) {
-  const Picture picture = draw(panels);
-  std::string png;
-  const auto append = [](void* to, void* bytes, int n) {
-    static_cast<std::string*>(to)->append(static_cast<const char*>(bytes), static_cast<size_t>(n));
-  };
-  const int done = stbi_write_png_to_func(append, &png, picture.width, picture.height, 3,
-                                          picture.rgb.data(), picture.width * 3);
-  ebb::require(done != 0, ebb::Kind::oom, "plot", "cannot encode the picture", "", "more memory");
-  write_file(path, png);
+  write_picture(path, draw(panels));
 }
 
 }  // namespace example

@@ -40,7 +40,19 @@ struct Picture {
 };
 Picture draw(const std::vector<Panel>& panels, int width = 1200, int height = 450);
 
+// Numbers of 0 … 1 as a square of shades, row-major, with a label beside each row and above each
+// column.
+struct HeatMap {
+  std::string title;
+  std::vector<std::string> labels;  // n of them, a character each, for n × n values
+  std::vector<float> values;
+};
+// Side by side, the caption below.
+Picture draw(const std::vector<HeatMap>& maps, const std::string& caption);
+
 // Error `io`.
+void write_heat_maps(const std::filesystem::path& path, const std::vector<HeatMap>& maps,
+                     const std::string& caption);
 void write_curves(const std::filesystem::path& path, const std::vector<Panel>& panels);
 
 }  // namespace example

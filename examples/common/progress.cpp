@@ -189,6 +189,11 @@ double Progress::measure_rate(std::int64_t done) {
   return rate;
 }
 
+void Progress::restart(std::int64_t done) {
+  mark_time_ = Clock::now();
+  mark_done_ = done;
+}
+
 void Progress::line(const std::string& text) {
   write((drawn_ ? "\r\x1b[K" : "") + text + "\n");
   drawn_ = false;

@@ -59,6 +59,7 @@ class Progress {
   bool due();
   void update(const std::string& stage, std::int64_t done, double loss, double accuracy);
   void line(const std::string& text);  // a line that stays, above the bar
+  void restart(std::int64_t done);     // the time since the last update was not the items'
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -21,7 +21,7 @@ double Trainer::shown_accuracy() const { return std::numeric_limits<double>::qui
 
 void Trainer::take_step() {
   Tensors losses;
-  for (const Tensor& x : train_step()) losses.push_back(reshape(x.detach(), {1}));
+  for (const Tensor& x : train_step()) losses.push_back(reshape(x.detach().to(Dtype::f32), {1}));
   losses_.push_back(std::move(losses));
   ++step_;
 }
@@ -51,7 +51,7 @@ void Trainer::read_losses() {
   }
   const double weight = shown_loss_ == 0 ? 1 : 0.1;
   shown_loss_ += weight * (mean - shown_loss_);
-  read_more(weight);
+  have_read(std::span(values).last(names.size()), weight);
 }
 
 bool Trainer::run(const OutputFolder& out) {
@@ -99,6 +99,7 @@ void Trainer::finish_section(const OutputFolder& out, MetricsLog& log, Progress&
   save(out);
   write_curves(out / "curves.png", panels(log.records()));
   progress.line(report.line);
+  progress.restart(step_ * pace_.items);
 }
 
 Curve curve(const std::vector<Json>& records, const std::string& key, const std::string& name,

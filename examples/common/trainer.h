@@ -3,6 +3,7 @@
 #pragma once
 #include <chrono>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,8 +55,9 @@ class Trainer {
   // watched() names them.
   virtual ebb::Tensors train_step() = 0;
   virtual std::vector<std::string> watched() const { return {"loss"}; }
-  // Called whenever losses have been read; `weight` is that of the newest in a running mean.
-  virtual void read_more(double weight) { static_cast<void>(weight); }
+  // Called whenever losses have been read: the newest step's values, and their weight in a running
+  // mean.
+  virtual void have_read(std::span<const float> newest, double weight) = 0;
   virtual std::string stage() const = 0;
   virtual double shown_accuracy() const;  // NaN: none
   virtual Json figures() const = 0;       // for metrics.jsonl, after step and loss
@@ -66,6 +68,7 @@ class Trainer {
   const Pace& pace() const { return pace_; }
   ebb::Device device() const { return device_; }
   void go_on_from(std::int64_t step) { step_ = step; }
+  void set_effort(Effort effort) { pace_.effort = effort; }
 
  private:
   void take_step();

@@ -65,7 +65,7 @@ Tensors Trainer::train_step() {
   return {loss};
 }
 
-void Trainer::read_more(double weight) {
+void Trainer::have_read(std::span<const float>, double weight) {
   const double share = static_cast<double>(correct(logits_, batch_.labels)) /
                        static_cast<double>(config_.batch_size);
   shown_accuracy_ += weight * (share - shown_accuracy_);

@@ -30,7 +30,7 @@ class Trainer : public example::Trainer {
 
  private:
   ebb::Tensors train_step() override;
-  void read_more(double weight) override;
+  void have_read(std::span<const float> newest, double weight) override;
   std::string stage() const override;
   double shown_accuracy() const override { return shown_accuracy_; }
   example::Json figures() const override;

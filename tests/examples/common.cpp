@@ -299,10 +299,22 @@ TEST_CASE("progress: numbers that are not there are not shown") {
   CHECK(with_commas(1234567.8) == "1,234,568");
   CHECK(with_commas(999) == "999");
   CHECK(with_commas(1.25) == "1.2");
+  CHECK(flops_text(999.4e9) == "999 GFLOP/s");
+  CHECK(flops_text(999.6e9) == "1 TFLOP/s");
+  CHECK(flops_text(1.234e9) == "1.23 GFLOP/s");
   CHECK(clock_text(59.6) == "1:00");
   CHECK(clock_text(3723) == "1:02:03");
   CHECK(clock_text(not_a_number) == "-:--");
   CHECK(clock_text(1e300) == "-:--");
+}
+
+TEST_CASE("progress: operations a second come last, with their share of what the device can do") {
+  Status status{"step 10", 0.1, 2.5, not_a_number, 8412.3, 81.2};
+  status.flops = 3e12;
+  CHECK(plain_text(status, "tokens") ==
+        "step 10  10.0%  loss 2.500  8,412 tokens/s  1:21 left  3 TFLOP/s");
+  status.utilisation = 0.305;
+  CHECK(plain_text(status, "tokens").ends_with("  3 TFLOP/s  MFU 30.5%"));
 }
 
 TEST_CASE("progress: what is not a terminal gets plain lines at intervals") {
@@ -352,6 +364,30 @@ TEST_CASE("plot: a curve is drawn where its values are, with gaps where they are
   };
   CHECK(blues(flat.height - 66) > 200);  // y = 0 from x = 0 to 1
   CHECK(blues(flat.height / 2) == 0);    // the gap
+}
+
+TEST_CASE("plot: a heat map is as dark as its values, and has its labels where they fit") {
+  const auto inked = [](const Picture& picture) {
+    std::int64_t count = 0;
+    for (size_t i = 0; i < picture.rgb.size(); i += 3) count += picture.rgb[i] == 50;
+    return count;
+  };
+  const auto blues = [](const Picture& picture) {
+    std::int64_t count = 0;
+    for (size_t i = 0; i < picture.rgb.size(); i += 3)
+      count += picture.rgb[i] == blue.r && picture.rgb[i + 1] == blue.g;
+    return count;
+  };
+  const HeatMap two{"head 1", {"a", "b"}, {1, 0, 0.5f, 0.5f}};
+  CHECK(blues(draw({two}, "")) == 24 * 24);  // one cell of four
+  CHECK(blues(draw({two, two, two}, "")) == 3 * 24 * 24);
+  HeatMap blank = two;
+  blank.labels = {" ", " "};
+  CHECK(inked(draw({two}, "")) > inked(draw({blank}, "")));
+  HeatMap large{"", std::vector<std::string>(600, "a"), std::vector<float>(600 * 600, 0.0f)};
+  HeatMap unlabelled = large;
+  unlabelled.labels.assign(600, " ");
+  CHECK(inked(draw({large}, "")) == inked(draw({unlabelled}, "")));
 }
 
 TEST_CASE("plot: curves.png is a PNG, also of no and of one point") {

@@ -5,6 +5,7 @@ usage: readme.py [--bin DIR] [--check]
 
   nn sample           tests/tools/xor.cpp, and what it prints
   quickstart output   tests/tools/results/quickstart.txt: a real run without its progress lines
+  transformer output  tests/tools/results/transformer.txt: another
   mnist figures       tests/tools/results/mnist.jsonl, the newest row of each kind
   catalogue           ops/README.md: tests/tools/catalogue.py, from results/ops.jsonl
 
@@ -24,8 +25,8 @@ def sample(bin_dir):
     return f"```cpp\n{code}\n```\n\n```\n{shown.strip()}\n```"
 
 
-def quickstart():
-    path = results / "quickstart.txt"
+def run(name):
+    path = results / f"{name}.txt"
     return f"```\n{path.read_text().strip()}\n```" if path.exists() else ""
 
 
@@ -68,7 +69,8 @@ def main():
     p.add_argument("--check", action="store_true")
     a = p.parse_args()
     contents = {
-        "README.md": {"nn sample": sample(a.bin), "quickstart output": quickstart(),
+        "README.md": {"nn sample": sample(a.bin), "quickstart output": run("quickstart"),
+                      "transformer output": run("transformer"),
                       "mnist figures": figures()},
         "ops/README.md": {"catalogue": catalogue.table(results)},
     }

@@ -1,0 +1,168 @@
+// Trains a small transformer: to add, to sort, or to continue a text.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "common/exit.h"
+#include "common/flags.h"
+#include "common/signals.h"
+#include "transformer/model.h"
+#include "transformer/trainer.h"
+
+namespace {
+
+using namespace transformer;
+using example::above_zero;
+using example::not_negative;
+using example::probability;
+
+struct Options {
+  std::string text;
+  std::string config;  // "": by the task
+  std::string device = "auto";
+  std::string out;  // "": out/ and the task
+  std::string eval;
+  double target = 0;
+  bool recompute = false;
+  bool resume = false;
+  bool dry_run = false;
+  Config run;
+};
+
+void add_flags(example::Flags& flags, Options& o) {
+  constexpr std::int64_t many = 1000000000;
+  Config& c = o.run;
+  flags.choice("--task", c.task, {"addition", "sort", "text"}, "what to learn");
+  flags.text("--text", o.text,
+             "file to learn (else tinyshakespeare/input.txt in $EBB_DATA, ./data, ~/.cache/ebb)");
+  flags.choice("--config", o.config, {"tiny", "char", "gpt2"},
+               "sizes and settings; those given by flags stand (default: tiny, for text char)");
+  flags.device(o.device);
+  flags.choice("--dtype", c.dtype, {"f32", "bf16"}, "of weights and activations");
+  flags.choice("--architecture", c.architecture, {"gpt", "llama"},
+               "learned positions, GELU, layer norm; or rotary ones, SwiGLU, RMS norm");
+  flags.whole("--digits", c.digits, 2, 18, "of each number to add, or how many to sort");
+  flags.whole("--block-size", c.block_size, 1, 1 << 20, "characters of text that are seen at once");
+  flags.whole("--n-layer", c.n_layer, 1, 10000, "blocks");
+  flags.whole("--n-head", c.n_head, 1, 10000, "heads of attention");
+  flags.whole("--n-embd", c.n_embd, 1, 1 << 20, "width");
+  flags.real("--dropout", c.dropout, probability, "share of activations dropped");
+  flags.whole("--max-iters", c.max_iters, 1, many, "steps");
+  flags.whole("--batch-size", c.batch_size, 1, 1 << 20, "sequences in a step, or in each part");
+  flags.whole("--grad-accum", c.grad_accum, 1, 1 << 20, "parts of a step, one after another");
+  flags.real("--lr", c.lr, above_zero, "peak learning rate");
+  flags.real("--min-lr", c.min_lr, not_negative, "the last step's");
+  flags.whole("--warmup-iters", c.warmup_iters, 0, many, "steps up to the peak");
+  flags.real("--weight-decay", c.weight_decay, not_negative, "of matrices and tables");
+  flags.real("--beta2", c.beta2, probability, "AdamW's; beta1 is 0.9");
+  flags.real("--grad-clip", c.grad_clip, not_negative, "longest gradient; 0: any");
+  flags.whole("--eval-interval", c.eval_interval, 1, many, "steps between evaluations");
+  flags.whole("--seed", c.seed, 0, many, "of weights, batches, dropout, samples");
+  flags.toggle("--recompute", o.recompute, "less memory: activations are computed again");
+  flags.text("--out", o.out,
+             "folder for checkpoints, metrics, curves (default: out/ and the task)");
+  flags.real("--target", o.target, not_negative,
+             "percent exact, or validation loss, that must be reached (default: by the task)");
+  flags.toggle("--resume", o.resume, "go on from the checkpoint in --out");
+  flags.text("--eval", o.eval, "only measure this checkpoint");
+  flags.toggle("--dry-run", o.dry_run, "one step, nothing written");
+}
+
+// Reads twice: first for what names a configuration, then what is given over its settings.
+bool parse(int argc, char** argv, Options& o, ebb::Device& device) {
+  example::Flags flags("train_transformer",
+                       "Trains a transformer to add (the default, whose settings stand here), to "
+                       "sort, or to continue a text.");
+  add_flags(flags, o);
+  if (!flags.parse(argc, argv)) return false;
+  device = example::choose_device(o.device);
+  if (o.config.empty()) o.config = o.run.task == "text" ? "char" : "tiny";
+  o.run = preset(o.run.task, o.config, device.is_cuda());
+  const double last_share = o.run.min_lr / o.run.lr;
+  flags.parse(argc, argv);
+  if (flags.given("--lr") && !flags.given("--min-lr")) o.run.min_lr = o.run.lr * last_share;
+  if (!flags.given("--warmup-iters"))
+    o.run.warmup_iters = std::min(o.run.warmup_iters, o.run.max_iters / 10);
+  if (!flags.given("--target")) o.target = default_target(o.run, o.config, device.is_cuda());
+  if (o.out.empty()) o.out = "out/" + o.run.task;
+  const bool of_text = o.run.task == "text";
+  const auto refuse = [&](const char* flag, bool text_only) {
+    if (!flags.given(flag) || of_text == text_only) return;
+    throw example::Stop(example::exit_code::usage,
+                        std::string(flag) + ": not for --task " + o.run.task);
+  };
+  refuse("--text", true), refuse("--block-size", true), refuse("--digits", false);
+  const int most = Problems::most_digits(o.run.task == "sort" ? Skill::sort : Skill::addition);
+  if (!of_text && o.run.digits > most)
+    throw example::Stop(example::exit_code::usage,
+                        "--digits: at most " + std::to_string(most) + " for this task");
+  return true;
+}
+
+int report(const Task& task, double measured, double target) {
+  std::string line = task.line(measured);
+  if (std::isnan(target)) return example::report_target(true, line);
+  char text[64];
+  const bool of_text = task.better(0, 1);
+  std::snprintf(text, sizeof text, of_text ? " (target %.2f)" : " (target %.2f %%)", target);
+  return example::report_target(!task.better(target, measured) && !std::isnan(measured),
+                                line + text);
+}
+
+int train(const Options& o, std::unique_ptr<Task> task, ebb::Device device) {
+  Trainer trainer(o.run, std::move(task), o.recompute, device);
+  std::printf("%s parameters, %lld steps of %lld sequences\n",
+              example::with_commas(static_cast<double>(trainer.parameters())).c_str(),
+              static_cast<long long>(trainer.total_steps()),
+              static_cast<long long>(o.run.batch_size * o.run.grad_accum));
+  if (o.dry_run) {
+    std::printf("one step: loss %.4f\n", trainer.try_step());
+    return example::exit_code::ok;
+  }
+  const example::OutputFolder out(o.out);
+  if (o.resume) {
+    trainer.resume(out / "checkpoint.safetensors");
+    std::printf("resumed at step %lld of %lld\n", static_cast<long long>(trainer.step()),
+                static_cast<long long>(trainer.total_steps()));
+  }
+  example::catch_signals();
+  if (!trainer.run(out)) {
+    std::printf("stopped at step %lld; go on with --resume\n",
+                static_cast<long long>(trainer.step()));
+    return example::stop_code();
+  }
+  return report(trainer.task(), o.run.task == "text" ? trainer.best() : trainer.measured(),
+                o.target);
+}
+
+// A checkpoint's model on the task's data, if it is of the same characters.
+int evaluate(const Options& o, ebb::Device device) {
+  const Loaded loaded = load_model(o.eval, device);
+  Config config = o.run;
+  const bool of_text = config.task == "text";
+  config.block_size = loaded.model->options().context;
+  if (loaded.problems) config.digits = loaded.problems->digits;
+  const auto task = make_task(config, o.text, device);
+  ebb::require(task->vocabulary().utf8() == loaded.vocabulary.utf8() && of_text == !loaded.problems,
+               ebb::Kind::format, "eval", ebb::text(o.eval, " is of another task or text"),
+               ebb::text(loaded.vocabulary.size(), " characters"),
+               ebb::text("the ", task->vocabulary().size(), " of --task ", config.task));
+  std::printf("%s\n", task->about().c_str());
+  return report(*task, task->measure(*loaded.model), o.target);
+}
+
+int body(int argc, char** argv) {
+  Options o;
+  ebb::Device device;
+  if (!parse(argc, argv, o, device)) return example::exit_code::ok;
+  std::printf("device: %s, %s, seed %lld\n", device.is_cuda() ? "cuda" : "cpu", o.run.dtype.c_str(),
+              static_cast<long long>(o.run.seed));
+  if (!o.eval.empty()) return evaluate(o, device);
+  auto task = make_task(o.run, o.text, device);
+  std::printf("%s\n", task->about().c_str());
+  return train(o, std::move(task), device);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return example::run(argc, argv, body); }
