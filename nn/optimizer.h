@@ -32,7 +32,8 @@ class Optimizer {
   // as a captured one needs it (core/graph.h). Errors `shape`, `dtype`, `device`.
   void step(const Tensor& rates);
   void zero_grad();
-  std::int64_t steps() const;  // counted on the device, for which this waits
+  std::int64_t steps() const;                     // counted on the device, for which this waits
+  const Tensor& count() const { return count_; }  // the same as i32 [1] there
 
   // Slots by name ("0.momentum" is the first parameter's) for checkpoints, and back. Every
   // parameter has its slots from the start, zero, and a bf16 one its "master". Error `format` when

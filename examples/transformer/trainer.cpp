@@ -64,6 +64,8 @@ Trainer::Trainer(const Config& config, std::unique_ptr<Task> task, bool recomput
       parameters_(model_->parameters()),
       optimizer_(nn::decay_groups(*model_, config.weight_decay), {.beta2 = config.beta2}),
       rate_(schedule(config)),
+      rates_(nn::tabulate(rate_, config.max_iters, device)),
+      graph_(device, [this] { learn(); }),
       best_(task_->better(0, 1) ? std::numeric_limits<double>::infinity() : -1) {
   set_effort({operations_a_token(*model_), config.dtype == "bf16" ? peak_flops(device) : 0});
 }
@@ -71,12 +73,20 @@ Trainer::Trainer(const Config& config, std::unique_ptr<Task> task, bool recomput
 std::int64_t Trainer::parameters() const { return count(*model_); }
 
 Tensors Trainer::train_step() {
+  graph_.run();
+  return {loss_.clone(), norm_.clone()};  // the next step writes over them
+}
+
+void Trainer::learn() {
   const auto parts = static_cast<double>(config_.grad_accum);
   Tensor sum;
   for (std::int64_t part = 0; part < config_.grad_accum; ++part) {
-    const std::int64_t first = (step() * config_.grad_accum + part) * config_.batch_size;
-    const Batch batch = task_->batch({static_cast<std::uint64_t>(config_.seed),
-                                      static_cast<std::uint64_t>(first), config_.batch_size});
+    const Batch batch = task_->batch(
+        {.seed = static_cast<std::uint64_t>(config_.seed),
+         .first = static_cast<std::uint64_t>(part * config_.batch_size),
+         .count = config_.batch_size,
+         .steps = optimizer_.count().data<std::int32_t>(),
+         .a_step = static_cast<std::uint64_t>(config_.grad_accum * config_.batch_size)});
     // Nobody but the loss holds the logits, so their gradient may be written over them.
     const auto logits = [&] {
       return reshape((*model_)(batch.x), {-1, model_->options().vocabulary});
@@ -89,10 +99,10 @@ Tensors Trainer::train_step() {
   }
   const double clip =
       config_.grad_clip > 0 ? config_.grad_clip : std::numeric_limits<double>::max();
-  const Tensor norm = nn::clip_grad_norm(parameters_, clip);
-  optimizer_.step(rate_(step()));
+  norm_ = nn::clip_grad_norm(parameters_, clip);
+  optimizer_.step(rates_);
   optimizer_.zero_grad();
-  return {sum, norm};
+  loss_ = sum;
 }
 
 void Trainer::have_read(std::span<const float> newest, double) { gradient_norm_ = newest[1]; }

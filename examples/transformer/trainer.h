@@ -27,6 +27,7 @@ class Trainer : public example::Trainer {
   void save(const example::OutputFolder& out) override;
   std::vector<example::Panel> panels(const std::vector<example::Json>& records) const override;
 
+  void learn();  // one step, with nothing of it decided here: it may be captured
   example::Run state();
   std::string sample();
 
@@ -36,6 +37,10 @@ class Trainer : public example::Trainer {
   ebb::Tensors parameters_;
   ebb::nn::AdamW optimizer_;
   ebb::nn::Schedule rate_;
+  ebb::Tensor rates_;  // of all steps, on the device
+  ebb::Graph graph_;   // of learn()
+  ebb::Tensor loss_;
+  ebb::Tensor norm_;
   double gradient_norm_ = 0;
   double measured_ = 0;
   double best_;
