@@ -416,16 +416,42 @@ void WeightGradient<T>::add_image(std::int64_t n, std::int64_t g, std::int64_t f
   }
 }
 
+// dw [filter][column] = Σ of the parts [blocks][column][filter] in their order, some columns at a
+// time.
+template <class T>
+void add_parts(const WeightGradient<T>& shape, const T* partial, std::int64_t parts,
+               std::int64_t blocks, T* dw) {
+  constexpr std::int64_t some = 64;
+  const std::int64_t filters = shape.window.sum.filters, columns = shape.columns;
+  const std::int64_t chunks = (columns + some - 1) / some,
+                     part_size = blocks * columns * shape.width;
+  const std::int64_t worth = (1 << 15) / (parts * some * shape.width) + 1;
+  parallel_for(blocks * chunks, worth, [&](std::int64_t begin, std::int64_t end) {
+    cpu::Array<T> sum(some * shape.width);
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t b = item / chunks, column = item % chunks * some;
+      const std::int64_t count = std::min(some, columns - column), size = count * shape.width;
+      const T* from = partial + (b * columns + column) * shape.width;
+      sum.head(size) = cpu::array(from, size);
+      for (std::int64_t part = 1; part < parts; ++part)
+        sum.head(size) += cpu::array(from + part * part_size, size);
+      const std::int64_t first = b % shape.blocks * shape.width;
+      transpose(sum.data(), shape.width, count, std::min(shape.width, filters - first),
+                dw + (b / shape.blocks * filters + first) * columns + column, columns);
+    }
+  });
+}
+
 template <class T>
 void weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Tensor& dw) {
   const WeightGradient<T> shape{z, x, dy};
-  const std::int64_t filters = shape.window.sum.filters, groups = z.options.groups;
   const std::int64_t block = shape.columns * shape.width;  // elements
-  const std::int64_t blocks = groups * shape.blocks;
+  const std::int64_t blocks = z.options.groups * shape.blocks;
   constexpr std::int64_t most_partial = std::int64_t{1} << 22;  // elements of all partial sums
+  const std::int64_t enough = (shares + blocks - 1) / std::max<std::int64_t>(1, blocks);
   const std::int64_t parts =
       std::clamp<std::int64_t>(most_partial / std::max<std::int64_t>(1, blocks * block), 1,
-                               std::clamp<std::int64_t>(z.n, 1, shares));
+                               std::clamp<std::int64_t>(z.n, 1, std::max<std::int64_t>(1, enough)));
   Tensor partial = zeros({parts, blocks, block}, x.options());
   parallel_for(parts * blocks, grain(z, parts * blocks), [&](std::int64_t begin, std::int64_t end) {
     WeightGradient<T> own = shape;
@@ -441,23 +467,7 @@ void weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Ten
                       partial.data<T>() + item * block);
     }
   });
-  T* out = dw.data<T>();
-  const T* sums = partial.data<T>();
-  parallel_for(z.k, (std::int64_t{1} << 15) / (shape.columns + 1),
-               [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t k = begin; k < end; ++k) {
-                   const std::int64_t in_group = k % filters;
-                   const T* from = sums +
-                                   (k / filters * shape.blocks + in_group / shape.width) * block +
-                                   in_group % shape.width;
-                   for (std::int64_t j = 0; j < shape.columns; ++j) {
-                     T sum = 0;
-                     for (std::int64_t part = 0; part < parts; ++part)
-                       sum += from[part * blocks * block + j * shape.width];
-                     out[k * shape.columns + j] = sum;
-                   }
-                 }
-               });
+  add_parts(shape, partial.data<T>(), parts, blocks, dw.data<T>());
 }
 
 }  // namespace
