@@ -3,7 +3,7 @@
 #   mirrors  places to try, in order, separated by spaces (file:// works with curl)
 #   files    "SHA-256 NAME" lines; NAME is also the path below the folder
 # What is there and right is kept; a file appears only once it is whole.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154
 set -eu
 
 fail() {

@@ -13,7 +13,7 @@ namespace {
 Config tiny(const std::string& task) {
   Config c;
   c.task = task;
-  if (task == "sort") c.digits = 10, c.max_iters = 3000;
+  if (task == "sort") c.digits = 8, c.max_iters = 3000;
   if (task == "text") c.batch_size = 16;
   return c;
 }

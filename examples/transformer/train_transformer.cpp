@@ -83,7 +83,8 @@ bool parse(int argc, char** argv, Options& o, ebb::Device& device) {
   if (flags.given("--lr") && !flags.given("--min-lr")) o.run.min_lr = o.run.lr * last_share;
   if (!flags.given("--warmup-iters"))
     o.run.warmup_iters = std::min(o.run.warmup_iters, o.run.max_iters / 10);
-  if (!flags.given("--target")) o.target = default_target(o.run, o.config, device.is_cuda());
+  if (!flags.given("--target"))
+    o.target = default_target(o.run, o.text.empty() ? o.config : "another text", device.is_cuda());
   if (o.out.empty()) o.out = "out/" + o.run.task;
   const bool of_text = o.run.task == "text";
   const auto refuse = [&](const char* flag, bool text_only) {
