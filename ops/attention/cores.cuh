@@ -7,10 +7,14 @@
 //   add(sums, x, other, …, sees)  sums[rows, width] += x · other, over what sees(row, column)
 //   store(sums, factor, to, …)    rows of `to` = factor(r) · sums
 //
+//   weight(x, scale, shift)       e^(scale · x − shift), both given in its `unit`
+//
 // Both keep x and the sums in registers. A thread has `own_rows` rows, of which the r-th is row(r),
 // and of each of them `own_cols` columns of x, of which the c-th is col(c); `lanes` neighbouring
 // lanes share a row. Each warp has rows of its own.
 #pragma once
+#include <bit>
+
 #include "ebb/ops/mma.cuh"
 
 namespace ebb::gpu::attention {
@@ -40,35 +44,59 @@ struct Rows {
   }
 };
 
-// Fills a tile, with zeros beyond what is there.
+template <class V, class T>
+__device__ V element(T x) {
+  if constexpr (std::is_same_v<T, V>) {
+    return x;
+  } else {
+    return widen(x);
+  }
+}
+
+// 2^x with a relative error of 2⁻²²; 0 below 2⁻¹²⁶.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+inline constexpr float log2_e = 1.4426950408889634f;
+
+// Fills a tile, with zeros beyond what is there. A thread takes one column of chunks.
 template <class T, class Tile>
 __device__ void load(Tile& tile, const Rows<const T>& rows) {
   using Chunk = typename Tile::Chunk;
   using V = std::remove_reference_t<decltype(Chunk{}.v[0])>;
   constexpr int width = sizeof(Chunk) / sizeof(V);
+  constexpr int across = std::bit_ceil(static_cast<unsigned>(Tile::chunks));
+  constexpr int down = threads / across;
+  static_assert(Tile::rows % down == 0);
+  const int chunk = static_cast<int>(threadIdx.x) % across;
+  const int first = static_cast<int>(threadIdx.x) / across;
+  if (across != Tile::chunks && chunk >= Tile::chunks) return;
+  const int there = rows.head_dim - chunk * width;  // of this column
+  const int last = static_cast<int>(min(rows.left, std::int64_t{Tile::rows}));
+  const T* from = rows.data + first * rows.step + chunk * width;
+  if (rows.aligned) {
 #pragma unroll
-  for (int i = threadIdx.x; i < Tile::rows * Tile::chunks; i += threads) {
-    const int row = i / Tile::chunks;
-    const int column = i % Tile::chunks * width;
-    const T* p = rows.data + row * rows.step + column;
-    Chunk& to = tile.at(row, i % Tile::chunks);
-    if (std::is_same_v<T, V> && rows.aligned) {
-      const bool inside = row < rows.left && column < rows.head_dim;
-      copy_async(&to, inside ? p : rows.data, inside);
-      continue;
+    for (int n = 0; n < Tile::rows / down; ++n, from += down * rows.step) {
+      const bool inside = there > 0 && first + n * down < last;
+      Chunk& to = tile.at(first + n * down, chunk);
+      if constexpr (std::is_same_v<T, V>) {
+        copy_async(&to, inside ? from : rows.data, inside);
+      } else {
+        Pack<T, width> pack{};
+        if (inside) pack = *reinterpret_cast<const Pack<T, width>*>(from);
+#pragma unroll
+        for (int j = 0; j < width; ++j) to.v[j] = widen(pack.v[j]);
+      }
     }
-    Chunk chunk{};
+    return;
+  }
+#pragma unroll 1
+  for (int row = first; row < Tile::rows; row += down, from += down * rows.step)
 #pragma unroll
     for (int j = 0; j < width; ++j)
-      if (row < rows.left && column + j < rows.head_dim) {
-        if constexpr (std::is_same_v<T, V>) {
-          chunk.v[j] = p[j];
-        } else {
-          chunk.v[j] = widen(p[j]);
-        }
-      }
-    to = chunk;
-  }
+      tile.at(row, chunk).v[j] = element<V>(row < last && j < there ? from[j] : T{});
 }
 
 // A thread has rows 4 and columns 8 apart: what a warp reads at once is in different banks, as rows
@@ -105,6 +133,15 @@ class ExactCore {
 
   __device__ static int row(int r) { return warp() * 4 * own_rows + lane() / lanes + 4 * r; }
   __device__ static int col(int c) { return lane() % lanes + lanes * c; }
+
+  // No fused multiply-add: the weight of the largest score, which is taken from itself, is 1.
+  static constexpr V unit = 1;
+  __device__ static float weight(float x, float scale, float shift) {
+    return power_of_two((__fmul_rn(x, scale) - shift) * log2_e);
+  }
+  __device__ static double weight(double x, double scale, double shift) {
+    return exp(__dmul_rn(x, scale) - shift);
+  }
 
   __device__ static void scores(X& x, Own& own, Other& other) {
 #pragma unroll 2
@@ -202,6 +239,11 @@ class TensorCore {
     return warp() * 16 * bands + r / 2 * 16 + r % 2 * 8 + lane() / lanes;
   }
   __device__ static int col(int c) { return c / 2 * 8 + lane() % lanes * 2 + c % 2; }
+
+  static constexpr float unit = log2_e;
+  __device__ static float weight(float x, float scale, float shift) {
+    return power_of_two(fmaf(x, scale, -shift));
+  }
 
   __device__ static void scores(X& x, Own& own, Other& other) {
 #pragma unroll

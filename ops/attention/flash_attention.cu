@@ -18,19 +18,6 @@ using attention::threads;
 
 constexpr const char* op = "flash_attention";
 
-// e^x with a relative error of 2⁻²² in f32, in two instructions; 0 below 2⁻¹²⁶.
-__device__ float exponential(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
-  return y;
-}
-__device__ double exponential(double x) { return exp(x); }
-
-// A score that is a number of its own, not the first half of a fused multiply-add: the largest of a
-// row is to be 0 exactly when it is taken from itself.
-__device__ float product(float x, float scale) { return __fmul_rn(x, scale); }
-__device__ double product(double x, double scale) { return __dmul_rn(x, scale); }
-
 // The part of a tensor that belongs to one head, from `first` on.
 template <class T>
 __device__ Rows<T> rows_of(const FlashAttentionSize& s, std::int64_t head, T* x,
@@ -85,6 +72,22 @@ __device__ void each(F f) {
     for (int c = 0; c < Core::own_cols; ++c) f(r, c);
 }
 
+// A score that is a number of its own, not the first half of a fused multiply-add.
+__device__ float product(float x, float scale) { return __fmul_rn(x, scale); }
+__device__ double product(double x, double scale) { return __dmul_rn(x, scale); }
+
+// scale = sign · size, with a size above 0: the largest product has the largest score, and −∞
+// stays.
+template <class V>
+struct Scale {
+  V sign, size;
+  __device__ explicit Scale(double scale)
+      : sign(scale > 0   ? 1
+             : scale < 0 ? -1
+                         : 0),
+        size(scale == 0 ? V(1) : V(fabs(scale))) {}
+};
+
 template <class Core>
 struct AttendMemory {
   typename Core::Own q;
@@ -128,19 +131,19 @@ struct Softmax {
   }
 
   // x becomes the weights.
-  __device__ void exponentials(typename Core::X& x) {
+  __device__ void weigh(typename Core::X& x, V scale) {
 #pragma unroll
     for (int r = 0; r < Core::own_rows; ++r) {
       V high = top[r];
 #pragma unroll
       for (V value : x[r]) high = fmax(high, value);
       high = warp_reduce<Core::lanes>(high, [](V a, V b) { return fmax(a, b); });
-      const V base = high == -infinity ? V(0) : high;
-      const V shrink = exponential(top[r] - base);
+      const V shift = high == -infinity ? V(0) : product(high, scale);
+      const V shrink = Core::weight(top[r], scale, shift);
       top[r] = high;
       V sum = 0;
 #pragma unroll
-      for (V& value : x[r]) sum += value = exponential(value - base);
+      for (V& value : x[r]) sum += value = Core::weight(value, scale, shift);
       total[r] = total[r] * shrink + sum;
 #pragma unroll
       for (V& value : sums[r]) value *= shrink;
@@ -162,7 +165,7 @@ __global__ void __launch_bounds__(threads, 2)
   if (end > 0) load(m.q, rows_of(s, at.head, q, s.length_q, s.row, aligned).from(at.first));
 
   Softmax<Core> softmax;
-  const auto scale = static_cast<V>(s.scale);
+  const Scale<V> scale(s.scale);
   const auto fetch = [&](int stage, std::int64_t j) {
     load(m.k[stage], keys.from(j));
     load(m.v[stage], values.from(j));
@@ -171,13 +174,13 @@ __global__ void __launch_bounds__(threads, 2)
     typename Core::X x = {};
     Core::scores(x, m.q, m.k[stage]);
     const Sight<Core, false> sight(s.is_causal, at.first, j, s.length_k);
-    each<Core>([&](int r, int c) { x[r][c] = product(x[r][c], scale); });
+    if (scale.sign != 1) each<Core>([&](int r, int c) { x[r][c] *= scale.sign; });
     if (!sight.whole()) {
       each<Core>([&](int r, int c) {
         if (sight.hides(r, c)) x[r][c] = -Softmax<Core>::infinity;
       });
     }
-    softmax.exponentials(x);
+    softmax.weigh(x, scale.size * Core::unit);
     if (sight.diagonal())
       Core::add(softmax.sums, x, m.v[stage], m.scratch, sight);
     else
@@ -190,7 +193,7 @@ __global__ void __launch_bounds__(threads, 2)
     total = warp_reduce<Core::lanes>(total, Sum{});
     const std::int64_t i = at.first + Core::row(r);
     if (attention::lane() % Core::lanes == 0 && i < s.length_q)
-      lse[at.head * s.length_q + i] = softmax.top[r] + log(total);
+      lse[at.head * s.length_q + i] = product(softmax.top[r], scale.size) + log(total);
   }
   const auto of_y = rows_of(s, at.head, y, s.length_q, s.heads * s.head_dim, aligned);
   const auto factor = [&](int r) { return softmax.total[r] == 0 ? V(0) : 1 / softmax.total[r]; };
@@ -254,7 +257,7 @@ __global__ void __launch_bounds__(threads, 2)
 #pragma unroll
   for (int r = 0; r < Core::own_rows && !of_keys; ++r) {
     const Statistics<V> own(in, s.length_q, at.head, at.first + Core::row(r));
-    lse[r] = own.lse;
+    lse[r] = own.lse * Core::unit;
     d[r] = own.d;
   }
   const auto fetch = [&](int stage, std::int64_t j) {
@@ -262,7 +265,7 @@ __global__ void __launch_bounds__(threads, 2)
     load(m.others[stage][1], (of_keys ? upstream : values).from(j));
     if (of_keys && threadIdx.x < Core::cols) {
       const Statistics<V> other(in, s.length_q, at.head, j + threadIdx.x);
-      m.lse[stage][threadIdx.x] = other.lse;
+      m.lse[stage][threadIdx.x] = other.lse * Core::unit;
       m.d[stage][threadIdx.x] = other.d;
     }
   };
@@ -276,8 +279,8 @@ __global__ void __launch_bounds__(threads, 2)
     Core::scores(z, m.own[1], other[1]);
     const Sight<Core, of_keys> sight(s.is_causal, at.first, j, others);
     each<Core>([&](int r, int c) {
-      const V own = of_keys ? m.lse[stage][Core::col(c)] : lse[r];
-      x[r][c] = exponential(product(x[r][c], scale) - own);
+      const V shift = of_keys ? m.lse[stage][Core::col(c)] : lse[r];
+      x[r][c] = Core::weight(x[r][c], scale * Core::unit, shift);
       z[r][c] = x[r][c] * (z[r][c] - (of_keys ? m.d[stage][Core::col(c)] : d[r]));
     });
     if (!sight.whole()) {

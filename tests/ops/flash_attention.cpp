@@ -201,6 +201,7 @@ TEST_CASE("flash_attention: as many queries as keys or not, causal at the top le
       for (const std::int64_t b : {1, 3, 16, 59, 64, 67, 131, 270})
         check_definition({1, a, b, 1, 6}, {.is_causal = causal}, std::uint64_t(100 * a + b));
   check_definition({2, 40, 50, 3, 7}, {.scale = -0.7}, 3);
+  check_definition({1, 20, 70, 1, 4}, {.is_causal = true, .scale = 0}, 4);
 }
 
 TEST_CASE("flash_attention: twins agree, into poisoned memory and twice") {
@@ -464,6 +465,7 @@ TEST_CASE("flash_attention: bf16 agrees with the definition at every edge of its
       for (const std::int64_t b : {1, 60, 64, 140}) check({1, a, b, 1, 64}, o, false);
     check({2, 300, 300, 3, 64}, o, true);
     check({1, 33, 150, 2, 128}, {.is_causal = causal, .scale = -0.3}, false);
+    check({1, 40, 40, 1, 8}, {.is_causal = causal, .scale = 0}, false);
   }
 }
 
