@@ -18,7 +18,7 @@ using attention::threads;
 
 constexpr const char* op = "flash_attention";
 
-// The part of a tensor that belongs to one head, from `first` on.
+// The part of a tensor that belongs to one head.
 template <class T>
 __device__ Rows<T> rows_of(const FlashAttentionSize& s, std::int64_t head, T* x,
                            std::int64_t length, std::int64_t step, bool aligned) {

@@ -13,8 +13,8 @@
 //
 // Journal day 5.
 // Errors: `shape` (rank, sizes that do not agree, head_dim 0), `dtype`, `device`, `value` for a
-// scale that is not finite, `limit` for a head_dim above 256 on the GPU.
-// Source: Dao 2023, arXiv:2307.08691.
+// scale that is not finite, `limit` for a head_dim above 256 on the GPU, and above 128 in f64 on
+// one whose blocks have less than 99 KB of shared memory. Source: Dao 2023, arXiv:2307.08691.
 #pragma once
 #include <array>
 #include <optional>
