@@ -89,30 +89,43 @@ inline constexpr Tolerance pointwise_gradient{8e-6, 4e-6};
 inline constexpr Tolerance row{0, 2e-6, true};
 inline constexpr Tolerance row_gradient{0, 4e-6, true};
 
+// The larger error of two, and NaN once there is one: std::max would drop it.
+inline double worse(double a, double b) { return a != a || b <= a ? a : b; }
+
+// By how much the worst element is beyond the tolerance, NaN if one is by mistake, and which.
+struct Excess {
+  double by = -1;
+  size_t at = 0;
+};
+
+inline Excess largest_excess(const std::vector<double>& got, const std::vector<double>& reference,
+                             Tolerance tolerance) {
+  double largest = 0;
+  for (const double v : reference)
+    if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
+  Excess worst;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double a = got[i], b = reference[i];
+    if (std::isnan(b) ? std::isnan(a) : a == b) continue;  // also equal infinities
+    const double scale = tolerance.of_largest ? largest : std::abs(b);
+    const double by = std::abs(a - b) - (tolerance.absolute + tolerance.relative * scale);
+    if (worse(worst.by, by) != worst.by) worst = {worse(worst.by, by), i};
+    if (std::isnan(worst.by)) break;
+  }
+  return worst;
+}
+
 inline void check_close(const Tensor& got, const Tensor& reference, Tolerance tolerance,
                         const std::string& what) {
   REQUIRE(got.shape() == reference.shape());
   const std::vector<double> a = values(got);
   const std::vector<double> b = values(reference);
-  double largest = 0;
-  for (const double v : b)
-    if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
-  double worst = -1;  // excess over the tolerance
-  size_t at = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (std::isnan(b[i]) ? std::isnan(a[i]) : a[i] == b[i]) continue;  // also equal infinities
-    const double scale = tolerance.of_largest ? largest : std::abs(b[i]);
-    const double excess = std::abs(a[i] - b[i]) - (tolerance.absolute + tolerance.relative * scale);
-    if (!(excess <= worst)) {
-      worst = excess;
-      at = i;
-    }
-  }
+  const Excess worst = largest_excess(a, b, tolerance);
   std::ostringstream message;
   message.precision(9);
-  message << what << ": element " << at;
-  if (!a.empty()) message << " is " << a[at] << ", the f64 reference says " << b[at];
-  CHECK_MESSAGE(worst <= 0, message.str());
+  message << what << ": element " << worst.at;
+  if (!a.empty()) message << " is " << a[worst.at] << ", the f64 reference says " << b[worst.at];
+  CHECK_MESSAGE(worst.by <= 0, message.str());
 }
 
 struct TwinTolerance {

@@ -118,7 +118,8 @@ void check_tensor(const Comparison& c, const std::string& name, const Tensor& go
     const double magnitude = std::abs(m[m.size() == 1 ? 0 : i]);
     const double most = c.limit(kind, gradient, b[i], magnitude);
     const double share = error == 0 ? 0 : error / (most + c.floor * (kind != 'A'));
-    if (!(share <= worst)) worst = share, at = i;
+    if (worst == worst && !(share <= worst)) at = i;
+    worst = worse(worst, share);
     squared_error += error * error;
     squares += b[i] * b[i];
     magnitudes += magnitude * magnitude;

@@ -57,7 +57,7 @@ void check_against(const Slow& slow, const Options& options, Dtype dtype, double
     std::vector<double> got = values(a);
     for (const double p : values(b)) got.push_back(p);
     double worst = 0;
-    for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - expected[i]));
+    for (size_t i = 0; i < got.size(); ++i) worst = worse(worst, std::abs(got[i] - expected[i]));
     CHECK(worst <= tolerance);
   }
 }
