@@ -21,15 +21,21 @@ Graph::~Graph() {
 void Graph::run() {
   if (!device_.is_cuda() || ordinary_runs_left_ > 0) {
     step_();
-    --ordinary_runs_left_;
+    if (device_.is_cuda()) --ordinary_runs_left_;
     return;
   }
   if constexpr (has_cuda) {
     gpu::use(device_);
     if (!replay_) capture();
-    gpu::replay(replay_);
     Generator& generator = default_generator();
-    generator.restore(generator.seed(), generator.drawn() + draws_);
+    require(generator.seed() == generator_.seed(), Kind::state, "graph",
+            "the seed is not what it was when the step was captured", generator.seed(),
+            generator_.seed());
+    const std::uint64_t gone = generator.drawn() - generator_.drawn();
+    if (gone != moved_) gpu::set_shift(static_cast<std::uint64_t*>(shift_.raw()), gone);
+    gpu::replay(replay_);
+    moved_ = gone + draws_;
+    generator.restore(generator.seed(), generator_.drawn() + moved_);
   }
 }
 
@@ -41,20 +47,23 @@ void Graph::capture() {
     auto* const shift = static_cast<std::uint64_t*>(shift_.raw());
     pool_ = std::make_shared<MemoryPool>(device_);
     Generator& generator = default_generator();
-    const Generator before = generator;
+    generator_ = generator;
+    moved_ = 0;
     gpu::begin_capture();
     try {
-      const MemoryPool::Use use(*pool_);
-      const ShiftedStreams shifted(shift);
-      step_();
+      {
+        const MemoryPool::Use use(*pool_);
+        const ShiftedStreams shifted(shift);
+        step_();
+      }
+      draws_ = generator.drawn() - generator_.drawn();
+      replay_ = gpu::end_capture(shift, draws_);
     } catch (...) {
       gpu::abandon_capture();
-      generator = before;
+      generator = generator_;
       throw;
     }
-    draws_ = generator.drawn() - before.drawn();
-    generator = before;
-    replay_ = gpu::end_capture(shift, draws_);
+    generator = generator_;
   }
 }
 

@@ -4,6 +4,7 @@
 namespace ebb::gpu {
 namespace {
 
+__global__ void set_kernel(std::uint64_t* shift, std::uint64_t value) { *shift = value; }
 __global__ void add_kernel(std::uint64_t* shift, std::uint64_t draws) { *shift += draws; }
 
 }  // namespace
@@ -22,6 +23,10 @@ void* end_capture(std::uint64_t* shift, std::uint64_t draws) {
   cudaGraphDestroy(graph);
   check(status, "graph");
   return replay;
+}
+
+void set_shift(std::uint64_t* shift, std::uint64_t value) {
+  launch("graph", set_kernel, 1, 1, 0, shift, value);
 }
 
 void abandon_capture() {

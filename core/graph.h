@@ -23,6 +23,7 @@
 #include <functional>
 #include <memory>
 
+#include "ebb/core/random.h"
 #include "ebb/core/storage.h"
 #include "ebb/core/tensor.h"
 
@@ -36,7 +37,8 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  // One step. What the step raises reaches the caller; nothing of it is then captured.
+  // One step. What the step raises reaches the caller; nothing of it is then captured. Between
+  // runs others may draw from the default generator; a new seed is error `state` once captured.
   void run();
   bool captured() const { return replay_ != nullptr; }
 
@@ -45,8 +47,10 @@ class Graph {
   Device device_;
   std::function<void()> step_;
   int ordinary_runs_left_;
-  std::uint64_t draws_ = 0;  // streams of the default generator that a step takes
-  Tensor shift_;             // 64 bits on the device: draws of the replays so far
+  Generator generator_;      // as it stood when the step was captured
+  std::uint64_t draws_ = 0;  // streams of it that a step takes
+  std::uint64_t moved_ = 0;  // streams that have gone since, which is what shift_ holds
+  Tensor shift_;             // 64 bits on the device
   std::shared_ptr<MemoryPool> pool_;
   void* replay_ = nullptr;  // cudaGraphExec_t
 };
@@ -54,6 +58,7 @@ class Graph {
 namespace gpu {
 void begin_capture();
 void* end_capture(std::uint64_t* shift, std::uint64_t draws);  // shift += draws ends each replay
+void set_shift(std::uint64_t* shift, std::uint64_t value);
 void abandon_capture();
 void replay(void* graph);
 void destroy_replay(void* graph);

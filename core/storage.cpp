@@ -188,7 +188,10 @@ void* MemoryPool::take(std::string_view op, std::int64_t block) {
 
 void MemoryPool::give(void* data, std::int64_t block) {
   const std::lock_guard lock(mutex_);
-  free_[block].push_back(data);
+  try {
+    free_[block].push_back(data);
+  } catch (const std::bad_alloc&) {  // lost until the process ends: a replay may still write it
+  }
 }
 
 MemoryPool::~MemoryPool() {

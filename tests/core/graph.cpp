@@ -53,6 +53,31 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("graph: others may draw between the steps, but not change the seed") {
+  for (const Device device : devices()) {
+    const auto sizes = [&](bool captured) {
+      manual_seed(7);
+      Tensor x = randn({100}, 1, Dtype::f32, device);
+      Tensor size;
+      Graph graph(device, [&] { walk(x, size); });
+      std::vector<double> all;
+      for (int i = 0; i < 12; ++i) {
+        if (captured)
+          graph.run();
+        else
+          walk(x, size);
+        all.push_back(size.item());
+        if (i % 3 == 1) all.push_back(uniform({}, 0, 1, default_generator()).item());
+      }
+      manual_seed(8);
+      if (captured && device.is_cuda())
+        check_error(Kind::state, {"graph: the seed", "got 8"}, [&] { graph.run(); });
+      return all;
+    };
+    CHECK(sizes(true) == sizes(false));
+  }
+}
+
 TEST_CASE("graph: what is allocated between replays is nobody else's memory") {
   for (const Device device : devices()) {
     const Walked ordinary = walked(device, false, 12);
