@@ -24,6 +24,11 @@ Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
     require(std::isfinite(group.weight_decay) && group.weight_decay >= 0, Kind::value, name,
             "bad weight_decay", group.weight_decay, "0 or more");
     for (const Tensor& parameter : group.parameters) {
+      require(is_floating(parameter.dtype()), Kind::dtype, name, "a parameter must be floating",
+              parameter.dtype(), "f32, f64 or bf16");
+      const auto same = [&](const Tensor& p) { return p.same_as(parameter); };
+      require(std::ranges::none_of(parameters_, same), Kind::value, name,
+              "a parameter is given twice", parameter, "each of them once, in one group");
       parameters_.push_back(parameter);
       decay_.push_back(group.weight_decay);
     }
@@ -130,7 +135,8 @@ Tensor clip_grad_norm(const Tensors& parameters, double max_norm) {
   Tensors gradients;
   for (const Tensor& p : parameters)
     if (p.grad().defined()) gradients.push_back(p.grad());
-  if (gradients.empty()) return zeros({});
+  if (gradients.empty())
+    return zeros({}, {Dtype::f32, parameters.empty() ? cpu_device : parameters.front().device()});
   const Device device = gradients.front().device();
   const bool fine = gradients.front().dtype() == Dtype::f64;
   Tensor norm = empty({}, {fine ? Dtype::f64 : Dtype::f32, device});
