@@ -140,7 +140,8 @@ Json row_of(const std::string& line, Device device) {
 bool wanted(const std::string& line, const std::vector<std::string>& only) {
   if (only.empty()) return true;
   const Json json = Json::parse(line, nullptr, false);
-  return json.is_object() && std::ranges::count(only, json.value("op", "")) > 0;
+  if (!json.is_object() || !json.contains("op") || !json["op"].is_string()) return false;
+  return std::ranges::count(only, json["op"].get<std::string>()) > 0;
 }
 
 int fail(int code, const std::string& message) {
@@ -176,7 +177,8 @@ int main(int argc, char** argv) {
     return error.get_exit_code() == 0 ? app.exit(error) : fail(2, error.what());
   }
   std::ifstream cases(file);
-  if (!cases) return fail(2, "cannot read " + file);
+  if (!cases || cases.peek() == std::ifstream::traits_type::eof())  // a folder opens, and ends
+    return fail(2, "cannot read " + file);
   if (where == "cuda" && cuda_device_count() == 0)
     return fail(4, "no CUDA device; got none; expected one, or --device cpu");
   return run(cases, only, where == "cuda" ? cuda_device : cpu_device);
