@@ -50,6 +50,10 @@ Text load_text(const std::string& given) {
   const std::string bytes = read(path);
   require(!bytes.empty(), Kind::value, "text", ebb::text(quoted(path), " is empty"), "0 characters",
           "a text");
+  const size_t nul = bytes.find('\0');
+  require(nul == std::string::npos, Kind::format, "text",
+          ebb::text(quoted(path), " has a character that no checkpoint can name"),
+          ebb::text("U+0000 at byte ", nul), "a text without it");
   const std::u32string characters = code_points(bytes, quoted(path));
   Vocabulary vocabulary = Vocabulary::of(characters);
   Tokens tokens = vocabulary.encode(characters, path);

@@ -20,7 +20,7 @@ struct Text {
 // The file, or with no path tinyshakespeare/input.txt in $EBB_DATA, data or ~/.cache/ebb.
 //   io      found nowhere: the message lists the places tried and how to get it
 //   limit   over 1 GiB
-//   format  not UTF-8, with the byte
+//   format  not UTF-8, or with a U+0000; the message names the byte
 //   value   empty
 Text load_text(const std::string& path);
 

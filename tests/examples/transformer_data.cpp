@@ -115,6 +115,8 @@ TEST_CASE("text: nine tenths to train on, the rest to validate") {
   CHECK(text.crc32 != 0);
   ebb::test::write(path, "");
   check_error(ebb::Kind::value, {"text: ", "is empty"}, [&] { load_text(path); });
+  ebb::test::write(path, std::string("é\0b\0", 5));
+  check_error(ebb::Kind::format, {"text: ", "U+0000 at byte 2"}, [&] { load_text(path); });
   check_error(ebb::Kind::io, {"text: ", "a directory"}, [&] { load_text(folder.path); });
 }
 
