@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <span>
 
@@ -66,6 +67,12 @@ OutputFolder::OutputFolder(const std::filesystem::path& path) : path_(path) {
 }
 
 OutputFolder::~OutputFolder() { unlink((path_ / "run.lock").c_str()); }
+
+void put(std::string_view text, bool now) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (written && (!now || std::fflush(stdout) == 0)) return;
+  ebb::raise(Kind::io, "output", "cannot be written", reason(), "space, and a reader");
+}
 
 void write_file(const std::filesystem::path& path, std::string_view bytes) {
   ebb::AtomicFile file("out", path.string());

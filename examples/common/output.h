@@ -1,4 +1,5 @@
-// The folder that a run writes into: checked before the first step, and one run's alone.
+// Where results go. The folder that a run writes into is checked before the first step, and one
+// run's alone.
 #pragma once
 #include <filesystem>
 #include <string>
@@ -25,6 +26,10 @@ class OutputFolder {
   std::filesystem::path path_;
   ebb::Descriptor lock_;
 };
+
+// To stdout, and with `now` out of its buffer. Error `io` as soon as that fails: a full disk, a
+// reader that went away.
+void put(std::string_view text, bool now);
 
 // Replaces a small file in one step: a reader sees the old one or the new one. Error `io`.
 void write_file(const std::filesystem::path& path, std::string_view bytes);

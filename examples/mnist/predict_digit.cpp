@@ -5,6 +5,7 @@
 
 #include "common/exit.h"
 #include "common/flags.h"
+#include "common/output.h"
 #include "mnist/image.h"
 #include "mnist/model.h"
 #include "mnist/terminal.h"
@@ -44,12 +45,15 @@ void print(const std::string& path, const std::array<float, area>& ink,
   std::vector<std::uint8_t> pixels(area);
   std::ranges::transform(ink, pixels.begin(),
                          [](float v) { return static_cast<std::uint8_t>(255 * v + 0.5f); });
-  std::printf("%s", show(pixels.data()).c_str());
-  for (int digit = 0; digit < classes; ++digit)
-    std::printf("%d %6.2f %%%s", digit, 100 * probabilities[static_cast<size_t>(digit)],
-                digit % 5 == 4 ? "\n" : "   ");
+  std::string text = show(pixels.data());
+  for (int digit = 0; digit < classes; ++digit) {
+    char part[32];
+    std::snprintf(part, sizeof part, "%d %6.2f %%%s", digit,
+                  100 * probabilities[static_cast<size_t>(digit)], digit % 5 == 4 ? "\n" : "   ");
+    text += part;
+  }
   const auto best = std::ranges::max_element(probabilities) - probabilities.begin();
-  std::printf("%s: %d\n", path.c_str(), static_cast<int>(best));
+  example::put(text + path + ": " + std::to_string(best) + "\n", true);
 }
 
 int body(int argc, char** argv) {

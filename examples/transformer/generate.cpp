@@ -1,8 +1,7 @@
 // Continues a text, or answers a problem, with a model that train_transformer made.
-#include <cstdio>
-
 #include "common/exit.h"
 #include "common/flags.h"
+#include "common/output.h"
 #include "common/plot.h"
 #include "transformer/model.h"
 #include "transformer/sampler.h"
@@ -10,6 +9,7 @@
 namespace {
 
 using namespace transformer;
+using example::put;
 
 struct Options {
   std::string checkpoint = "out/addition/checkpoint.safetensors";
@@ -57,11 +57,6 @@ void draw_attention(const Loaded& loaded, const Tokens& prompt, ebb::Device devi
     heads.push_back(std::move(map));
   }
   example::write_heat_maps(path, heads, "each row looks at its columns");
-}
-
-void put(const std::string& text, bool now) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  if (now) std::fflush(stdout);
 }
 
 void answer(const Loaded& loaded, const Tokens& prompt, const Options& o) {

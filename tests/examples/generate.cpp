@@ -3,6 +3,7 @@
 #include "twins.h"
 
 using namespace transformer::test;
+using ebb::test::Program;
 
 namespace {
 
@@ -67,4 +68,23 @@ TEST_CASE("generate: --attention draws what the heads of the last layer look at"
   REQUIRE(tiny.train({"--max-iters", "2"}).code == 0);
   said(tiny, {"--prompt", "the tide", "--max-new-tokens", "1", "--attention", "maps.png"});
   CHECK(read(tiny.path / "maps.png").starts_with("\x89PNG\r\n\x1a\n"));
+}
+
+TEST_CASE("generate: what cannot be written ends it") {
+  const TinyText tiny;
+  REQUIRE(tiny.train({"--max-iters", "2"}).code == 0);
+  const Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", "cpu"};
+  auto around = tiny.around();
+  around.output = "/dev/full";
+  check_refused(ebb::test::run_program("generate", words, around), 7, {"output", "No space"});
+  Words endless = words;  // far longer than the test waits
+  endless.insert(endless.end(), {"--prompt", "tide", "--max-new-tokens", "1000000000"});
+  for (const bool stream : {false, true}) {
+    CAPTURE(stream);
+    if (stream) endless.emplace_back("--stream");
+    Program program("generate", endless, tiny.around());
+    CHECK(program.shows("tide"));
+    program.close_output();
+    check_refused(program.end(), 7, {"output", "Broken pipe"});
+  }
 }

@@ -142,3 +142,13 @@ TEST_CASE("predict_digit: a checkpoint that is none of ours is refused") {
   check_refused(predict(tiny, {"three.png"}), 3, {"resnet"});
   check_refused(predict(tiny, {"three.png"}, "cuda:9"), 4, {"cuda"});
 }
+
+TEST_CASE("predict_digit: an answer that cannot be written is exit code 7") {
+  const Tiny tiny;
+  REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
+  write(tiny.path / "three.png", picture_of(draw(4, 3).pixels.data() + 3 * area, true));
+  auto around = tiny.around();
+  around.output = "/dev/full";
+  const Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", "cpu", "three.png"};
+  check_refused(ebb::test::run_program("predict_digit", words, around), 7, {"output", "No space"});
+}

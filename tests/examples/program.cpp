@@ -40,6 +40,11 @@ Program::Program(const std::string& name, std::vector<std::string> words,
   int out[2], err[2];
   REQUIRE(pipe2(out, O_CLOEXEC) == 0);
   REQUIRE(pipe2(err, O_CLOEXEC) == 0);
+  if (!around.output.empty()) {
+    close(out[1]);
+    out[1] = open(around.output.c_str(), O_WRONLY | O_CLOEXEC);
+    REQUIRE(out[1] >= 0);
+  }
   id_ = fork();
   REQUIRE(id_ >= 0);
   if (id_ == 0) {  // nothing here may allocate: other threads of the tests may hold the heap's lock

@@ -23,6 +23,7 @@ struct Surroundings {
   std::string folder = "/";
   std::vector<std::string> environment;  // "NAME=value", over this process's own
   rlim_t file_limit = RLIM_INFINITY;     // bytes a file may have: a full disk
+  std::string output = {};               // a file for stdout, which is then not caught
 };
 
 struct Ended {
