@@ -14,14 +14,31 @@ constexpr const char* program = "train_transformer";
 // Files are not trusted: no number that they give leads to more memory than they have data.
 constexpr std::int64_t most = 1 << 24;
 
+// What a description has under a key, as a message may show it.
+std::string given(const Json& json, const char* key) {
+  const auto found = json.find(key);
+  if (found == json.end()) return "nothing";
+  return found->is_structured() ? found->type_name() : found->dump();
+}
+
 std::int64_t number(const Json& json, const char* key, const std::filesystem::path& path) {
   const auto found = json.find(key);
   const bool ok = found != json.end() && found->is_number_integer();
   const auto value = ok ? found->get<std::int64_t>() : 0;
   require(1 <= value && value <= most, Kind::format, "load_model",
-          text(path.string(), " describes a net with a bad ", key),
-          found == json.end() ? "nothing" : found->dump(), text("1 to ", most));
+          text(path.string(), " describes a net with a bad ", key), given(json, key),
+          text("1 to ", most));
   return value;
+}
+
+// Which of the two it is.
+bool is_second(const Json& json, const char* key, const char* first, const char* second,
+               const std::filesystem::path& path) {
+  const auto found = json.find(key);
+  const bool ok = found != json.end() && (*found == first || *found == second);
+  require(ok, Kind::format, "load_model", text(path.string(), " describes a net with a bad ", key),
+          given(json, key), text(first, " or ", second));
+  return *found == second;
 }
 
 nn::TransformerOptions parse(const std::string& description, const std::filesystem::path& path) {
@@ -35,13 +52,17 @@ nn::TransformerOptions parse(const std::string& description, const std::filesyst
   o.layers = number(json, "layers", path);
   o.heads = number(json, "heads", path);
   o.width = number(json, "width", path);
-  if (json.value("positions", "") == "rotary") o.positions = nn::Positions::rotary;
-  if (json.value("feed_forward", "") == "swiglu") o.feed_forward = nn::FeedForwardKind::swiglu;
-  if (json.value("norm", "") == "rms") o.norm = nn::Norm::rms;
+  const auto second = [&](const char* key, const char* a, const char* b) {
+    return is_second(json, key, a, b, path);
+  };
+  if (second("positions", "learned", "rotary")) o.positions = nn::Positions::rotary;
+  if (second("feed_forward", "gelu", "swiglu")) o.feed_forward = nn::FeedForwardKind::swiglu;
+  if (second("norm", "layer", "rms")) o.norm = nn::Norm::rms;
   return o;
 }
 
-// Before memory is asked for: the tables and the last block are there, as large as described.
+// Before memory is asked for: the tables are there, as large as described, and there is room in
+// the file for the blocks, each of at least 12·width² numbers.
 void require_sizes(const Checkpoint& checkpoint, const nn::TransformerOptions& o,
                    const std::filesystem::path& path) {
   const auto check = [&](const std::string& name, const Shape& shape) {
@@ -54,6 +75,15 @@ void require_sizes(const Checkpoint& checkpoint, const nn::TransformerOptions& o
   check("tok.weight", {o.vocabulary, o.width});
   if (o.positions == nn::Positions::learned) check("pos.weight", {o.context, o.width});
   check("blocks." + std::to_string(o.layers - 1) + ".norm1.weight", {o.width});
+  std::int64_t there = 0;
+  for (const auto& [name, t] : checkpoint.tensors) there += t.numel();
+  const auto layers = static_cast<double>(o.layers), width = static_cast<double>(o.width);
+  const bool room = o.layers <= static_cast<std::int64_t>(checkpoint.tensors.size()) &&
+                    12 * layers * width * width <= static_cast<double>(there);
+  require(room, Kind::format, "load_model",
+          text(path.string(), " has other weights than it describes"),
+          text(there, " numbers in ", checkpoint.tensors.size(), " tensors"),
+          text("12 × width ", o.width, "² × layers ", o.layers, " at least"));
 }
 
 std::optional<Problems> problems_of(const Checkpoint& checkpoint,

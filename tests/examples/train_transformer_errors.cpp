@@ -1,5 +1,7 @@
 // What train_transformer and generate refuse: each with one line on stderr that names the thing,
 // and its exit code.
+#include <nlohmann/json.hpp>
+
 #include "ebb/core/safetensors.h"
 #include "tiny_text.h"
 #include "twins.h"
@@ -205,8 +207,24 @@ TEST_CASE("train_transformer and generate: a damaged or foreign checkpoint is re
   all_refuse(3, {"no checkpoint of train_transformer"});
   with_metadata("model", R"({"vocabulary":1000000000})");
   all_refuse(3, {"bad vocabulary"});
-  with_metadata("model", R"({"vocabulary":39,"context":16,"layers":1,"heads":2,"width":16777216})");
+  const auto with_net = [&](const std::string& key, const nlohmann::json& value) {
+    write(path, good);
+    rewrite(path, [&](ebb::Checkpoint& c) {
+      auto net = nlohmann::json::parse(c.metadata.at("model"));
+      net[key] = value;
+      c.metadata["model"] = net.dump();
+    });
+  };
+  with_net("width", 1 << 24);
   all_refuse(3, {"other weights than it describes", "tok.weight"});
+  for (const std::string key : {"positions", "feed_forward", "norm"})
+    for (const nlohmann::json& value : {nlohmann::json(3), nlohmann::json("odd"),
+                                        nlohmann::json(nullptr), nlohmann::json::array({key})}) {
+      with_net(key, value);
+      all_refuse(3, {"bad " + key + "; got " + (value.is_array() ? "array" : value.dump())});
+    }
+  with_net("heads", nlohmann::json::array({1}));
+  all_refuse(3, {"bad heads; got array"});
   with_metadata("task", "poetry");
   all_refuse(3, {"no digits in its metadata"});
   with_metadata("vocabulary", "aab");
@@ -219,6 +237,24 @@ TEST_CASE("train_transformer and generate: a damaged or foreign checkpoint is re
   fs::remove(path);
   all_refuse(7, {"checkpoint.safetensors"});
   check_run_refused(tiny, {"--resume"}, 7, {"checkpoint.safetensors"});
+}
+
+TEST_CASE("generate: a small checkpoint cannot ask for a large net") {
+  const TinyText tiny;
+  const std::string path = tiny.path / "forged";
+  const auto forged = [&](std::int64_t layers, std::int64_t width) {
+    const nlohmann::json net = {{"vocabulary", 1}, {"context", 1},          {"layers", layers},
+                                {"heads", 1},      {"width", width},        {"positions", "rotary"},
+                                {"norm", "rms"},   {"feed_forward", "gelu"}};
+    const std::string last = "model.blocks." + std::to_string(layers - 1) + ".norm1.weight";
+    const ebb::Checkpoint checkpoint = {
+        {{"model.tok.weight", ebb::ones({1, width})}, {last, ebb::ones({width})}},
+        {{"model", net.dump()}, {"task", "text"}, {"vocabulary", "a"}}};
+    ebb::save_safetensors(path, checkpoint);
+    check_refused(tiny.generate({"--checkpoint", path, "--device", "cpu"}), 3,
+                  {"other weights than it describes; got"});
+  };
+  forged(1 << 24, 1), forged(1, 1 << 16), forged(3, 1);
 }
 
 TEST_CASE("train_transformer: --eval refuses a model of another task or other characters") {
