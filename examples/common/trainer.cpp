@@ -15,6 +15,12 @@ namespace {
 
 constexpr std::int64_t log_interval = 50;
 
+// What a run writes later than its first checkpoint would pass for its own. Its checkpoint stays
+// until there is another.
+void forget_older_run(const OutputFolder& out) {
+  for (const char* name : {"best.safetensors", "curves.png"}) std::filesystem::remove(out / name);
+}
+
 }  // namespace
 
 double Trainer::shown_accuracy() const { return std::numeric_limits<double>::quiet_NaN(); }
@@ -55,6 +61,7 @@ void Trainer::read_losses() {
 }
 
 bool Trainer::run(const OutputFolder& out) {
+  if (step_ == 0) forget_older_run(out);
   MetricsLog log(out / "metrics.jsonl", step_ == 0 ? -1 : step_);
   Progress progress(stdout, pace_.unit, pace_.steps * pace_.items, step_ * pace_.items,
                     pace_.show_interval, pace_.effort);

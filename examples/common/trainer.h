@@ -32,8 +32,8 @@ class Trainer {
   std::int64_t total_steps() const { return pace_.steps; }
 
   // Trains to the end, or until a signal asks to stop (then what was reached is saved, and false
-  // returned). Files: metrics.jsonl, curves.png, and what save() writes. Exits with `non_finite`
-  // at a loss that is not a number.
+  // returned). Files: metrics.jsonl, curves.png, and what save() writes. From step 0 on, those of
+  // an older run in the folder go. Exits with `non_finite` at a loss that is not a number.
   bool run(const OutputFolder& out);
 
   // One step and nothing written: whether it runs at all. Returns the loss.

@@ -142,6 +142,20 @@ TEST_CASE("train_transformer: interrupted and resumed, a run reaches the same by
     }
 }
 
+TEST_CASE("train_transformer: a new run leaves nothing of an older one, a resumed one all") {
+  const TinyText tiny;
+  check_success(tiny.train());
+  const Words all = {"best.safetensors", "checkpoint.safetensors", "curves.png", "metrics.jsonl"};
+  check_success(tiny.train({"--resume"}));
+  CHECK(names_in(tiny.path / "out") == all);
+  const Words longer = {"--max-iters", "1000000", "--eval-interval", "1000000"};
+  Program program("train_transformer", tiny.words(longer), tiny.around());
+  CHECK(program.shows("step 1/"));
+  program.send(SIGINT);
+  CHECK(program.end().code == 130);
+  CHECK(names_in(tiny.path / "out") == Words{"checkpoint.safetensors", "metrics.jsonl"});
+}
+
 TEST_CASE("train_transformer: killed and resumed, a run reaches the same bytes") {
   const TinyText tiny;
   const Words more = {"--max-iters", "600", "--eval-interval", "100", "--dropout", "0.2"};
