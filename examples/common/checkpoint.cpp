@@ -81,7 +81,8 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
     require(there(key) == here, Kind::format, "resume",
             text(path.string(), " is of another run: its ", key, " differs"), there(key), here);
   };
-  compare("model");  // before what follows from it
+  for (const char* first : {"task", "model"})  // before what follows from them
+    if (run.description.contains(first)) compare(first);
   for (const auto& [key, value] : run.description) compare(key);
   const std::uint64_t step = number(checkpoint.metadata, "step");
   const std::uint64_t drawn = number(checkpoint.metadata, "random_drawn");

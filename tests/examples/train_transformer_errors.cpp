@@ -169,7 +169,7 @@ TEST_CASE("train_transformer: a checkpoint of another run does not resume") {
                                                              {{"--dtype", "bf16"}, "dtype"},
                                                              {{"--grad-accum", "2"}, "grad_accum"},
                                                              {{"--beta2", "0.9"}, "beta2"},
-                                                             {{"--task", "sort"}, "model"}};
+                                                             {{"--task", "sort"}, "task"}};
   for (const auto& [flags, key] : others) {
     CAPTURE(key);
     Words more = flags;
