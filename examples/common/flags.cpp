@@ -89,7 +89,8 @@ void Flags::whole(const std::string& name, std::int64_t& value, std::int64_t low
 }
 
 void Flags::real(const std::string& name, double& value, Range range, const std::string& help) {
-  impl_->add(name, "X", shown(value), help, [=, &value](const std::string& given) {
+  const std::string initial = std::isnan(value) ? "" : shown(value);
+  impl_->add(name, "X", initial, help, [=, &value](const std::string& given) {
     double number = 0;
     const bool ok = read_number(given, number) && std::isfinite(number) && contains(range, number);
     require(ok, Kind::value, name, "not a value it can have", quoted(given), described(range));

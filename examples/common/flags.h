@@ -30,6 +30,9 @@ inline constexpr Range not_negative{.low = 0};
 inline constexpr Range above_zero{.low = 0, .low_open = true};
 inline constexpr Range probability{.low = 0, .high = 1, .high_open = true};  // [0, 1)
 
+// Where something else decides: --help then shows no number.
+inline constexpr double no_default = std::numeric_limits<double>::quiet_NaN();
+
 class Flags {
  public:
   Flags(std::string program, std::string description);

@@ -24,8 +24,8 @@ struct Options {
   std::string device = "auto";
   std::string out = "out/mnist";
   std::string eval;
-  Config config;
-  double target = 0;
+  Config config{.rate = example::no_default};
+  double target = example::no_default;
   bool drawn = false;
   bool no_augment = false;
   bool resume = false;
@@ -60,7 +60,6 @@ bool parse(int argc, char** argv, Options& o) {
   flags.toggle("--dry-run", o.dry_run, "one step, nothing written");
   if (!flags.parse(argc, argv)) return false;
   if (!flags.given("--lr")) o.config.rate = default_rate(o.config.model);
-  if (!flags.given("--target")) o.target = -1;
   o.config.augment = !o.no_augment;
   return true;
 }

@@ -22,7 +22,7 @@ struct Options {
   std::string device = "auto";
   std::string out;  // "": out/ and the task
   std::string eval;
-  double target = 0;
+  double target = example::no_default;
   bool recompute = false;
   bool resume = false;
   bool dry_run = false;

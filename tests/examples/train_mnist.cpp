@@ -222,3 +222,13 @@ TEST_CASE("train_mnist: a reader that goes away does not end the run") {
   CHECK(program.end().code == 0);
   CHECK(fs::exists(tiny.checkpoint()));
 }
+
+TEST_CASE("train_mnist: --help shows no number where the net or the data decide") {
+  const Ended ended = ebb::test::run_program("train_mnist", {"--help"});
+  CHECK(ended.code == 0);
+  for (const std::string flag : {"--lr X", "--target X"}) {
+    CHECK(ended.out.find(flag + " ") != std::string::npos);
+    CHECK(ended.out.find(flag + "=") == std::string::npos);
+  }
+  CHECK(ended.out.find("--epochs N=3 ") != std::string::npos);
+}

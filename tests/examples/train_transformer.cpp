@@ -231,3 +231,10 @@ TEST_CASE("train_transformer: parts of a step add up to the step") {
   const double parts = loss({"--batch-size", "2", "--grad-accum", "4", "--max-iters", "12"});
   CHECK(std::abs(whole - parts) <= 1e-4 * whole);
 }
+
+TEST_CASE("train_transformer: --help shows the defaults, but no number where the task decides") {
+  const Ended ended = ebb::test::run_program("train_transformer", {"--help"});
+  check_success(ended);
+  CHECK(ended.out.find("--lr X=0.003 ") != std::string::npos);
+  CHECK(ended.out.find("--target X ") != std::string::npos);
+}
