@@ -47,7 +47,7 @@ void add_flags(example::Flags& flags, Options& o) {
   flags.whole("--n-head", c.n_head, 1, 10000, "heads of attention");
   flags.whole("--n-embd", c.n_embd, 1, 1 << 20, "width");
   flags.real("--dropout", c.dropout, probability, "share of activations dropped");
-  flags.whole("--max-iters", c.max_iters, 1, many, "steps");
+  flags.whole("--max-iters", c.max_iters, 1, 10000000, "steps");
   flags.whole("--batch-size", c.batch_size, 1, 1 << 20, "sequences in a step, or in each part");
   flags.whole("--grad-accum", c.grad_accum, 1, 1 << 20, "parts of a step, one after another");
   flags.real("--lr", c.lr, above_zero, "peak learning rate");

@@ -86,6 +86,7 @@ TEST_CASE("train_transformer: unknown flags and values are refused by name") {
                                       {"--dropout", "1"},
                                       {"--dropout", "nan"},
                                       {"--max-iters", "0"},
+                                      {"--max-iters", "10000001"},
                                       {"--batch-size", "1e9"},
                                       {"--grad-accum", "0"},
                                       {"--lr", "0"},
