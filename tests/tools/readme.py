@@ -7,6 +7,7 @@ usage: readme.py [--bin DIR] [--check]
   quickstart output   tests/tools/results/quickstart.txt: a real run without its progress lines
   transformer output  tests/tools/results/transformer.txt: another
   mnist figures       tests/tools/results/mnist.jsonl, the newest row of each kind
+  text figures        tests/tools/results/text.jsonl, every row
   catalogue           ops/README.md: tests/tools/catalogue.py, from results/ops.jsonl
 
 --check writes nothing and exits with 1 when a README is not what it would write.
@@ -56,6 +57,18 @@ def figures():
     return "\n".join(table)
 
 
+def text_figures():
+    path = results / "text.jsonl"
+    table = ["| net | machine | validation loss after | tokens/s | PyTorch |",
+             "| --- | --- | --- | --- | --- |"]
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        table.append(f"| {row['net']} | {row['machine']} | {row['validation_loss']:.3f} after "
+                     f"{row['steps']:,} steps | {row['tokens_per_second']:,} | "
+                     f"{row['peer_tokens_per_second']:,} tokens/s: {row['peer']} |")
+    return "\n".join(table)
+
+
 def fill(text, marker, content):
     begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
     head, rest = text.split(begin)
@@ -71,7 +84,7 @@ def main():
     contents = {
         "README.md": {"nn sample": sample(a.bin), "quickstart output": run("quickstart"),
                       "transformer output": run("transformer"),
-                      "mnist figures": figures()},
+                      "mnist figures": figures(), "text figures": text_figures()},
         "ops/README.md": {"catalogue": catalogue.table(results)},
     }
     stale = False
