@@ -60,6 +60,23 @@ void Trainer::read_losses() {
   have_read(std::span(values).last(names.size()), weight);
 }
 
+std::optional<int> Trainer::carry_out(const Orders& orders) {
+  if (orders.dry_run) {
+    std::printf("one step: loss %.4f\n", try_step());
+    return exit_code::ok;
+  }
+  const OutputFolder out(orders.out);
+  if (orders.resume) {
+    resume(out / "checkpoint.safetensors");
+    std::printf("resumed at step %lld of %lld\n", static_cast<long long>(step()),
+                static_cast<long long>(total_steps()));
+  }
+  catch_signals();
+  if (run(out)) return {};
+  std::printf("stopped at step %lld; go on with --resume\n", static_cast<long long>(step()));
+  return stop_code();
+}
+
 bool Trainer::run(const OutputFolder& out) {
   if (step_ == 0) forget_older_run(out);
   MetricsLog log(out / "metrics.jsonl", step_ == 0 ? -1 : step_);

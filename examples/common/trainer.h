@@ -3,6 +3,7 @@
 #pragma once
 #include <chrono>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,17 @@ class Trainer {
 
   std::int64_t step() const { return step_; }
   std::int64_t total_steps() const { return pace_.steps; }
+
+  // What the flags of every training program ask for: one step, or the run, gone on with if it is
+  // to be. The program's exit code where it ends with that, none where there is a result to report.
+  struct Orders {
+    std::string out;
+    bool resume;
+    bool dry_run;
+  };
+  std::optional<int> carry_out(const Orders& orders);
+
+  virtual void resume(const std::filesystem::path& checkpoint) = 0;  // `format` unless the same run
 
   // Trains to the end, or until a signal asks to stop (then what was reached is saved, and false
   // returned). Files: metrics.jsonl, curves.png, and what save() writes. From step 0 on, those of

@@ -6,7 +6,6 @@
 #include "common/exit.h"
 #include "common/file.h"
 #include "common/flags.h"
-#include "common/signals.h"
 #include "mnist/accuracy.h"
 #include "mnist/draw.h"
 #include "mnist/model.h"
@@ -104,22 +103,7 @@ int train(const Options& o, ebb::Device device) {
               data.name.c_str());
   Trainer trainer(o.config, upload(data.train, device), upload(data.test, device),
                   checksum(data.train));
-  if (o.dry_run) {
-    std::printf("one step: loss %.4f\n", trainer.try_step());
-    return example::exit_code::ok;
-  }
-  const example::OutputFolder out(o.out);
-  if (o.resume) {
-    trainer.resume(out / "checkpoint.safetensors");
-    std::printf("resumed at step %lld of %lld\n", static_cast<long long>(trainer.step()),
-                static_cast<long long>(trainer.total_steps()));
-  }
-  example::catch_signals();
-  if (!trainer.run(out)) {
-    std::printf("stopped at step %lld; go on with --resume\n",
-                static_cast<long long>(trainer.step()));
-    return example::stop_code();
-  }
+  if (const auto code = trainer.carry_out({o.out, o.resume, o.dry_run})) return *code;
   return report(trainer.test_accuracy(), o.target >= 0 ? o.target : data.target);
 }
 

@@ -25,7 +25,7 @@ class Trainer : public example::Trainer {
   // `test` is measured after each epoch. Error `value` when a batch is larger than the data.
   Trainer(const Config& config, DeviceDigits train, DeviceDigits test, std::uint32_t data_checksum);
 
-  void resume(const std::filesystem::path& checkpoint);  // error `format` unless the same run
+  void resume(const std::filesystem::path& checkpoint) override;
   double test_accuracy() const { return test_accuracy_; }
 
  private:

@@ -5,7 +5,6 @@
 
 #include "common/exit.h"
 #include "common/flags.h"
-#include "common/signals.h"
 #include "transformer/model.h"
 #include "transformer/trainer.h"
 
@@ -116,22 +115,7 @@ int train(const Options& o, std::unique_ptr<Task> task, ebb::Device device) {
               example::with_commas(static_cast<double>(trainer.parameters())).c_str(),
               static_cast<long long>(trainer.total_steps()),
               static_cast<long long>(o.run.batch_size * o.run.grad_accum));
-  if (o.dry_run) {
-    std::printf("one step: loss %.4f\n", trainer.try_step());
-    return example::exit_code::ok;
-  }
-  const example::OutputFolder out(o.out);
-  if (o.resume) {
-    trainer.resume(out / "checkpoint.safetensors");
-    std::printf("resumed at step %lld of %lld\n", static_cast<long long>(trainer.step()),
-                static_cast<long long>(trainer.total_steps()));
-  }
-  example::catch_signals();
-  if (!trainer.run(out)) {
-    std::printf("stopped at step %lld; go on with --resume\n",
-                static_cast<long long>(trainer.step()));
-    return example::stop_code();
-  }
+  if (const auto code = trainer.carry_out({o.out, o.resume, o.dry_run})) return *code;
   return report(trainer.task(), o.run.task == "text" ? trainer.best() : trainer.measured(),
                 o.target);
 }

@@ -11,8 +11,8 @@ class Trainer : public example::Trainer {
  public:
   Trainer(const Config& config, std::unique_ptr<Task> task, bool recompute, ebb::Device device);
 
-  void resume(const std::filesystem::path& checkpoint);  // error `format` unless the same run
-  double measured() const { return measured_; }          // at the end of the run; see Task
+  void resume(const std::filesystem::path& checkpoint) override;
+  double measured() const { return measured_; }  // at the end of the run; see Task
   double best() const { return best_; }
   const Task& task() const { return *task_; }
   std::int64_t parameters() const;
