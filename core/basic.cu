@@ -5,18 +5,7 @@ namespace ebb {
 namespace {
 
 constexpr int threads = 256;
-constexpr std::int64_t max_blocks = 1 << 16;
-
-// One thread an element, in strides of the whole grid when there are more.
-dim3 grid_for(std::int64_t n) {
-  return dim3(
-      static_cast<unsigned>(std::min(gpu::divide_up<std::int64_t>(n, threads), max_blocks)));
-}
-
-__device__ std::int64_t first_index() {
-  return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-__device__ std::int64_t stride() { return static_cast<std::int64_t>(gridDim.x) * blockDim.x; }
+constexpr int packs = 4;  // a thread, all in flight together
 
 template <class To, class From>
 __device__ To converted(From x) {
@@ -33,21 +22,69 @@ __device__ To converted(From x) {
   }
 }
 
-template <class T>
-__global__ void fill_kernel(double value, T* y, std::int64_t n) {
-  const T element = converted<T>(value);
-  for (std::int64_t i = first_index(); i < n; i += stride()) y[i] = element;
-}
+struct Assignment {
+  double value;
+  template <class Y>
+  __device__ void operator()(Y& y, const Y&) const {
+    y = converted<Y>(value);
+  }
+};
+struct Conversion {
+  template <class Y, class X>
+  __device__ void operator()(Y& y, const X& x) const {
+    y = converted<Y>(x);
+  }
+};
+struct Accumulation {
+  template <class Y, class X>
+  __device__ void operator()(Y& y, const X& x) const {
+    y = gpu::narrow<Y>(gpu::widen(y) + gpu::widen(x));
+  }
+};
 
-template <class From, class To>
-__global__ void convert_kernel(const From* x, To* y, std::int64_t n) {
-  for (std::int64_t i = first_index(); i < n; i += stride()) y[i] = converted<To>(x[i]);
-}
-
+// 16 bytes of the wider type.
 template <class X, class Y>
-__global__ void accumulate_kernel(const X* x, Y* y, std::int64_t n) {
-  for (std::int64_t i = first_index(); i < n; i += stride())
-    y[i] = gpu::narrow<Y>(gpu::widen(y[i]) + gpu::widen(x[i]));
+constexpr int width = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
+
+// f(y[i], x[i]); what f does not use is not read. By packs, but at the end and where pointers are
+// not aligned, element by element.
+template <class F, class X, class Y>
+__global__ void __launch_bounds__(threads)
+    update_kernel(F f, bool packed, const X* x, Y* y, std::int64_t n) {
+  constexpr int w = width<X, Y>;
+  constexpr std::int64_t tile = std::int64_t{threads} * packs * w;
+  const std::int64_t start = blockIdx.x * tile;
+  if (!packed || start + tile > n) {
+    const std::int64_t end = start + tile < n ? start + tile : n;
+    for (std::int64_t i = start + threadIdx.x; i < end; i += threads) f(y[i], x[i]);
+    return;
+  }
+  const auto* const from = reinterpret_cast<const gpu::Pack<X, w>*>(x + start) + threadIdx.x;
+  auto* const to = reinterpret_cast<gpu::Pack<Y, w>*>(y + start) + threadIdx.x;
+  gpu::Pack<X, w> in[packs];
+  gpu::Pack<Y, w> out[packs];
+#pragma unroll
+  for (int k = 0; k < packs; ++k) {
+    in[k] = from[k * threads];
+    out[k] = to[k * threads];
+  }
+#pragma unroll
+  for (int k = 0; k < packs; ++k) {
+#pragma unroll
+    for (int j = 0; j < w; ++j) f(out[k].v[j], in[k].v[j]);
+    to[k * threads] = out[k];
+  }
+}
+
+template <class F, class X, class Y>
+void update(std::string_view op, const F& f, const X* x, Y* y, std::int64_t n) {
+  constexpr int w = width<X, Y>;
+  const auto aligned = [](const auto* p) {
+    return reinterpret_cast<std::uintptr_t>(p) % (w * sizeof(*p)) == 0;
+  };
+  const auto blocks = gpu::divide_up<std::int64_t>(n, std::int64_t{threads} * packs * w);
+  gpu::launch(op, update_kernel<F, X, Y>, dim3(static_cast<unsigned>(blocks)), threads, 0, f,
+              aligned(x) && aligned(y), x, y, n);
 }
 
 template <class F>
@@ -60,7 +97,8 @@ void visit_any(Dtype dtype, std::string_view op, F&& f) {
 void gpu::fill(double value, Tensor& y) {
   visit_any(y.dtype(), "fill", [&](auto zero) {
     using T = decltype(zero);
-    launch("fill", fill_kernel<T>, grid_for(y.numel()), threads, 0, value, y.data<T>(), y.numel());
+    update("fill", Assignment{value}, static_cast<const Tensor&>(y).data<T>(), y.data<T>(),
+           y.numel());
   });
 }
 
@@ -69,16 +107,14 @@ void gpu::convert(const Tensor& x, Tensor& y) {
     using From = decltype(from);
     visit_any(y.dtype(), "to", [&](auto to) {
       using To = decltype(to);
-      launch("to", convert_kernel<From, To>, grid_for(x.numel()), threads, 0, x.data<From>(),
-             y.data<To>(), x.numel());
+      update("to", Conversion{}, x.data<From>(), y.data<To>(), x.numel());
     });
   });
 }
 
 void gpu::accumulate(const Tensor& x, Tensor& y) {
   const auto add = [&]<class X, class Y>(const X* from, Y* to) {
-    launch("accumulate", accumulate_kernel<X, Y>, grid_for(x.numel()), threads, 0, from, to,
-           x.numel());
+    update("accumulate", Accumulation{}, from, to, x.numel());
   };
   visit<float, double, bf16>(x.dtype(), "accumulate", [&](auto zero) {
     using T = decltype(zero);
