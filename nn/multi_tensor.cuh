@@ -2,7 +2,9 @@
 // looks its tensor and chunk up there. More tensors take more launches, as do tensors of other
 // types.
 #pragma once
+#include <algorithm>
 #include <array>
+#include <tuple>
 #include <utility>
 
 #include "ebb/core/cuda.cuh"
@@ -12,6 +14,7 @@ namespace ebb::nn::gpu {
 
 using ebb::gpu::launch;
 using ebb::gpu::narrow;
+using ebb::gpu::Pack;
 using ebb::gpu::widen;
 
 inline constexpr int table_size = 48;  // 48 · (5 pointers + 2 numbers) + 49 starts < 4 KiB
@@ -53,7 +56,7 @@ __device__ Place place_of(const Table<T...>& table, int block) {
 // Calls use(table, its chunks, chunks before it) for each table full of tensors.
 template <class... T, class Use>
 void for_each_table(const Lists<T...>& lists, const std::vector<double>& numbers, Use&& use) {
-  constexpr std::array dtypes = {dtype_of<T>...};
+  constexpr std::array dtypes = {dtype_of<std::remove_const_t<T>>...};
   const size_t count = lists[0].size();
   std::int64_t before = 0;
   for (size_t first = 0; first < count; first += table_size) {
@@ -87,21 +90,49 @@ __device__ auto loaded(const F& f) {
   }
 }
 
-// f(the tensor's number, element of list 0, element of list 1, …), elements by reference.
-template <class F, class... T, size_t... I>
-__device__ void apply(const F& f, const Table<T...>& table, const Place& at, std::int64_t i,
-                      std::index_sequence<I...>) {
-  f(table.number[at.tensor], static_cast<T*>(table.data[I][at.tensor])[i]...);
+// w neighbours of a list of T, from element i on.
+template <class T, int w>
+__device__ auto& pack_at(void* list, std::int64_t i) {
+  using X = std::remove_const_t<T>;
+  return *reinterpret_cast<Pack<X, w>*>(static_cast<X*>(list) + i);
 }
 
+// f(the tensor's number, element of list 0, element of list 1, …), elements by reference, for w
+// neighbours; lists of const T are only read.
+template <int w, class F, class... T, size_t... k>
+__device__ void apply(const F& f, const Table<T...>& table, int tensor, std::int64_t i,
+                      std::index_sequence<k...>) {
+  std::tuple x{pack_at<T, w>(table.data[k][tensor], i)...};
+#pragma unroll
+  for (int j = 0; j < w; ++j) f(table.number[tensor], static_cast<T&>(std::get<k>(x).v[j])...);
+  const auto store = [&]<class X>(void* list, const Pack<X, w>& pack) {
+    pack_at<X, w>(list, i) = pack;
+  };
+  ((std::is_const_v<T> ? void() : store(table.data[k][tensor], std::get<k>(x))), ...);
+}
+
+// By 16 bytes of the widest type where all lists are aligned; the rest element by element.
 template <class F, class... T>
 __global__ void __launch_bounds__(chunk_threads)
     multi_map_kernel(F f, const __grid_constant__ Table<T...> table) {
+  constexpr auto lists = std::index_sequence_for<T...>{};
+  constexpr int w = 16 / std::max({sizeof(T)...});
   const Place at = place_of(table, blockIdx.x);
   const auto ready = loaded(f);
-#pragma unroll 4
-  for (std::int64_t i = at.begin + threadIdx.x; i < at.end; i += chunk_threads)
-    apply(ready, table, at, i, std::index_sequence_for<T...>{});
+  if constexpr (requires { ready.changes_nothing(); })
+    if (ready.changes_nothing()) return;
+  bool packed = true;
+  for (const auto& list : table.data)
+    packed = packed && reinterpret_cast<std::uintptr_t>(list[at.tensor]) % 16 == 0;
+  std::int64_t i = at.begin;
+  if (packed) {
+    const std::int64_t end = at.begin + (at.end - at.begin) / w * w;
+    for (i += threadIdx.x * w; i < end; i += chunk_threads * w)
+      apply<w>(ready, table, at.tensor, i, lists);
+    i = end;
+  }
+  for (i += threadIdx.x; i < at.end; i += chunk_threads)
+    apply<1>(ready, table, at.tensor, i, lists);
 }
 
 template <class... T, class F>

@@ -39,8 +39,9 @@ struct Clip {
   double max_norm;
   double scale = 1;
   __device__ Clip loaded() const { return {norm, max_norm, max_norm / static_cast<double>(*norm)}; }
+  __device__ bool changes_nothing() const { return !(scale < 1); }
   __device__ void operator()(double, T& g) const {
-    if (scale < 1) g = narrow<T>(widen(g) * static_cast<Compute<T>>(scale));
+    g = narrow<T>(widen(g) * static_cast<Compute<T>>(scale));
   }
 };
 

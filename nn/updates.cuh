@@ -48,11 +48,11 @@ void for_each_update(const char* op, const Tensors& p, const Tensors& g, const T
     const auto some = [&](const Tensors& all) { return chosen(all, which); };
     const std::vector<double> numbers = chosen(decay, which);
     if constexpr (std::is_same_v<T, bf16>) {
-      multi_map<T, G, float, decltype(k, S{})...>(
+      multi_map<T, const G, float, decltype(k, S{})...>(
           op, OnMaster{make(S{})}, {some(p), some(g), some(masters), some(lists[k])...}, numbers);
     } else {
-      multi_map<T, G, decltype(k, S{})...>(op, make(S{}), {some(p), some(g), some(lists[k])...},
-                                           numbers);
+      multi_map<T, const G, decltype(k, S{})...>(op, make(S{}),
+                                                 {some(p), some(g), some(lists[k])...}, numbers);
     }
   };
   constexpr auto each = std::make_index_sequence<slots>{};
