@@ -19,12 +19,13 @@ void check(cublasStatus_t status, std::string_view op) {
 // Everything that the choice of an algorithm depends on.
 struct Key {
   GemmSize size;
-  Dtype dtype;
+  Dtype dtype;   // of a and b
+  Dtype result;  // the same, or f32 for bf16
   bool tf32;
   bool bias;      // in the epilogue
   int alignment;  // of the operands, in bytes, at most 256
 
-  std::array<std::int64_t, 10> values() const {
+  std::array<std::int64_t, 11> values() const {
     return {size.batch,
             size.m,
             size.n,
@@ -32,6 +33,7 @@ struct Key {
             size.transpose_a,
             size.transpose_b,
             static_cast<std::int64_t>(dtype),
+            static_cast<std::int64_t>(result),
             tf32,
             bias,
             alignment};
@@ -63,14 +65,18 @@ Library& library(Device device) {
 
 struct Types {
   cudaDataType_t element;
+  cudaDataType_t result;
   cudaDataType_t scale;
   cublasComputeType_t compute;
 };
 
 Types types_of(const Key& key) {
-  if (key.dtype == Dtype::f64) return {CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F};
-  if (key.dtype == Dtype::bf16) return {CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F};
-  return {CUDA_R_32F, CUDA_R_32F, key.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F};
+  if (key.dtype == Dtype::f64) return {CUDA_R_64F, CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F};
+  if (key.dtype == Dtype::bf16)
+    return {CUDA_R_16BF, key.result == Dtype::f32 ? CUDA_R_32F : CUDA_R_16BF, CUDA_R_32F,
+            CUBLAS_COMPUTE_32F};
+  return {CUDA_R_32F, CUDA_R_32F, CUDA_R_32F,
+          key.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F};
 }
 
 // rows × columns as cuBLAS counts them, column by column, without gaps.
@@ -139,7 +145,7 @@ Plan make_plan(std::string_view op, const Library& lib, const Key& key) {
   };
   plan.a = s.transpose_b ? made(s.k, s.n) : made(s.n, s.k);
   plan.b = s.transpose_a ? made(s.m, s.k) : made(s.k, s.m);
-  plan.y = made(s.n, s.m);
+  plan.y = layout(op, types.result, s.n, s.m, s.batch);
   choose_algorithm(op, lib, key, plan);
   return plan;
 }
@@ -163,10 +169,34 @@ void spread(std::string_view op, const Tensor& bias, Tensor& y) {
   });
 }
 
+__global__ void add_rows_kernel(std::int64_t size, std::int64_t columns, const float* sums,
+                                const bf16* bias, bf16* y) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += stride)
+    y[i] = gpu::narrow<bf16>(sums[i] + gpu::widen(bias[i % columns]));
+}
+
 int alignment_of(std::initializer_list<const void*> pointers) {
   std::uintptr_t bits = 256;
   for (const void* p : pointers) bits |= reinterpret_cast<std::uintptr_t>(p);
   return static_cast<int>(bits & (~bits + 1));
+}
+
+// Where cuBLASLt's kernels round a sum to bf16 before they add the bias (seen in CUDA 13.0's).
+bool unaligned(const GemmSize& s, const Tensor& a, const Tensor& b, const Tensor& bias,
+               const Tensor& y) {
+  constexpr int width = 8;  // of 16 bytes
+  return s.n % width != 0 || s.k % width != 0 || (s.transpose_a && s.m % width != 0) ||
+         alignment_of({a.raw(), b.raw(), bias.raw(), y.raw()}) < 16;
+}
+
+// y = sums + bias, rounded once.
+void add_rows(std::string_view op, const Tensor& sums, const Tensor& bias, Tensor& y) {
+  constexpr int threads = 256;
+  constexpr std::int64_t most = 1 << 16;
+  const auto blocks = std::min(gpu::divide_up<std::int64_t>(y.numel(), threads), most);
+  gpu::launch(op, add_rows_kernel, dim3(static_cast<unsigned>(blocks)), threads, 0, y.numel(),
+              bias.numel(), sums.data<float>(), bias.data<bf16>(), y.data<bf16>());
 }
 
 // The operands of one call, in cuBLAS's order.
@@ -211,22 +241,28 @@ void gpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const
                const Tensor& bias, Tensor& y) {
   if (y.numel() == 0) return;
   if (size.k == 0) return bias.defined() ? spread(op, bias, y) : fill(0, y);
+  if (bias.defined() && y.dtype() == Dtype::bf16 && unaligned(size, a, b, bias, y)) {
+    Tensor sums = empty(y.shape(), {Dtype::f32, y.device()});
+    gemm(op, size, a, b, {}, sums);
+    return add_rows(op, sums, bias, y);
+  }
   Library& lib = library(y.device());
   const std::lock_guard lock(lib.mutex);
   prepare(op, lib, y.device());
   const void* p = bias.defined() ? bias.raw() : nullptr;
-  Key key{size, y.dtype(), y.dtype() == Dtype::f32 && tf32_allowed(), false,
-          alignment_of({a.raw(), b.raw(), y.raw(), p})};
+  Key key{size,      a.dtype(),
+          y.dtype(), a.dtype() == Dtype::f32 && tf32_allowed(),
+          false,     alignment_of({a.raw(), b.raw(), y.raw(), p})};
   // The library counts batches in 32 bits, and some of its kernels in a grid of 65,535.
   constexpr std::int64_t most = 65535;
-  const std::int64_t element = size_of(y.dtype());
   for (std::int64_t first = 0; first < size.batch; first += most) {
     key.size.batch = std::min(most, size.batch - first);
     const auto at = [&](const Tensor& x, std::int64_t matrix) {
-      return static_cast<const char*>(x.raw()) + first * matrix * element;
+      return static_cast<const char*>(x.raw()) + first * matrix * size_of(x.dtype());
     };
     const Call call{at(b, size.k * size.n), at(a, size.m * size.k), nullptr,
-                    static_cast<char*>(y.raw()) + first * size.m * size.n * element, false};
+                    static_cast<char*>(y.raw()) + first * size.m * size.n * size_of(y.dtype()),
+                    false};
     Call biased = call;
     biased.bias = p;
     key.bias = p != nullptr && y.dtype() != Dtype::f64;  // f64 has no epilogues
