@@ -121,7 +121,8 @@ Trainer::Report Trainer::end_section(const Section& section) {
   return {{{task_->key(), measured_},
            {"seconds", section.seconds},
            {"tokens_per_second", section.rate},
-           {"model_flops_per_second", flops}},
+           {"model_flops_per_second", flops},
+           {"peak_bytes", memory_stats(device()).peak}},
           stage() + ": " + task_->line(measured_) + ", " + example::with_commas(section.rate) +
               " tokens/s, " + example::flops_text(flops) + sample()};
 }
