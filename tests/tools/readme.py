@@ -7,7 +7,7 @@ usage: readme.py [--bin DIR] [--check]
   quickstart output   tests/tools/results/quickstart.txt: a real run without its progress lines
   transformer output  tests/tools/results/transformer.txt: another
   mnist figures       tests/tools/results/mnist.jsonl, the newest row of each kind
-  text figures        tests/tools/results/text.jsonl, every row
+  text figures        tests/tools/results/text.jsonl, the newest row of each kind
   catalogue           ops/README.md: tests/tools/catalogue.py, from results/ops.jsonl
 
 --check writes nothing and exits with 1 when a README is not what it would write.
@@ -57,15 +57,29 @@ def figures():
     return "\n".join(table)
 
 
+nets = {("char", "cpu"): "4 layers, 4 heads, 128 wide, context 64, batch 12, f32",
+        ("char", "cuda"): "6 layers, 6 heads, 384 wide, context 256, batch 64, bf16",
+        ("gpt2", "cuda"): "GPT-2 124M: 12 layers, context 1024, batch 32, bf16"}
+
+
+def speed(row):
+    memory = f", {row['peak_gb']} GB" if row.get("peak_gb") else ""
+    return f"{row['tokens_per_second']:,}{memory}"
+
+
 def text_figures():
-    path = results / "text.jsonl"
-    table = ["| net | machine | validation loss after | tokens/s | PyTorch |",
-             "| --- | --- | --- | --- | --- |"]
-    for line in path.read_text().splitlines():
+    newest = {}
+    for line in (results / "text.jsonl").read_text().splitlines():
         row = json.loads(line)
-        table.append(f"| {row['net']} | {row['machine']} | {row['validation_loss']:.3f} after "
-                     f"{row['steps']:,} steps | {row['tokens_per_second']:,} | "
-                     f"{row['peer_tokens_per_second']:,} tokens/s: {row['peer']} |")
+        newest[row["config"], row["device"], row["machine"]] = row
+    table = ["| net | machine | best validation loss | tokens/s, memory | PyTorch |",
+             "| --- | --- | --- | --- | --- |"]
+    for (config, device, machine), row in newest.items():
+        learned = row["steps"] >= 1000
+        loss = f"{row['validation_loss']:.3f} at step {row['at_step']:,}" if learned else ""
+        peers = "; ".join(f"{speed(p)}: {p['peer']}" for p in row["peers"])
+        table.append(f"| {nets[config, device]} | {machine} | {loss} | "
+                     f"{speed(row)} | {peers} |")
     return "\n".join(table)
 
 
