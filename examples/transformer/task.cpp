@@ -72,7 +72,7 @@ class TextTask : public Task {
   double measure(nn::Module& model) const override {
     const Evaluating guard(model);
     const std::int64_t n = validation_.numel() - 1;
-    constexpr std::int64_t together = 8192;  // tokens
+    constexpr std::int64_t together = 4096;  // tokens
     const std::int64_t rows = std::max<std::int64_t>(1, together / context_);
     double sum = 0;
     for (std::int64_t at = 0; at < n;) {

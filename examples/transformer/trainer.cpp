@@ -114,17 +114,20 @@ example::Json Trainer::figures() const {
 }
 
 Trainer::Report Trainer::end_section(const Section& section) {
+  const std::int64_t peak = memory_stats(device()).peak;  // of training alone
   measured_ = task_->measure(*model_);
   improved_ = task_->better(measured_, best_);
   if (improved_) best_ = measured_;
   const double flops = section.rate * pace().effort.an_item;
+  const std::string said = sample();
+  reset_peak(device());
   return {{{task_->key(), measured_},
            {"seconds", section.seconds},
            {"tokens_per_second", section.rate},
            {"model_flops_per_second", flops},
-           {"peak_bytes", memory_stats(device()).peak}},
+           {"peak_bytes", peak}},
           stage() + ": " + task_->line(measured_) + ", " + example::with_commas(section.rate) +
-              " tokens/s, " + example::flops_text(flops) + sample()};
+              " tokens/s, " + example::flops_text(flops) + said};
 }
 
 // What a text model has to say by now.
