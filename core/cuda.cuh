@@ -4,7 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <bit>
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 
 #include "ebb/core/dtype.h"
@@ -69,11 +71,35 @@ __device__ inline T narrow(Compute<T> x) {
   }
 }
 
+// An unsigned integer of that many bytes, 1 to 16.
+template <int bytes>
+using Word = std::tuple_element_t<
+    std::bit_width(unsigned{bytes}) - 1,
+    std::tuple<std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t, unsigned __int128>>;
+
 // N adjacent elements, moved by one instruction when they fill 4, 8 or 16 bytes.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
+
+// *to = pack, by one instruction for each 16 bytes. Left to itself, the compiler may store elements
+// that it has just computed one by one; a word it cannot take apart.
+template <class T, int N>
+__device__ void store(Pack<T, N>* to, const Pack<T, N>& pack) {
+  constexpr int each = sizeof(T);
+  constexpr int bytes = each * N < 16 ? each * N : 16;
+#pragma unroll
+  for (int w = 0; w < each * N / bytes; ++w) {
+    Word<bytes> word = 0;
+#pragma unroll
+    for (int i = 0; i < bytes / each; ++i) {
+      const auto bits = __builtin_bit_cast(Word<each>, pack.v[w * (bytes / each) + i]);
+      word |= static_cast<Word<bytes>>(bits) << (8 * each * i);
+    }
+    reinterpret_cast<Word<bytes>*>(to)[w] = word;
+  }
+}
 
 // How many T make 16 bytes.
 template <class T>

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(map_threads)
       }
 #pragma unroll
       for (int o = 0; o < outputs; ++o)
-        reinterpret_cast<P*>(y.p[o] + start)[k * map_threads + threadIdx.x] = out[o];
+        store(reinterpret_cast<P*>(y.p[o] + start) + k * map_threads + threadIdx.x, out[o]);
     }
     return;
   }

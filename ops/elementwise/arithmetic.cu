@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(gpu::map_threads)
 #pragma unroll
       for (int j = 0; j < width; ++j)
         out.v[j] = gpu::narrow<T>(f(gpu::widen(in[k].v[j]), gpu::widen(with[k].v[j])));
-      reinterpret_cast<P*>(y + start)[k * gpu::map_threads + threadIdx.x] = out;
+      gpu::store(reinterpret_cast<P*>(y + start) + k * gpu::map_threads + threadIdx.x, out);
     }
     return;
   }

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(threads)
         P out;
 #pragma unroll
         for (int j = 0; j < quad; ++j) out.v[j] = value(in[s][h].v[j], bits, h * quad + j);
-        *reinterpret_cast<P*>(y + start + s * segment + h * half) = out;
+        gpu::store(reinterpret_cast<P*>(y + start + s * segment + h * half), out);
       }
     }
     return;

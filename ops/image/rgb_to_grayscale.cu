@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(threads)
   P out;
 #pragma unroll
   for (int j = 0; j < width; ++j) out.v[j] = gray<T>(weights, in[0].v[j], in[1].v[j], in[2].v[j]);
-  *reinterpret_cast<P*>(y + image * plane + i) = out;
+  gpu::store(reinterpret_cast<P*>(y + image * plane + i), out);
 }
 
 template <int width, class T>
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(threads) backward_kernel(Weights<T> weights, s
     P out;
 #pragma unroll
     for (int j = 0; j < width; ++j) out.v[j] = gpu::narrow<T>(weights.w[c] * gpu::widen(in.v[j]));
-    *reinterpret_cast<P*>(dx + (3 * image + c) * plane + i) = out;
+    gpu::store(reinterpret_cast<P*>(dx + (3 * image + c) * plane + i), out);
   }
 }
 
