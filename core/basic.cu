@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(threads)
   for (int k = 0; k < packs; ++k) {
 #pragma unroll
     for (int j = 0; j < w; ++j) f(out[k].v[j], in[k].v[j]);
-    to[k * threads] = out[k];
+    gpu::store(to + k * threads, out[k]);
   }
 }
 

@@ -106,7 +106,7 @@ __device__ void apply(const F& f, const Table<T...>& table, int tensor, std::int
 #pragma unroll
   for (int j = 0; j < w; ++j) f(table.number[tensor], static_cast<T&>(std::get<k>(x).v[j])...);
   const auto store = [&]<class X>(void* list, const Pack<X, w>& pack) {
-    pack_at<X, w>(list, i) = pack;
+    ebb::gpu::store(&pack_at<X, w>(list, i), pack);
   };
   ((std::is_const_v<T> ? void() : store(table.data[k][tensor], std::get<k>(x))), ...);
 }
