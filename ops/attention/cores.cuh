@@ -6,6 +6,7 @@
 //   scores(x, own, other)         x[rows, cols] += own · otherᵀ
 //   add(sums, x, other, …, sees)  sums[rows, width] += x · other, over what sees(row, column)
 //   store(sums, factor, to, …)    rows of `to` = factor(r) · sums
+//   draw(draws, own, other, f)    f(r, c, bits) for each x, of rows and columns from those on
 //
 //   weight(x, scale, shift)       e^(scale · x − shift), both given in its `unit`
 //
@@ -15,6 +16,7 @@
 #pragma once
 #include <bit>
 
+#include "ebb/core/random.h"
 #include "ebb/ops/mma.cuh"
 
 namespace ebb::gpu::attention {
@@ -60,6 +62,30 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 inline constexpr float log2_e = 1.4426950408889634f;
+
+// The random bits of one head's weights, of which flash_attention.h says which has which; of_keys:
+// rows are keys and columns queries.
+template <bool of_keys>
+struct Draws {
+  std::uint64_t seed, index;
+  std::int64_t across, first;  // tiles of a row of queries, and before this head
+
+  __device__ Philox block(std::int64_t row, std::int64_t col) const {
+    const std::int64_t i = of_keys ? col : row, j = of_keys ? row : col;
+    const std::int64_t tile = first + i / 16 * across + j / 16;
+    const std::int64_t pair = i % 8 / 2 * 4 + j % 8 / 2;
+    return philox(seed, static_cast<std::uint64_t>(16 * tile + pair), index);
+  }
+  __device__ static unsigned word(const Philox& p, bool odd_row, bool odd_col) {
+    const bool odd_i = of_keys ? odd_col : odd_row, odd_j = of_keys ? odd_row : odd_col;
+    return odd_i ? (odd_j ? p.v[3] : p.v[2]) : (odd_j ? p.v[1] : p.v[0]);
+  }
+  // The bits for a row and a column of these halves of a tile.
+  __device__ static unsigned bits(unsigned word, int row_half, int col_half) {
+    const int turn = of_keys ? 2 * col_half + row_half : 2 * row_half + col_half;
+    return __funnelshift_r(word, word, 8 * turn);
+  }
+};
 
 // Fills a tile, with zeros beyond what is there. A thread takes one column of chunks.
 template <class T, class Tile>
@@ -157,6 +183,27 @@ class ExactCore {
         for (int r = 0; r < own_rows; ++r)
 #pragma unroll
           for (int c = 0; c < own_cols; ++c) x[r][c] += a[r].v[j] * b[c].v[j];
+    }
+  }
+
+  // A word serves for rows and columns that are 8 apart, as far as the thread has such.
+  template <bool of_keys, class F>
+  __device__ static void draw(const Draws<of_keys>& draws, std::int64_t own, std::int64_t other,
+                              F f) {
+    constexpr int down = own_rows % 4 == 0 ? 2 : 1, across = own_cols % 2 == 0 ? 2 : 1;
+#pragma unroll
+    for (int r = 0; r < own_rows; ++r) {
+      if (r % 4 >= 4 / down) continue;
+#pragma unroll
+      for (int c = 0; c < own_cols; c += across) {
+        const std::int64_t i = own + row(r), j = other + col(c);
+        const unsigned word = draws.word(draws.block(i, j), i % 2 != 0, j % 2 != 0);
+#pragma unroll
+        for (int n = 0; n < down * across; ++n) {
+          const int y = n / across, x = n % across;
+          f(r + 2 * y, c + x, draws.bits(word, i / 8 % 2 + y, j / 8 % 2 + x));
+        }
+      }
     }
   }
 
@@ -259,6 +306,31 @@ class TensorCore {
         multiply_bands(x, n, a, b);
       }
     }
+  }
+
+  // Lanes of two neighbouring rows need the same blocks: of two tiles, each makes one.
+  template <bool of_keys, class F>
+  __device__ static void draw(const Draws<of_keys>& draws, std::int64_t own, std::int64_t other,
+                              F f) {
+    const bool odd = lane() / 4 % 2 != 0;
+#pragma unroll
+    for (int i = 0; i < bands; ++i)
+#pragma unroll
+      for (int n = 0; n < cols / 16; n += 2) {
+        const Philox p = draws.block(own + row(2 * i), other + 16 * (n + odd) + lane() % 4 * 2);
+#pragma unroll
+        for (int odd_col = 0; odd_col < 2; ++odd_col) {
+          const unsigned mine = draws.word(p, odd, odd_col);
+          const unsigned other_tile = __shfl_xor_sync(0xffffffffu, draws.word(p, !odd, odd_col), 4);
+          const unsigned words[] = {odd ? other_tile : mine, odd ? mine : other_tile};
+#pragma unroll
+          for (int k = 0; k < 8; ++k) {
+            const int tile = k / 4, down = k / 2 % 2, right = k % 2;
+            f(2 * i + down, 4 * (n + tile) + 2 * right + odd_col,
+              draws.bits(words[tile], down, right));
+          }
+        }
+      }
   }
 
   // What a row does not see is left out, not multiplied by its 0: it may be NaN or infinite. The

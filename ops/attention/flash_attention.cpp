@@ -1,5 +1,6 @@
 #include "ebb/ops/attention/flash_attention.h"
 
+#include <bit>
 #include <limits>
 #include <utility>
 
@@ -11,6 +12,14 @@ namespace {
 
 constexpr const char* op = "flash_attention";
 
+AttentionDropout attention_dropout(const FlashAttentionOptions& o) {
+  require(0 <= o.dropout && o.dropout < 1, Kind::value, op, "bad dropout", o.dropout, "[0, 1)");
+  const double steps = std::min(std::round(o.dropout * 0x1p32), 0x1p32 - 1);
+  if (steps == 0) return {};
+  return {o.stream ? *o.stream : default_generator().next(), static_cast<std::uint32_t>(steps),
+          0x1p32 / (0x1p32 - steps)};
+}
+
 FlashAttentionSize attention_size(const Tensor& q, const Tensor& k, bool packed,
                                   const FlashAttentionOptions& o) {
   const std::int64_t heads = q.size(-2), head_dim = q.size(-1);
@@ -20,7 +29,8 @@ FlashAttentionSize attention_size(const Tensor& q, const Tensor& k, bool packed,
   const double scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(head_dim)));
   require(std::isfinite(scale), Kind::value, op, "scale must be finite", scale, "a number");
   const std::int64_t row = (packed ? 3 : 1) * heads * head_dim;
-  return {q.size(0), q.size(1), k.size(1), heads, head_dim, row, o.is_causal, scale};
+  return {q.size(0),   q.size(1), k.size(1),           heads, head_dim, row,
+          o.is_causal, scale,     attention_dropout(o)};
 }
 
 void check(const char* name, const Tensor& x, const Tensor& q) {
@@ -161,6 +171,41 @@ T largest(const T* x, std::int64_t n) {
   return simd::predux_max(top.v);
 }
 
+// Which weights of one head are kept.
+template <class T>
+class Kept {
+ public:
+  Kept(const FlashAttentionSize& s, std::int64_t head)
+      : s_(s), across_((s.length_k + 15) / 16), first_(head * ((s.length_q + 15) / 16) * across_) {}
+
+  // 1 for each weight of a group of queries, the first of them i, and the n keys from j on that is
+  // kept, 0 for the others.
+  void operator()(std::int64_t i, std::int64_t j, std::int64_t n, const Block<T>& to) const {
+    static_assert(group<T> % 2 == 0);
+    for (std::int64_t c = 0; c < n; c += 16)
+      for (int r = 0; r < group<T>; r += 2)
+        for (int pair = 0; pair < 4; ++pair)
+          draw(i + r, j + c + 2 * pair, to.from(r, c + 2 * pair));
+  }
+
+ private:
+  // Two neighbouring queries and two keys, and the two keys eight further on.
+  void draw(std::int64_t i, std::int64_t j, const Block<T>& to) const {
+    const std::int64_t block =
+        16 * (first_ + i / 16 * across_ + j / 16) + i % 8 / 2 * 4 + j % 8 / 2;
+    const Stream& stream = s_.dropout.stream;
+    const Philox words = philox(stream.seed, static_cast<std::uint64_t>(block), stream.index);
+    for (int w = 0; w < 4; ++w)
+      for (int far = 0; far < 2; ++far) {
+        const int turn = 16 * static_cast<int>(i / 8 % 2) + 8 * far;
+        *to.at(w / 2, w % 2 + 8 * far) = std::rotr(words.v[w], turn) >= s_.dropout.threshold;
+      }
+  }
+
+  const FlashAttentionSize& s_;
+  std::int64_t across_, first_;  // tiles of a row, and before the head
+};
+
 // Some queries of one head. Of the keys so far, the largest score, the sum of the exponentials and
 // of the values that they weigh are kept, and scaled down when a larger score comes.
 template <class T>
@@ -170,6 +215,7 @@ class Attend {
       : s_(s), in_(in), y_(y), lse_(lse) {}
 
   void operator()(std::int64_t head, std::int64_t first, std::int64_t n) {
+    head_ = head;
     const auto q = rows_of(s_, head, in_[0], s_.length_q, s_.row);
     const auto k = rows_of(s_, head, in_[1], s_.length_k, s_.row);
     const auto v = rows_of(s_, head, in_[2], s_.length_k, s_.row);
@@ -197,6 +243,7 @@ class Attend {
     multiply<T, Sees::all>(s_.head_dim, q_.from(i), k_, view.columns(), p_);
     T shrink[group<T>];
     exponentials(i, view, shrink);
+    if (s_.dropout.threshold > 0) drop(view);
     view.weigh(p_, v_, sum_v_.from(i), Store::scale_and_add, shrink);
   }
 
@@ -222,10 +269,19 @@ class Attend {
     }
   }
 
+  void drop(const View<T>& view) {
+    Kept<T>(s_, head_)(view.i, view.j, view.columns(), kept_);
+    for (int r = 0; r < group<T>; ++r)
+      for (std::int64_t c = 0; c < view.columns(); c += l) {
+        const Mask<T> dropped = Simd<T>::load(kept_.at(r, c)) <= T(0);
+        zero_where(dropped, Simd<T>::load(p_.at(r, c))).store(p_.at(r, c));
+      }
+  }
+
   void write(const Block<T>& y, T* lse, std::int64_t n) {
     for (std::int64_t i = 0; i < n; ++i) {
       const T sum = simd::predux(Simd<T>::load(sum_.at(i)).v);
-      const T scale = sum == 0 ? T(0) : 1 / sum;
+      const T scale = sum == 0 ? T(0) : T(s_.dropout.scale) / sum;
       for (std::int64_t c = 0; c < s_.head_dim; c += l)
         store_up_to(Simd<T>::load(sum_v_.at(i, c)) * scale, y.at(i, c), s_.head_dim - c);
       sums_[i] = sum;
@@ -239,15 +295,17 @@ class Attend {
   T* const y_;
   T* const lse_;
   const std::int64_t width_ = round_up(s_.head_dim, l);
-  Scratch<T> memory_{span * (2 * width_ + l + 2) + tile * (2 * width_ + group<T>)};
+  Scratch<T> memory_{span * (2 * width_ + l + 2) + tile * (2 * width_ + 2 * group<T>)};
   const Block<T> q_ = memory_.block(span, width_);
   const Block<T> sum_v_ = memory_.block(span, width_);
   const Block<T> sum_ = memory_.block(span, l);  // lane by lane
   const Block<T> k_ = memory_.block(width_, tile);
   const Block<T> v_ = memory_.block(tile, width_);
   const Block<T> p_ = memory_.block(group<T>, tile);
+  const Block<T> kept_ = memory_.block(group<T>, tile);
   T* const top_ = memory_.take(span);
   T* const sums_ = memory_.take(span);
+  std::int64_t head_ = 0;
 };
 
 // The gradients of one head; or dq of some queries, or dk and dv of some keys, for more threads
@@ -296,7 +354,7 @@ class Differentiate {
       for (std::int64_t i = first; i < t_.end_q; i += tile) block(i, j, n);
       if (!t_.of_keys) continue;
       put_rows(dk_, n, T(1), dk.from(j), true);
-      put_rows(dv_, n, T(1), dv.from(j), true);
+      put_rows(dv_, n, T(s_.dropout.scale), dv.from(j), true);
     }
   }
 
@@ -341,6 +399,9 @@ class Differentiate {
     const std::int64_t columns = view.columns();
     multiply<T, Sees::all>(s_.head_dim, q_.from(r), turned_k_, columns, p_.from(r));
     multiply<T, Sees::all>(s_.head_dim, dy_rows_.from(r), turned_v_, columns, ds_.from(r));
+    const bool drops = s_.dropout.threshold > 0;
+    const T scale = T(s_.dropout.scale);
+    if (drops) Kept<T>(s_, t_.head)(view.i, view.j, columns, kept_);
     for (int g = 0; g < group<T>; ++g) {
       const bool real = r + g < count;
       const std::int64_t n = real ? view.visible(g) : 0;
@@ -350,8 +411,14 @@ class Differentiate {
       for (std::int64_t c = 0; c < columns; c += l) {
         const Mask<T> seen = before<T>(n, c);
         const Simd<T> weight = exp(Simd<T>::load(p + c) - top);
-        select(seen, weight, T(0)).store(p + c);
-        select(seen, weight * (Simd<T>::load(ds + c) - d), T(0)).store(ds + c);
+        Simd<T> kept = weight, slope = Simd<T>::load(ds + c);
+        if (drops) {
+          const Mask<T> dropped = Simd<T>::load(kept_.at(g, c)) <= T(0);
+          kept = zero_where(dropped, weight);
+          slope = zero_where(dropped, slope * scale);
+        }
+        select(seen, kept, T(0)).store(p + c);
+        select(seen, weight * (slope - d), T(0)).store(ds + c);
       }
     }
   }
@@ -387,7 +454,7 @@ class Differentiate {
   const T* const dy_;
   const std::array<T*, 3> out_;
   const std::int64_t width_ = round_up(s_.head_dim, l);
-  Scratch<T> memory_{2 * round_up(s_.length_q, l) + tile * (8 * width_ + 2 * tile)};
+  Scratch<T> memory_{2 * round_up(s_.length_q, l) + tile * (8 * width_ + 2 * tile + group<T>)};
   T* const top_ = memory_.take(round_up(s_.length_q, l));
   T* const d_ = memory_.take(round_up(s_.length_q, l));
   const Block<T> q_ = memory_.block(tile, width_);
@@ -400,6 +467,7 @@ class Differentiate {
   const Block<T> turned_v_ = memory_.block(width_, tile);
   const Block<T> p_ = memory_.block(tile, tile);
   const Block<T> ds_ = memory_.block(tile, tile);
+  const Block<T> kept_ = memory_.block(group<T>, tile);
   Task t_{};
   Block<const T> q_in_{}, dy_in_{};
   Block<T> dq_out_{};
@@ -420,6 +488,7 @@ std::int64_t grain(const FlashAttentionSize& s, std::int64_t tasks) {
 void cpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                           const Tensor& v, Tensor& y, Tensor& lse) {
   const std::int64_t parts = spans(s.length_q), tasks = s.batch * s.heads * parts;
+  require_on_host(op, s.dropout.stream);
   visit<float, double>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     parallel_for(tasks, grain(s, tasks), [&](std::int64_t begin, std::int64_t end) {
@@ -436,6 +505,7 @@ void cpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Te
 void cpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                                    const Tensor& v, const Tensor& y, const Tensor& lse,
                                    const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv) {
+  require_on_host(op, s.dropout.stream);
   const std::int64_t heads = s.batch * s.heads;
   const std::int64_t parts = std::max(spans(s.length_q), spans(s.length_k));
   const bool apart = heads < omp_get_max_threads() && parts > 1;

@@ -9,6 +9,7 @@ namespace ebb {
 namespace {
 
 using namespace gpu;
+using attention::Draws;
 using attention::Everything;
 using attention::ExactCore;
 using attention::load;
@@ -70,6 +71,14 @@ __device__ void each(F f) {
   for (int r = 0; r < Core::own_rows; ++r)
 #pragma unroll
     for (int c = 0; c < Core::own_cols; ++c) f(r, c);
+}
+
+template <bool of_keys>
+__device__ Draws<of_keys> draws_of(const FlashAttentionSize& s, std::int64_t head) {
+  const std::int64_t across = divide_up<std::int64_t>(s.length_k, 16);
+  const Stream& stream = s.dropout.stream;
+  return {stream.seed, stream.now(), across,
+          head * divide_up<std::int64_t>(s.length_q, 16) * across};
 }
 
 // A score that is a number of its own, not the first half of a fused multiply-add.
@@ -151,7 +160,7 @@ struct Softmax {
   }
 };
 
-template <class Core>
+template <class Core, bool drops>
 __global__ void __launch_bounds__(threads, 2)
     attend(FlashAttentionSize s, bool aligned, const typename Core::T* q, const typename Core::T* k,
            const typename Core::T* v, typename Core::T* y, typename Core::V* lse) {
@@ -181,6 +190,11 @@ __global__ void __launch_bounds__(threads, 2)
       });
     }
     softmax.weigh(x, scale.size * Core::unit);
+    if constexpr (drops) {
+      Core::draw(draws_of<false>(s, at.head), at.first, j, [&](int r, int c, unsigned bits) {
+        if (bits < s.dropout.threshold) x[r][c] = 0;
+      });
+    }
     if (sight.diagonal())
       Core::add(softmax.sums, x, m.v[stage], m.scratch, sight);
     else
@@ -196,7 +210,8 @@ __global__ void __launch_bounds__(threads, 2)
       lse[at.head * s.length_q + i] = product(softmax.top[r], scale.size) + log(total);
   }
   const auto of_y = rows_of(s, at.head, y, s.length_q, s.heads * s.head_dim, aligned);
-  const auto factor = [&](int r) { return softmax.total[r] == 0 ? V(0) : 1 / softmax.total[r]; };
+  const V kept = drops ? static_cast<V>(s.dropout.scale) : V(1);
+  const auto factor = [&](int r) { return softmax.total[r] == 0 ? V(0) : kept / softmax.total[r]; };
   Core::store(softmax.sums, factor, of_y.from(at.first), m.q);
 }
 
@@ -231,7 +246,7 @@ struct GradientMemory {
 // P and dS lying on their sides:
 //   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
 //   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
-template <class Core, bool of_keys>
+template <class Core, bool of_keys, bool drops>
 __global__ void __launch_bounds__(threads, 2)
     gradients(FlashAttentionSize s, bool aligned, Inputs<typename Core::T> in, typename Core::T* dx,
               typename Core::T* dv) {
@@ -272,17 +287,30 @@ __global__ void __launch_bounds__(threads, 2)
 
   Sums sums_x = {}, sums_v = {};
   const auto scale = static_cast<V>(s.scale);
+  const V kept = drops ? static_cast<V>(s.dropout.scale) : V(1);
   for_tiles<Core>(first, end, fetch, [&](int stage, std::int64_t j) {
     typename Core::X x = {}, z = {};
     auto& other = m.others[stage];
     Core::scores(x, m.own[0], other[0]);
     Core::scores(z, m.own[1], other[1]);
     const Sight<Core, of_keys> sight(s.is_causal, at.first, j, others);
+    const auto differentiate = [&](int r, int c) {
+      z[r][c] = x[r][c] * (z[r][c] - (of_keys ? m.d[stage][Core::col(c)] : d[r]));
+    };
     each<Core>([&](int r, int c) {
       const V shift = of_keys ? m.lse[stage][Core::col(c)] : lse[r];
       x[r][c] = Core::weight(x[r][c], scale * Core::unit, shift);
-      z[r][c] = x[r][c] * (z[r][c] - (of_keys ? m.d[stage][Core::col(c)] : d[r]));
+      if constexpr (!drops) differentiate(r, c);
     });
+    if constexpr (drops) {
+      const auto draws = draws_of<of_keys>(s, at.head);
+      Core::draw(draws, at.first, j, [&](int r, int c, unsigned bits) {
+        const bool dropped = bits < s.dropout.threshold;
+        z[r][c] = dropped ? V(0) : z[r][c] * kept;
+        differentiate(r, c);
+        if (dropped) x[r][c] = 0;
+      });
+    }
     if (!sight.whole()) {
       each<Core>([&](int r, int c) {
         if (sight.hides(r, c)) x[r][c] = z[r][c] = 0;
@@ -304,7 +332,7 @@ __global__ void __launch_bounds__(threads, 2)
   if constexpr (of_keys) {
     const auto to_v = rows_of(s, at.head, dv, length, s.row, aligned).from(at.first);
     Core::store(
-        sums_v, [](int) { return V(1); }, to_v, m.own[1]);
+        sums_v, [&](int) { return kept; }, to_v, m.own[1]);
   }
 }
 
@@ -387,10 +415,18 @@ bool aligned_rows(const FlashAttentionSize& s, const std::array<T*, 3>& x, const
          aligned(x[2]) && aligned(y);
 }
 
-template <class Core, bool of_keys, class T>
+// Calls f with whether weights are dropped.
+template <class F>
+void with_dropout(const FlashAttentionSize& s, F f) {
+  if (s.dropout.threshold > 0) return f(std::true_type{});
+  f(std::false_type{});
+}
+
+template <class Core, bool of_keys, bool drops, class T>
 void launch_gradients(const FlashAttentionSize& s, bool packed, const Inputs<T>& in, T* dx, T* dv) {
-  launch(op, gradients<Core, of_keys>, blocks_for(s, of_keys ? s.length_k : s.length_q, Core::rows),
-         threads, memory_for<GradientMemory<Core>>(), s, packed, in, dx, dv);
+  launch(op, gradients<Core, of_keys, drops>,
+         blocks_for(s, of_keys ? s.length_k : s.length_q, Core::rows), threads,
+         memory_for<GradientMemory<Core>>(), s, packed, in, dx, dv);
 }
 
 }  // namespace
@@ -403,9 +439,11 @@ void gpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Te
     T* const out = y.data<T>();
     with_cores<T>(s.head_dim, [&](auto core, auto) {
       using Core = decltype(core);
-      launch(op, attend<Core>, blocks_for(s, s.length_q, Core::rows), threads,
-             memory_for<AttendMemory<Core>>(), s, aligned_rows(s, in, out), in[0], in[1], in[2],
-             out, lse.data<Compute<T>>());
+      with_dropout(s, [&](auto drops) {
+        launch(op, attend<Core, drops>, blocks_for(s, s.length_q, Core::rows), threads,
+               memory_for<AttendMemory<Core>>(), s, aligned_rows(s, in, out), in[0], in[1], in[2],
+               out, lse.data<Compute<T>>());
+      });
     });
   });
 }
@@ -427,8 +465,10 @@ void gpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q,
     const bool packed = aligned_rows(s, x, upstream) && aligned_rows(s, dx, upstream);
     with_cores<T>(s.head_dim, [&](auto, auto core) {
       using Core = decltype(core);
-      launch_gradients<Core, false>(s, packed, in, dx[0], static_cast<T*>(nullptr));
-      launch_gradients<Core, true>(s, packed, in, dx[1], dx[2]);
+      with_dropout(s, [&](auto drops) {
+        launch_gradients<Core, false, drops>(s, packed, in, dx[0], static_cast<T*>(nullptr));
+        launch_gradients<Core, true, drops>(s, packed, in, dx[1], dx[2]);
+      });
     });
   });
 }

@@ -11,26 +11,47 @@
 // does not see has no effect on it, be it NaN. A row that sees no key, or only scores of −∞, is 0
 // and has no weight in any gradient. NaN stays in its row.
 //
+// dropout p: of the weights some become 0, and the others are divided by 1 − p; the gradients are
+// those of that, with the mask of it twice:
+//   y = P̂ v, P̂ = P∘M / (1 − p)    dv = P̂ᵀ dy    dS = P∘((dy vᵀ)∘M / (1 − p) − D)
+// lse and D stay those of all weights. M is not stored: it is drawn again where it is needed, the
+// same on every device. The weights of a head, [length_q,length_k], are dealt out in tiles of 16 ×
+// 16, numbered through all heads (sequence · heads + head), row by row. In tile t, query i and key
+// j of it get word 2 (i%2) + j%2 of philox(seed, 16 t + 4 (i%8/2) + j%8/2, index), turned right by
+// 8 (2 (i/8) + j/8) bits. Below p · 2³² a weight is dropped; p counts in steps of 2⁻³². Four
+// weights have the four turns of a word: that one is dropped tells little of another, whose
+// chance is p ± 1/256 then (from p = 10⁻⁷ on).
+//
 // Journal day 5.
 // Errors: `shape` (rank, sizes that do not agree, head_dim 0), `dtype`, `device`, `value` for a
-// scale that is not finite, `limit` for a head_dim above 256 on the GPU, and above 128 in f64 on
-// one whose blocks have less than 99 KB of shared memory. Source: Dao 2023, arXiv:2307.08691.
+// scale that is not finite or a dropout outside [0, 1), `limit` for a head_dim above 256 on the
+// GPU, and above 128 in f64 on one whose blocks have less than 99 KB of shared memory. Source: Dao
+// 2023, arXiv:2307.08691.
 #pragma once
 #include <array>
 #include <optional>
 
+#include "ebb/core/random.h"
 #include "ebb/ops/ops.h"
 
 namespace ebb {
 
 struct FlashAttentionOptions {
   bool is_causal = false;
-  std::optional<double> scale = {};  // none: 1/√head_dim
+  std::optional<double> scale = {};   // none: 1/√head_dim
+  double dropout = 0;                 // the share of weights that is dropped
+  std::optional<Stream> stream = {};  // of the mask; none: the next one of default_generator()
 };
 
 Tensor flash_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                        FlashAttentionOptions options = {});
 Tensor flash_attention(const Tensor& qkv, FlashAttentionOptions options = {});
+
+struct AttentionDropout {
+  Stream stream = {};
+  std::uint32_t threshold = 0;  // drawn below it, a weight is dropped; 0: none is
+  double scale = 1;             // of those that are kept
+};
 
 // Head h at position i of sequence b begins at (b·length + i) · row + h · head_dim, with length_q
 // for q and dq, length_k for k, v, dk and dv. In y and dy rows are heads · head_dim apart always.
@@ -40,6 +61,7 @@ struct FlashAttentionSize {
       row;  // elements from one position to the next: heads · head_dim; packed, 3 times that
   bool is_causal;
   double scale;
+  AttentionDropout dropout = {};
 };
 
 // Where q, k and v begin, or their gradients: packed, all are in q, and k and v are undefined.

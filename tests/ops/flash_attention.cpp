@@ -1,147 +1,10 @@
 #include <omp.h>
 #include <sys/resource.h>
 
-#include "twins.h"
+#include "attention.h"
 
 using namespace ebb;
 using namespace ebb::test;
-
-namespace {
-
-constexpr double inf = INFINITY;
-
-Function f(FlashAttentionOptions o = {}) {
-  return [o](const Tensors& in) {
-    return in.size() == 1 ? flash_attention(in[0], o) : flash_attention(in[0], in[1], in[2], o);
-  };
-}
-
-struct Sizes {
-  std::int64_t batch, length_q, length_k, heads, head_dim;
-  Shape q() const { return {batch, length_q, heads, head_dim}; }
-  Shape k() const { return {batch, length_k, heads, head_dim}; }
-};
-
-Tensors inputs(const Sizes& s, std::uint64_t seed, Dtype dtype = Dtype::f64, double scale = 1) {
-  return {randn(s.q(), seed, dtype, cpu_device, scale),
-          randn(s.k(), seed + 1, dtype, cpu_device, scale), randn(s.k(), seed + 2, dtype)};
-}
-
-// [batch,length,3,heads,head_dim] of three [batch,length,heads,head_dim].
-Tensor pack(const Tensors& parts) {
-  const Shape& s = parts[0].shape();
-  Tensors views;
-  for (const Tensor& x : parts) views.push_back(reshape(x, {s[0], s[1], 1, s[2], s[3]}));
-  return concat(views, 2);
-}
-Tensor part(const Tensor& packed, std::int64_t which) {
-  const Shape& s = packed.shape();
-  return reshape(slice(packed, 2, which, which + 1), {s[0], s[1], s[3], s[4]});
-}
-
-// The definition in plain loops, one head at a time: y, dq, dk and dv.
-struct Reference {
-  const Sizes s;
-  const FlashAttentionOptions o;
-  const double scale = o.scale.value_or(1 / std::sqrt(double(s.head_dim)));
-  const std::vector<double> q, k, v, dy;
-  std::vector<double> y = std::vector<double>(q.size());
-  std::vector<double> dq = y;
-  std::vector<double> dk = std::vector<double>(k.size());
-  std::vector<double> dv = dk;
-
-  Reference(const Sizes& sizes, const Tensors& in, const Tensor& upstream,
-            FlashAttentionOptions opt)
-      : s(sizes),
-        o(opt),
-        q(values(in[0])),
-        k(values(in[1])),
-        v(values(in[2])),
-        dy(values(upstream)) {
-    for (std::int64_t b = 0; b < s.batch; ++b)
-      for (std::int64_t h = 0; h < s.heads; ++h)
-        for (std::int64_t i = 0; i < s.length_q; ++i) row(b, h, i);
-  }
-
-  size_t at(std::int64_t b, std::int64_t length, std::int64_t i, std::int64_t h) const {
-    return size_t(((b * length + i) * s.heads + h) * s.head_dim);
-  }
-
-  void row(std::int64_t b, std::int64_t h, std::int64_t i) {
-    const size_t d = size_t(s.head_dim), own = at(b, s.length_q, i, h);
-    const std::int64_t keys = o.is_causal ? std::min(i + 1, s.length_k) : s.length_k;
-    std::vector<double> p, dp;
-    double top = -inf, sum = 0, mean = 0;
-    for (std::int64_t j = 0; j < keys; ++j) {
-      const size_t key = at(b, s.length_k, j, h);
-      double score = 0, slope = 0;
-      for (size_t c = 0; c < d; ++c) {
-        score += q[own + c] * k[key + c];
-        slope += dy[own + c] * v[key + c];
-      }
-      p.push_back(scale * score);
-      dp.push_back(slope);
-      top = std::max(top, p.back());
-    }
-    for (double& x : p) sum += x = std::exp(x - top);
-    for (size_t j = 0; j < p.size(); ++j) mean += (p[j] /= sum) * dp[j];
-    for (size_t j = 0; j < p.size(); ++j) {
-      const size_t key = at(b, s.length_k, std::int64_t(j), h);
-      const double ds = scale * p[j] * (dp[j] - mean);
-      for (size_t c = 0; c < d; ++c) {
-        y[own + c] += p[j] * v[key + c];
-        dq[own + c] += ds * k[key + c];
-        dk[key + c] += ds * q[own + c];
-        dv[key + c] += p[j] * dy[own + c];
-      }
-    }
-  }
-};
-
-// Each score is a sum of head_dim products, of which Σ|ab| · scale is about 0.64 √head_dim for
-// normal numbers; a relative error in P is an absolute one there. Gradients have another such sum,
-// dy vᵀ, as a factor, which scale brings down again.
-Tolerance value_tolerance(std::int64_t head_dim) {
-  return {1e-7 + 16 * 0x1p-24 * (1 + 0.64 * std::sqrt(double(head_dim))), 0};
-}
-Tolerance gradient_tolerance(std::int64_t head_dim) {
-  return {1e-7 + 16 * 0x1p-24 * (1 + 0.64 * std::sqrt(double(head_dim))), 16 * 0x1p-24, true};
-}
-
-// Separate and packed, f64 and f32, against the definition.
-void check_definition(const Sizes& s, FlashAttentionOptions o, std::uint64_t seed = 1) {
-  const Tensors in = inputs(s, seed, Dtype::f32);
-  const Tensor dy = randn(s.q(), seed + 3, Dtype::f32);
-  const Reference expected(s, in, dy, o);
-  const auto check = [&](Dtype dtype, Device device, bool packed) {
-    Tensors there;
-    for (const Tensor& x : in) there.push_back(leaf(x.to(dtype).clone().to(device)));
-    if (packed) there = {leaf(pack(there).detach())};
-    const Tensor y = f(o)(there);
-    y.backward(dy.to(dtype).to(device));
-    const auto gradient = [&](int i) {
-      return packed ? part(there[0].grad(), i) : there[size_t(i)].grad();
-    };
-    std::ostringstream what;
-    what << in[0] << in[1] << ' ' << dtype << ' ' << device << (packed ? " packed " : " ")
-         << (o.is_causal ? "causal " : "");
-    const Tolerance close{1e-13, 1e-12, true};
-    const bool wide = dtype == Dtype::f64;
-    const Tolerance of_y = wide ? close : value_tolerance(s.head_dim);
-    const Tolerance of_gradient = wide ? close : gradient_tolerance(s.head_dim);
-    check_close(y, tensor(expected.y, s.q()), of_y, what.str() + "y");
-    check_close(gradient(0), tensor(expected.dq, s.q()), of_gradient, what.str() + "dq");
-    check_close(gradient(1), tensor(expected.dk, s.k()), of_gradient, what.str() + "dk");
-    check_close(gradient(2), tensor(expected.dv, s.k()), of_gradient, what.str() + "dv");
-  };
-  for (const Device device : devices())
-    for (const Dtype dtype : {Dtype::f64, Dtype::f32}) {
-      check(dtype, device, false);
-      if (s.length_q == s.length_k) check(dtype, device, true);
-    }
-}
-
-}  // namespace
 
 TEST_CASE("flash_attention: literal values") {
   for (const Device device : devices()) {
@@ -429,43 +292,19 @@ TEST_CASE("flash_attention: bf16 computes in f32 and rounds the results") {
     }
 }
 
-// The weights P and dS are rounded to bf16 for the tensor cores, and so are y and the gradients:
-// 2⁻⁹ of what they weigh, at most |v| ~ 4, and of sums of up to log(length) times as much.
 TEST_CASE("flash_attention: bf16 agrees with the definition at every edge of its blocks") {
-  const auto check = [](const Sizes& s, FlashAttentionOptions o, bool packed) {
-    const Tensors in = inputs(s, 41, Dtype::bf16);
-    const Tensor dy = randn(s.q(), 44, Dtype::bf16);
-    const Reference expected(s, in, dy, o);
-    for (const Device device : devices()) {
-      Tensors there;
-      for (const Tensor& x : in) there.push_back(leaf(x.clone().to(device)));
-      if (packed) there = {leaf(pack(there).detach())};
-      const Tensor y = f(o)(there);
-      y.backward(dy.to(device));
-      const auto gradient = [&](int i) {
-        return packed ? part(there[0].grad(), i) : there[size_t(i)].grad();
-      };
-      std::ostringstream what;
-      what << in[0] << in[1] << ' ' << device << (packed ? " packed " : " ")
-           << (o.is_causal ? "causal " : "");
-      check_close(y, tensor(expected.y, s.q()), {1.0 / 128, 1.0 / 255}, what.str() + "y");
-      const Tolerance close{1.0 / 64, 1.0 / 128, true};
-      check_close(gradient(0), tensor(expected.dq, s.q()), close, what.str() + "dq");
-      check_close(gradient(1), tensor(expected.dk, s.k()), close, what.str() + "dk");
-      check_close(gradient(2), tensor(expected.dv, s.k()), close, what.str() + "dv");
-    }
-  };
   for (const bool causal : {false, true}) {
     const FlashAttentionOptions o{.is_causal = causal};
     for (const std::int64_t n : {1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 200})
-      check({1, n, n, 2, 16}, o, n % 2 == 0);
+      check_bf16_definition({1, n, n, 2, 16}, o, n % 2 == 0);
     for (const std::int64_t d : {1, 7, 8, 24, 32, 33, 40, 64, 72, 96, 97, 104, 128, 131, 136})
-      check({2, 70, 70, 1, d}, o, d % 16 == 0);
+      check_bf16_definition({2, 70, 70, 1, d}, o, d % 16 == 0);
     for (const std::int64_t a : {1, 50, 64, 130})
-      for (const std::int64_t b : {1, 60, 64, 140}) check({1, a, b, 1, 64}, o, false);
-    check({2, 300, 300, 3, 64}, o, true);
-    check({1, 33, 150, 2, 128}, {.is_causal = causal, .scale = -0.3}, false);
-    check({1, 40, 40, 1, 8}, {.is_causal = causal, .scale = 0}, false);
+      for (const std::int64_t b : {1, 60, 64, 140})
+        check_bf16_definition({1, a, b, 1, 64}, o, false);
+    check_bf16_definition({2, 300, 300, 3, 64}, o, true);
+    check_bf16_definition({1, 33, 150, 2, 128}, {.is_causal = causal, .scale = -0.3}, false);
+    check_bf16_definition({1, 40, 40, 1, 8}, {.is_causal = causal, .scale = 0}, false);
   }
 }
 

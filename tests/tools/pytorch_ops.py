@@ -104,7 +104,7 @@ def build(c, device):
             x(*s), x(*s), x(*s)]
     if op == "flash_attention":  # [batch, length, heads, head_dim]
         causal = get("is_causal", False)
-        kv, swap = get("kv", s), lambda t: t.transpose(1, 2)
+        kv, p, swap = get("kv", s), get("dropout", 0.0), lambda t: t.transpose(1, 2)
         return (lambda q, k, v: swap(F.scaled_dot_product_attention(
-            swap(q), swap(k), swap(v), is_causal=causal))), [x(*s), x(*kv), x(*kv)]
+            swap(q), swap(k), swap(v), None, p, causal))), [x(*s), x(*kv), x(*kv)]
     raise ValueError(f"no such op {op}")

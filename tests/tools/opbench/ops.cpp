@@ -210,7 +210,8 @@ Function make_avg_pool2d(Case& c) {
 Function make_flash_attention(Case& c) {
   const Shape kv = c.shape_or("kv", c.shape());
   const Tensor q = c.input(c.shape()), k = c.input(kv), v = c.input(kv);
-  const FlashAttentionOptions options{.is_causal = c.flag("is_causal", false)};
+  const FlashAttentionOptions options{.is_causal = c.flag("is_causal", false),
+                                      .dropout = c.number("dropout", 0)};
   return [=] { return flash_attention(q, k, v, options); };
 }
 
