@@ -47,6 +47,7 @@ std::int64_t checked_width(std::int64_t width, std::int64_t heads,
           text(heads, " heads of ", width), "a divisor");
   require(!o.rotary || width / heads % 2 == 0, Kind::value, name,
           "rotary positions turn pairs, and head_dim is odd", width / heads, "an even head_dim");
+  require(0 <= o.dropout && o.dropout < 1, Kind::value, name, "bad dropout", o.dropout, "[0, 1)");
   return width;
 }
 
@@ -72,7 +73,8 @@ Tensor MultiHeadAttention::joined(const Tensor& y) {
 }
 
 Tensor MultiHeadAttention::forward(const Tensor& x) {
-  return joined(flash_attention(packed(x, 0), {.is_causal = options_.causal}));
+  return joined(
+      flash_attention(packed(x, 0), {.is_causal = options_.causal, .dropout = dropout()}));
 }
 
 Tensor MultiHeadAttention::forward(const Tensor& x, KeysValues& seen) {
@@ -84,7 +86,8 @@ Tensor MultiHeadAttention::forward(const Tensor& x, KeysValues& seen) {
   const Unpacked u(packed(x, first));
   seen.keys = first ? concat({seen.keys, u.k}, 1) : u.k;
   seen.values = first ? concat({seen.values, u.v}, 1) : u.v;
-  return joined(flash_attention(u.q, seen.keys, seen.values, {.is_causal = first == 0}));
+  return joined(flash_attention(u.q, seen.keys, seen.values,
+                                {.is_causal = first == 0, .dropout = dropout()}));
 }
 
 Tensor MultiHeadAttention::maps(const Tensor& x) {

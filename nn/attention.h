@@ -4,7 +4,8 @@
 //
 // One product makes queries, keys and values side by side, [batch, length, 3, heads, head_dim],
 // which flash_attention takes as they lie: nothing is copied.
-// Errors: `value` unless heads divide the width (and leave an even head_dim with rotary).
+// Errors: `value` unless heads divide the width (and leave an even head_dim with rotary), and for a
+// bad dropout.
 #pragma once
 #include "ebb/nn/layers.h"
 #include "ebb/ops/attention/rotary.h"
@@ -15,6 +16,7 @@ struct MultiHeadAttentionOptions {
   bool causal = true;   // each position sees itself and what is before it
   bool rotary = false;  // queries and keys are turned by their positions
   bool bias = true;
+  double dropout = 0;  // the share of attention's weights that training drops
 };
 
 // Keys and values of the positions seen so far, [batch, positions, heads, head_dim]; undefined
@@ -43,6 +45,7 @@ class MultiHeadAttention : public Module {
  private:
   Tensor packed(const Tensor& x, std::int64_t first);  // [batch, length, 3, heads, head_dim]
   Tensor joined(const Tensor& y);                      // heads side by side, projected
+  double dropout() const { return training() ? options_.dropout : 0; }
   std::int64_t heads_;
   MultiHeadAttentionOptions options_;
 };

@@ -63,7 +63,8 @@ void FeedForward::parts(Parts& p) {
 TransformerBlock::TransformerBlock(const TransformerOptions& o)
     : norm1(make_norm(o)),
       norm2(make_norm(o)),
-      attention(o.width, o.heads, {.rotary = o.positions == Positions::rotary, .bias = o.bias}),
+      attention(o.width, o.heads,
+                {.rotary = o.positions == Positions::rotary, .bias = o.bias, .dropout = o.dropout}),
       feed_forward(o.width, o.feed_forward, o.bias),
       dropout(o.dropout) {}
 

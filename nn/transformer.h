@@ -28,7 +28,7 @@ enum class Norm { layer, rms };
 
 struct TransformerOptions {
   std::int64_t vocabulary = 0, context = 0, layers = 0, heads = 0, width = 0;
-  double dropout = 0;  // after the embeddings, the attention's projection and the feed-forward
+  double dropout = 0;  // of the embeddings, attention's weights and projection, the feed-forward
   Positions positions = Positions::learned;
   FeedForwardKind feed_forward = FeedForwardKind::gelu;
   Norm norm = Norm::layer;
