@@ -1,102 +1,261 @@
-// Column reductions on the GPU in two stages: sums over n of [outer, n, inner], a bias gradient,
-// statistics of [N, C].
+// Column reductions on the GPU: sums over n of [outer, n, inner], a bias gradient, statistics of
+// [N, C].
 //
-// Stage 1: a block of 32 × 8 threads owns 32 columns and one slice of n; it writes partial sums to
-// [slices, outer · inner] in double. Stage 2: one thread a column adds the slices in order and
-// gives the totals to `finish`. No atomics: the same bits at every run.
+// A block of 32 × 8 threads owns a slice of n of 32 columns, or of 32 packs of columns where there
+// are many rows. One slice is the whole sum; several leave partial sums [slices, count, columns] in
+// double, which a second kernel adds in order. No atomics: the same bits at every run.
 //
-//   struct Terms { const T* x; __device__ void operator()(int64 i, int64 column, C (&t)[1]) …};
-//   struct Finish { T* y; __device__ void operator()(int64 column, const double (&sum)[1]) … };
+//   struct Terms {
+//     struct Column { __device__ void add(const auto& rows, double (&sum)[1]) const … };
+//     __device__ Column column(int64 c) const …   what it needs to know of a column
+//   };
+//   finish(column, sum)                           in one thread a column, sum as above
 //
-// i is an element's place in x, column its outer · inner + inner place.
+// `rows` are those of one column that a thread has in registers: rows.each([&](C x, …) {…}).
+// A column is an outer · inner + inner place.
 #pragma once
-#include "ebb/core/cuda.cuh"
+#include <algorithm>
+#include <utility>
+
 #include "ebb/core/tensor.h"
+#include "ebb/ops/packs.cuh"
 
 namespace ebb::gpu {
 
-inline constexpr int column_tile = 32;
-inline constexpr int column_threads = 8;  // that share a column
-inline constexpr int column_unroll = 8;   // rows in flight a thread
+inline constexpr int column_lanes = 32;
+inline constexpr int column_warps = 8;  // that share a block's columns
 
-template <class C, int count, class Terms>
-__global__ void __launch_bounds__(column_tile* column_threads)
-    column_partials_kernel(Terms terms, std::int64_t outer, std::int64_t n, std::int64_t inner,
-                           std::int64_t chunk, double* partial) {
-  const std::int64_t tiles = divide_up<std::int64_t>(inner, column_tile);
-  const std::int64_t o = blockIdx.x / tiles;
-  const std::int64_t i = blockIdx.x % tiles * column_tile + threadIdx.x;
-  const std::int64_t first = blockIdx.y * chunk;
-  const std::int64_t end = n < first + chunk ? n : first + chunk;
-  const std::int64_t column = o * inner + i;
-  double sum[count] = {};
-  for (std::int64_t k = first + threadIdx.y; i < inner && k < end;
-       k += column_threads * column_unroll) {
-    C part[count] = {};
+struct ColumnLayout {
+  std::int64_t outer;
+  std::int64_t n;
+  std::int64_t inner;
+  std::int64_t slices = 1;
+  std::int64_t chunk = n;  // of n, a slice
+
+  __host__ __device__ std::int64_t columns() const { return outer * inner; }
+};
+
+// Element j of the packs that a thread holds: `inputs` of each of `most` rows, of which it has
+// `count`, always the first ones.
+template <class T, int inputs, int most, int width>
+struct ColumnRows {
+  const Pack<T, width> (&packs)[most][inputs];
+  int j;
+  int count;
+
+  __device__ int size() const { return count; }
+  __device__ Compute<T> first() const { return widen(packs[0][0], j); }
+
+  template <class F>
+  __device__ void each(F f) const {
+    each(f, std::make_index_sequence<inputs>{});
+  }
+
+ private:
+  template <class F, size_t... I>
+  __device__ void each(F& f, std::index_sequence<I...>) const {
 #pragma unroll
-    for (int u = 0; u < column_unroll; ++u) {
-      const std::int64_t row = k + u * column_threads;
-      C term[count] = {};
-      if (row < end) terms((o * n + row) * inner + i, column, term);
+    for (int u = 0; u < most; ++u)
+      if (u < count) f(widen(packs[u][I], j)...);
+  }
+};
+
+// Each input's own sum, in C within a window.
+template <class C>
+struct InputSums {
+  struct Column {
+    template <class Rows, int count>
+    __device__ void add(const Rows& rows, double (&sum)[count]) const {
+      C window[count] = {};
+      rows.each([&](auto... x) {
+        int q = 0;
+        ((window[q++] += x), ...);
+      });
 #pragma unroll
-      for (int q = 0; q < count; ++q) part[q] += term[q];
+      for (int q = 0; q < count; ++q) sum[q] += static_cast<double>(window[q]);
     }
+  };
+  __device__ Column column(std::int64_t) const { return {}; }
+};
+
+// Adds what the warps of a block found and passes on to give(j, sum), in the threads of warp j.
+template <int count, int width, class Give>
+__device__ void add_warps(const double (&sum)[width][count], const Give& give) {
+  constexpr int together = width < 4 ? width : 4;
+  __shared__ double shared[together][count][column_warps][column_lanes];
 #pragma unroll
-    for (int q = 0; q < count; ++q) sum[q] += part[q];
+  for (int from = 0; from < width; from += together) {
+    if (from > 0) __syncthreads();
+#pragma unroll
+    for (int j = 0; j < together; ++j)
+#pragma unroll
+      for (int q = 0; q < count; ++q) shared[j][q][threadIdx.y][threadIdx.x] = sum[from + j][q];
+    __syncthreads();
+    if (threadIdx.y >= together) continue;
+    double total[count];
+#pragma unroll
+    for (int q = 0; q < count; ++q) {
+      total[q] = shared[threadIdx.y][q][0][threadIdx.x];
+#pragma unroll
+      for (int w = 1; w < column_warps; ++w) total[q] += shared[threadIdx.y][q][w][threadIdx.x];
+    }
+    give(from + static_cast<int>(threadIdx.y), total);
   }
-  __shared__ double shared[count][column_threads][column_tile];
+}
+
+// Gives sums to `finish`, or to `partial` unless that is null.
+template <class T, int count, int width, class Terms, class Finish, class... X>
+__global__ void __launch_bounds__(column_lanes* column_warps)
+    columns_kernel(Terms terms, Finish finish, double* partial, ColumnLayout s, const X*... x) {
+  constexpr int inputs = sizeof...(X);
+  constexpr int most = (width == 1 ? 16 : 8) / inputs;  // rows in flight a thread
+  const std::int64_t tiles = divide_up<std::int64_t>(s.inner, column_lanes * width);
+  const std::int64_t o = blockIdx.x / tiles;
+  const std::int64_t i = (blockIdx.x - o * tiles) * (column_lanes * width) + threadIdx.x * width;
+  const bool inside = i < s.inner;
+  const std::int64_t column = o * s.inner + (inside ? i : 0);
+  const std::int64_t first = blockIdx.y * s.chunk;
+  const std::int64_t end = s.n < first + s.chunk ? s.n : first + s.chunk;
+  const T* const from[] = {x + o * s.n * s.inner + i...};
+  typename Terms::Column own[width];
 #pragma unroll
-  for (int q = 0; q < count; ++q) shared[q][threadIdx.y][threadIdx.x] = sum[q];
-  __syncthreads();
-  if (threadIdx.y != 0 || i >= inner) return;
+  for (int j = 0; j < width; ++j) own[j] = terms.column(column + j);
+  double sum[width][count] = {};
+  for (std::int64_t k = first + threadIdx.y; inside && k < end; k += column_warps * most) {
+    const std::int64_t left = divide_up<std::int64_t>(end - k, column_warps);
+    const int rows = left < most ? static_cast<int>(left) : most;
+    Pack<T, width> in[most][inputs];
 #pragma unroll
-  for (int q = 0; q < count; ++q) {
-    for (int t = 1; t < column_threads; ++t) sum[q] += shared[q][t][threadIdx.x];
-    partial[(blockIdx.y * count + q) * outer * inner + column] = sum[q];
+    for (int u = 0; u < most; ++u)
+#pragma unroll
+      for (int q = 0; q < inputs; ++q)
+        in[u][q] = load_if<width>(u < rows, from[q] + (k + u * column_warps) * s.inner);
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      own[j].add(ColumnRows<T, inputs, most, width>{in, j, rows}, sum[j]);
   }
+  add_warps<count, width>(sum, [&](int j, const double(&total)[count]) {
+    if (!inside) return;
+    if (!partial) return finish(column + j, total);
+#pragma unroll
+    for (int q = 0; q < count; ++q)
+      partial[(blockIdx.y * count + q) * s.columns() + column + j] = total[q];
+  });
 }
 
 template <int count, class Finish>
-__global__ void __launch_bounds__(128)
-    column_finish_kernel(Finish finish, std::int64_t columns, std::int64_t slices,
-                         const double* partial) {
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * 128 + threadIdx.x;
-  if (column >= columns) return;
-  double sum[count] = {};
-#pragma unroll 4
-  for (std::int64_t s = 0; s < slices; ++s)
+__global__ void __launch_bounds__(column_lanes* column_warps)
+    add_slices_kernel(Finish finish, std::int64_t columns, std::int64_t slices,
+                      const double* partial) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * column_lanes + threadIdx.x;
+  const bool inside = i < columns;
+  double sum[1][count] = {};
+#pragma unroll 8
+  for (std::int64_t s = threadIdx.y; s < (inside ? slices : 0); s += column_warps)
 #pragma unroll
-    for (int q = 0; q < count; ++q) sum[q] += partial[(s * count + q) * columns + column];
-  finish(column, sum);
+    for (int q = 0; q < count; ++q) sum[0][q] += partial[(s * count + q) * columns + i];
+  add_warps<count, 1>(sum, [&](int, const double(&total)[count]) {
+    if (inside) finish(i, total);
+  });
 }
 
-// Slices that make about 2048 blocks, enough to fill every GPU there is; the device's own number of
-// multiprocessors does not enter, so that all GPUs add in the same order.
-inline std::int64_t column_slices(std::int64_t tiles, std::int64_t n) {
-  constexpr std::int64_t blocks = 2048;
-  constexpr std::int64_t shortest = column_threads * column_unroll;
-  const std::int64_t wanted = divide_up<std::int64_t>(blocks, tiles > 0 ? tiles : 1);
-  const std::int64_t most = divide_up<std::int64_t>(n, shortest);
-  const std::int64_t slices = wanted < most ? wanted : most;
-  return slices < 1 ? 1 : slices < 1024 ? slices : 1024;
+template <int count, class Finish>
+void add_slices(std::string_view op, const Finish& finish, std::int64_t columns,
+                std::int64_t slices, const double* partial) {
+  launch(op, add_slices_kernel<count, Finish>,
+         dim3(static_cast<unsigned>(divide_up<std::int64_t>(columns, column_lanes))),
+         dim3(column_lanes, column_warps), 0, finish, columns, slices, partial);
 }
 
-template <class C, int count, class Terms, class Finish>
-void columns(std::string_view op, const Terms& terms, const Finish& finish, std::int64_t outer,
-             std::int64_t n, std::int64_t inner, Device device) {
-  const std::int64_t tiles = outer * divide_up<std::int64_t>(inner, column_tile);
-  const std::int64_t slices = column_slices(tiles, n);
-  const std::int64_t chunk = divide_up<std::int64_t>(n, slices);
-  const std::int64_t all = outer * inner;
-  if (all == 0) return;
-  Tensor partial = empty({slices, count, all}, {Dtype::f64, device});
-  launch(op, column_partials_kernel<C, count, Terms>,
-         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(slices)),
-         dim3(column_tile, column_threads), 0, terms, outer, n, inner, chunk,
-         partial.data<double>());
-  launch(op, column_finish_kernel<count, Finish>,
-         dim3(static_cast<unsigned>(divide_up<std::int64_t>(all, 128))), 128, 0, finish, all,
-         slices, static_cast<const Tensor&>(partial).data<double>());
+// The device's own number of multiprocessors does not enter, so that all GPUs add in one order.
+template <class T, int count, class Terms, class Finish, class... X>
+void columns(std::string_view op, const Terms& terms, const Finish& finish, ColumnLayout s,
+             Device device, const X*... x) {
+  constexpr std::int64_t few_rows = 512;  // that one block adds
+  constexpr std::int64_t shortest = 64;   // slice
+  constexpr std::int64_t most_slices = 512;
+  constexpr std::int64_t blocks = 1024;  // that fill every GPU
+  if (s.columns() == 0) return;
+  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+  const auto go = [&]<int width>() {
+    const std::int64_t tiles = s.outer * divide_up<std::int64_t>(s.inner, column_lanes * width);
+    std::int64_t slices = s.n <= few_rows ? 1 : divide_up(blocks, tiles);
+    slices = std::min({slices, divide_up(s.n, shortest), most_slices});
+    s.chunk = slices <= 1 ? s.n : divide_up(s.n, slices);
+    s.slices = slices <= 1 ? 1 : divide_up(s.n, s.chunk);
+    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(s.slices));
+    const dim3 block(column_lanes, column_warps);
+    Tensor partial;
+    if (s.slices > 1) partial = empty({s.slices, count, s.columns()}, {Dtype::f64, device});
+    double* const to = s.slices > 1 ? partial.data<double>() : nullptr;
+    launch(op, columns_kernel<T, count, width, Terms, Finish, X...>, grid, block, 0, terms, finish,
+           to, s, x...);
+    if (to) add_slices<count>(op, finish, s.columns(), s.slices, to);
+  };
+  constexpr int width = pack_size<T>;
+  const bool large = s.n > few_rows || s.columns() >= blocks * column_lanes * width;
+  if (large && s.inner % width == 0 && (aligned(x) && ...)) return go.template operator()<width>();
+  go.template operator()<1>();
+}
+
+// y = channel(x…) of [rows, cols]: neighbouring threads own neighbouring packs of columns and walk
+// down. Backwards, so that what a sum of the same columns has read last is still in the cache.
+template <class T, int width, class Body, class... X>
+__global__ void __launch_bounds__(256)
+    column_map_kernel(Body body, std::int64_t rows, std::int64_t cols, std::int64_t tiles,
+                      std::int64_t chunk, T* y, const X*... x) {
+  constexpr int inputs = sizeof...(X);
+  constexpr int most = 4;  // rows in flight
+  using P = Pack<T, width>;
+  const std::int64_t block = gridDim.x - 1 - blockIdx.x;
+  const std::int64_t column = (block % tiles * blockDim.x + threadIdx.x) * width;
+  if (column >= cols) return;
+  const T* const from[] = {x + column...};
+  decltype(body.channel(0)) own[width];
+#pragma unroll
+  for (int j = 0; j < width; ++j) own[j] = body.channel(column + j);
+  const std::int64_t first = block / tiles * chunk;
+  const std::int64_t end = rows < first + chunk ? rows : first + chunk;
+  for (std::int64_t row = first + threadIdx.y; row < end; row += most * blockDim.y) {
+    P in[most][inputs];
+#pragma unroll
+    for (int u = 0; u < most; ++u)
+#pragma unroll
+      for (int q = 0; q < inputs; ++q)
+        in[u][q] =
+            load_if<width>(row + u * blockDim.y < end, from[q] + (row + u * blockDim.y) * cols);
+#pragma unroll
+    for (int u = 0; u < most; ++u) {
+      if (row + u * blockDim.y >= end) continue;
+      Compute<T> out[width];
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if constexpr (inputs == 1)
+          out[j] = own[j](widen(in[u][0], j));
+        else
+          out[j] = own[j](widen(in[u][0], j), widen(in[u][1], j));
+      *reinterpret_cast<P*>(y + column + (row + u * blockDim.y) * cols) = narrow<T>(out);
+    }
+  }
+}
+
+template <class T, class Body, class... X>
+void column_map(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols, T* y,
+                const X*... x) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+  const auto go = [&]<int width>() {
+    unsigned across = column_lanes;
+    while (across > 1 && across / 2 * width >= cols) across /= 2;
+    const unsigned along = 256 / across;
+    const std::int64_t chunk = along * 8;
+    const std::int64_t tiles = divide_up<std::int64_t>(cols, across * width);
+    launch(op, column_map_kernel<T, width, Body, X...>,
+           dim3(static_cast<unsigned>(tiles * divide_up(rows, chunk))), dim3(across, along), 0,
+           body, rows, cols, tiles, chunk, y, x...);
+  };
+  if (cols % pack_size<T> == 0 && aligned(y) && (aligned(x) && ...))
+    return go.template operator()<pack_size<T>>();
+  go.template operator()<1>();
 }
 
 }  // namespace ebb::gpu

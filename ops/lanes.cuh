@@ -1,71 +1,61 @@
-// How a group of threads shares a row of up to group · packs · 16 bytes that stays in registers:
-// packs of 16 bytes side by side, or single elements where rows are not aligned.
-//
-//   const Lanes<T, 32, 4> lanes{cols, lane, packed};
-//   auto x = lanes.load(row, k);                                          // pack k of a row
-//   if (lanes.has(k, j)) … widen(x.v[j]) …                                // column lanes.at(k, j)
+// A row in the registers of a group of threads on the GPU: lanes take turns by packs of `width`
+// elements, 16 bytes of them, or 1 where rows are not aligned to that.
 //
 // For kernels that hold several rows at once, or what belongs to columns, beside their rows;
 // ops/rows.cuh is simpler where a row is all that a body needs.
 #pragma once
-#include "ebb/core/cuda.cuh"
+#include "ebb/ops/packs.cuh"
 
 namespace ebb::gpu {
 
-template <class T, int group, int packs>
+template <class T, int group, int packs, int elements>
 struct Lanes {
-  static constexpr int width = pack_size<T>;
+  static constexpr int width = elements;                 // of a pack
   static constexpr int columns = group * packs * width;  // that it holds
   using P = Pack<T, width>;
   using C = Compute<T>;
   int cols;
   int lane;
-  bool packed;  // rows begin at 16 bytes and cols is a multiple of the width
 
-  __device__ int at(int k, int j) const {
-    return k * (group * width) + (packed ? lane * width + j : j * group + lane);
-  }
-  __device__ bool has(int k, int j) const { return at(k, j) < cols; }
+  __device__ int at(int k) const { return (k * group + lane) * width; }
+  __device__ bool has(int k) const { return at(k) < cols; }
 
-  // Pack k of the row at p, 0 beyond its end; `otherwise` everywhere when there is no row.
-  __device__ P load(const T* p, int k, C otherwise = 0) const {
-    P pack;
-    if (packed && p && has(k, 0)) return *reinterpret_cast<const P*>(p + at(k, 0));
+  // Elements that the lanes of this thread's warp have.
+  __device__ int of_warp() const {
+    int count = 0;
 #pragma unroll
-    for (int j = 0; j < width; ++j) {
-      pack.v[j] = narrow<T>(p ? C(0) : otherwise);
-      if (!packed && p && has(k, j)) pack.v[j] = p[at(k, j)];
+    for (int k = 0; k < packs; ++k) {
+      constexpr int most = warp_size * width;
+      const int left = cols - (k * group + lane / warp_size * warp_size) * width;
+      count += left < 0 ? 0 : left < most ? left : most;
     }
-    return pack;
+    return count;
+  }
+
+  // Pack k of the row at p, 0 beyond its end.
+  __device__ P load(const T* p, int k) const { return load_if<width>(has(k), p + at(k)); }
+  // The elements of pack k, which the row has; `otherwise` when there is no row.
+  __device__ void load(const T* p, int k, C otherwise, C (&v)[width]) const {
+#pragma unroll
+    for (int j = 0; j < width; ++j) v[j] = otherwise;
+    if (!p) return;
+    const P pack = *reinterpret_cast<const P*>(p + at(k));
+#pragma unroll
+    for (int j = 0; j < width; ++j) v[j] = widen(pack, j);
   }
   __device__ void store(T* p, int k, const P& pack) const {
-    if (packed) {
-      if (has(k, 0)) *reinterpret_cast<P*>(p + at(k, 0)) = pack;
-      return;
-    }
-#pragma unroll
-    for (int j = 0; j < width; ++j)
-      if (has(k, j)) p[at(k, j)] = pack.v[j];
+    if (has(k)) *reinterpret_cast<P*>(p + at(k)) = pack;
   }
 
-  __device__ C reduce(C value) const {
-    if constexpr (group <= warp_size) {
-      return warp_reduce<group>(value, Sum{});
-    } else {
-      return block_reduce<group>(value, Sum{});
-    }
-  }
-
-  // Σ f(k, j) over the row; every lane gets it.
+  // f(k, j) for each element of this lane.
   template <class F>
-  __device__ C sum(F f) const {
-    C total = 0;
+  __device__ void each(F f) const {
 #pragma unroll
-    for (int k = 0; k < packs; ++k)
+    for (int k = 0; k < packs; ++k) {
+      if (!has(k)) continue;
 #pragma unroll
-      for (int j = 0; j < width; ++j)
-        if (has(k, j)) total += f(k, j);
-    return reduce(total);
+      for (int j = 0; j < width; ++j) f(k, j);
+    }
   }
 };
 

@@ -49,13 +49,13 @@ __global__ void __launch_bounds__(256)
 
 // A warp owns a tile of columns, with b and the sums over its rows in registers, and reads G once.
 // It writes its part of da, [tiles][m], and of db, [row parts][n]; either may be null.
-template <class T>
+template <class T, int width>
 __global__ void __launch_bounds__(128)
     gradients_kernel(const T* a, const T* b, const T* g, std::int64_t m, std::int64_t n,
-                     std::int64_t tiles, bool packed, Compute<T>* part_a, Compute<T>* part_b) {
+                     std::int64_t tiles, Compute<T>* part_a, Compute<T>* part_b) {
   using C = Compute<T>;
-  using L = Lanes<T, warp_size, 4>;
-  constexpr int width = L::width;
+  constexpr int packs = 4 * pack_size<T> / width;
+  using L = Lanes<T, warp_size, packs, width>;
   const std::int64_t warp =
       static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / warp_size) + threadIdx.x / warp_size;
   const std::int64_t tile = warp % tiles;
@@ -66,45 +66,29 @@ __global__ void __launch_bounds__(128)
   const std::int64_t last = m - first < rows_each ? m : first + rows_each;
   const std::int64_t rest = n - start;
   const L lanes{static_cast<int>(rest < L::columns ? rest : L::columns),
-                static_cast<int>(threadIdx.x % warp_size), packed};
-  typename L::P right[4];
+                static_cast<int>(threadIdx.x % warp_size)};
+  typename L::P right[packs];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) right[k] = lanes.load(b + start, k);
-  C sums[4][width] = {};
+  for (int k = 0; k < packs; ++k) right[k] = lanes.load(b + start, k);
+  C sums[packs][width] = {};
 #pragma unroll 2
   for (std::int64_t row = first; row < last; ++row) {
-    typename L::P in[4];
+    typename L::P in[packs];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) in[k] = lanes.load(g + row * n + start, k);
+    for (int k = 0; k < packs; ++k) in[k] = lanes.load(g + row * n + start, k);
     const C left = widen(a[row]);
     C dot = 0;
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-#pragma unroll
-      for (int j = 0; j < width; ++j) {
-        if (!lanes.has(k, j)) continue;
-        const C v = widen(in[k].v[j]);
-        dot += v * widen(right[k].v[j]);
-        sums[k][j] += v * left;
-      }
-    dot = lanes.reduce(dot);
+    lanes.each([&](int k, int j) {
+      const C v = widen(in[k].v[j]);
+      dot += v * widen(right[k].v[j]);
+      sums[k][j] += v * left;
+    });
+    dot = warp_reduce(dot, Sum{});
     if (part_a && lanes.lane == 0) part_a[tile * m + row] = dot;
   }
   if (!part_b) return;
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (int j = 0; j < width; ++j)
-      if (lanes.has(k, j)) part_b[part * n + start + lanes.at(k, j)] = sums[k][j];
+  lanes.each([&](int k, int j) { part_b[part * n + start + lanes.at(k) + j] = sums[k][j]; });
 }
-
-template <class C>
-struct PartTerm {
-  const C* partial;
-  __device__ void operator()(std::int64_t i, std::int64_t, C (&term)[1]) const {
-    term[0] = partial[i];
-  }
-};
 
 template <class T>
 struct Total {
@@ -122,7 +106,7 @@ void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, T
   constexpr int warps = 4;  // a block
   const std::int64_t m = a.numel();
   const std::int64_t n = b.numel();
-  const std::int64_t tiles = divide_up<std::int64_t>(n, Lanes<T, warp_size, 4>::columns);
+  const std::int64_t tiles = divide_up<std::int64_t>(n, warp_size * 4 * pack_size<T>);
   const std::int64_t parts = divide_up<std::int64_t>(m, rows_each);
   const TensorOptions wide{dtype_of<C>, a.device()};
   Tensor part_a = da.defined() ? empty({tiles, m}, wide) : Tensor();
@@ -130,14 +114,15 @@ void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, T
   C* const to_a = da.defined() ? part_a.data<C>() : nullptr;
   C* const to_b = db.defined() ? part_b.data<C>() : nullptr;
   const bool packed = n % pack_size<T> == 0 && aligned(b.data<T>()) && aligned(dy.data<T>());
-  launch(op, gradients_kernel<T>,
+  launch(op, packed ? gradients_kernel<T, pack_size<T>> : gradients_kernel<T, 1>,
          dim3(static_cast<unsigned>(divide_up<std::int64_t>(tiles * parts, warps))),
-         warps * warp_size, 0, a.data<T>(), b.data<T>(), dy.data<T>(), m, n, tiles, packed, to_a,
-         to_b);
+         warps * warp_size, 0, a.data<T>(), b.data<T>(), dy.data<T>(), m, n, tiles, to_a, to_b);
   if (da.defined())
-    columns<C, 1>(op, PartTerm<C>{to_a}, Total<T>{da.data<T>()}, 1, tiles, m, a.device());
+    columns<C, 1>(op, InputSums<C>{}, Total<T>{da.data<T>()}, {1, tiles, m}, a.device(),
+                  static_cast<const C*>(to_a));
   if (db.defined())
-    columns<C, 1>(op, PartTerm<C>{to_b}, Total<T>{db.data<T>()}, 1, parts, n, a.device());
+    columns<C, 1>(op, InputSums<C>{}, Total<T>{db.data<T>()}, {1, parts, n}, a.device(),
+                  static_cast<const C*>(to_b));
 }
 
 }  // namespace

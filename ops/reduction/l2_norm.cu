@@ -22,13 +22,14 @@ struct Root {
   }
 };
 
-template <class T>
 struct SquareTerm {
-  const T* x;
-  __device__ void operator()(std::int64_t i, std::int64_t, double (&term)[1]) const {
-    const double v = static_cast<double>(widen(x[i]));
-    term[0] = v * v;
-  }
+  struct Column {
+    template <class Rows>
+    __device__ void add(const Rows& rows, double (&sum)[1]) const {
+      rows.each([&](auto x) { sum[0] += static_cast<double>(x) * static_cast<double>(x); });
+    }
+  };
+  __device__ Column column(std::int64_t) const { return {}; }
 };
 
 // A slice of a line along v.n; `slices` of them have the same norm.
@@ -58,8 +59,7 @@ void gpu::l2_norm(const Tensor& x, const View& v, Tensor& y) {
     const Root<T> root{y.data<T>()};
     if (v.inner == 1)
       return sum_slices<T>("l2_norm", Square{}, root, v.outer, v.n, x.device(), x.data<T>());
-    columns<double, 1>("l2_norm", SquareTerm<T>{x.data<T>()}, root, v.outer, v.n, v.inner,
-                       x.device());
+    columns<T, 1>("l2_norm", SquareTerm{}, root, {v.outer, v.n, v.inner}, x.device(), x.data<T>());
   });
 }
 

@@ -26,15 +26,6 @@ struct SumRow {
   }
 };
 
-template <class T>
-struct ColumnTerm {
-  const T* x;
-
-  __device__ void operator()(std::int64_t i, std::int64_t, Compute<T> (&term)[1]) const {
-    term[0] = widen(x[i]);
-  }
-};
-
 template <class Y>
 struct ColumnTotal {
   double factor;
@@ -77,8 +68,8 @@ void sum_any(const Tensor& x, const View& v, double factor, Tensor& y) {
   if (v.inner == 1) {
     sum_rows<T, Y>(x, v.outer, v.n, factor, y);
   } else {
-    columns<Compute<T>, 1>("sum", ColumnTerm<T>{x.data<T>()}, ColumnTotal<Y>{factor, y.data<Y>()},
-                           v.outer, v.n, v.inner, x.device());
+    columns<T, 1>("sum", InputSums<Compute<T>>{}, ColumnTotal<Y>{factor, y.data<Y>()},
+                  {v.outer, v.n, v.inner}, x.device(), x.data<T>());
   }
 }
 

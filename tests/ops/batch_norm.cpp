@@ -81,8 +81,10 @@ TEST_CASE("batch_norm: gradients agree with finite differences") {
 TEST_CASE("batch_norm: twins agree at ragged sizes, with few and with large planes") {
   const TwinTolerance tolerance{row, row_gradient};
   for (const bool training : {true, false})
-    for (const Shape& shape : {Shape{67, 5}, Shape{300, 33}, Shape{3, 5, 7}, Shape{16, 3, 1, 1},
-                               Shape{2, 3, 28, 28}, Shape{5, 2, 13, 17}, Shape{1, 2, 150, 111}}) {
+    for (const Shape& shape :
+         {Shape{67, 5}, Shape{300, 33}, Shape{3, 5, 7}, Shape{16, 3, 1, 1}, Shape{2, 3, 28, 28},
+          Shape{5, 2, 13, 17}, Shape{1, 2, 150, 111}, Shape{1100, 72}, Shape{9, 3, 4, 5},
+          Shape{700, 2, 2, 2}, Shape{3, 2, 120, 90}}) {
       const std::int64_t c = shape[1];
       check_twins(f({.training = training}), {randn(shape, 5), randn({c}, 6), randn({c}, 7)},
                   tolerance);

@@ -126,14 +126,21 @@ TEST_CASE("layer_norm: adding a number to a row, or scaling it, changes nothing"
   }
 }
 
-TEST_CASE("layer_norm: bf16 rounds only the result") {
-  for (const Device device : devices()) {
-    const Tensor x = randn({6, 96}, 30, Dtype::bf16, device);
-    const Tensor w = randn({96}, 31, Dtype::bf16, device);
-    check_close(layer_norm(x, w, w),
-                layer_norm(x.to(Dtype::f64), w.to(Dtype::f64), w.to(Dtype::f64)), {1e-6, 1.0 / 255},
-                "y");
-  }
+TEST_CASE("layer_norm: bf16 rounds only the result, and gradients, whatever the width") {
+  for (const Device device : devices())
+    for (const std::int64_t cols : {8, 96, 100, 768, 1032, 4096, 20000}) {
+      const auto run = [&](Dtype dtype) {
+        const Tensor x = leaf(randn({6, cols}, 30, Dtype::bf16, device).to(dtype).detach());
+        const Tensor w = leaf(randn({cols}, 31, Dtype::bf16, device).to(dtype).detach());
+        const Tensor b = leaf(randn({cols}, 32, Dtype::bf16, device).to(dtype).detach());
+        const Tensor y = layer_norm(x, w, b);
+        y.backward(randn({6, cols}, 33, Dtype::bf16, device).to(dtype));
+        return Tensors{y, x.grad(), w.grad(), b.grad()};
+      };
+      const Tensors got = run(Dtype::bf16);
+      const Tensors exact = run(Dtype::f64);
+      for (size_t i = 0; i < got.size(); ++i) check_close(got[i], exact[i], {2e-5, 1.0 / 255}, "");
+    }
 }
 
 TEST_CASE("layer_norm: what does not fit is refused") {

@@ -1,0 +1,241 @@
+// [samples, channels, plane] by channels on the GPU: sums over a channel's planes, and maps that
+// know a channel's constants. Batch norm; and layer norm of few long rows, which are the channels
+// of one sample.
+//
+// The packs of a channel's planes, one plane after the other, are cut into slices of a block each,
+// whatever the shape: there are slices enough to fill every GPU, the same on each.
+//
+//   struct Body {
+//     struct Channel { __device__ C operator()(C x, …) const … };     of a map
+//     __device__ Channel channel(int64 c) const …                     (sums: Terms of columns.cuh)
+//   };
+//
+// Functions may also see `shared` tensors [plane], after the others: a weight, a bias; 0 where such
+// a pointer is null.
+#pragma once
+#include "ebb/ops/columns.cuh"
+
+namespace ebb::gpu {
+
+inline constexpr int channel_threads = 256;
+inline constexpr int channel_packs = 4;  // in flight a thread
+
+struct ChannelSlices {
+  std::int64_t samples;
+  std::int64_t channels;
+  std::int64_t plane;
+  std::int64_t packs = 0;  // of a plane
+  std::int64_t slices = 1;
+  std::int64_t chunk = 0;  // packs of a slice
+};
+
+// A thread's way through the packs of a slice.
+class ChannelWalk {
+ public:
+  __device__ ChannelWalk(const ChannelSlices& s, int width, std::int64_t channel,
+                         std::int64_t slice)
+      : packs_(s.packs) {
+    const std::int64_t first = slice * s.chunk;
+    const std::int64_t rest = s.samples * s.packs - first;
+    left_ = static_cast<int>((rest < s.chunk ? rest : s.chunk) - threadIdx.x);
+    const std::int64_t sample = (first + threadIdx.x) / s.packs;
+    pack_ = first + threadIdx.x - sample * s.packs;
+    place_ = (sample * s.channels + channel) * s.plane + pack_ * width;
+    const std::int64_t whole = channel_threads / s.packs;
+    part_ = channel_threads - whole * s.packs;
+    step_ = whole * s.channels * s.plane + part_ * width;
+    wrap_ = (s.channels - 1) * s.plane;
+  }
+  __device__ bool inside() const { return left_ > 0; }
+  __device__ std::int64_t pack() const { return pack_; }  // of the plane
+  __device__ std::int64_t place() const { return place_; }
+  __device__ void step() {
+    left_ -= channel_threads;
+    pack_ += part_;
+    place_ += step_;
+    if (pack_ < packs_) return;
+    pack_ -= packs_;
+    place_ += wrap_;
+  }
+
+ private:
+  std::int64_t packs_, pack_, place_, part_, step_, wrap_;
+  int left_;
+};
+
+// What a thread has in registers: `inputs` of each of `most` packs, of which `count` are there.
+template <class T, int inputs, int most, int width>
+struct ChannelWindow {
+  Pack<T, width> packs[most][inputs];
+  std::int64_t place[most];
+  int count = 0;
+
+  template <int shared>
+  __device__ void load(ChannelWalk& walk, const T* const (&x)[inputs]) {
+    count = 0;
+#pragma unroll
+    for (int u = 0; u < most; ++u) {
+      const bool there = walk.inside();
+      if (there) ++count;
+      place[u] = walk.place();
+#pragma unroll
+      for (int q = 0; q < inputs; ++q)
+        packs[u][q] = q < inputs - shared
+                          ? load_if<width>(there, x[q] + place[u])
+                          : load_if<width>(there && x[q], x[q] + walk.pack() * width);
+      walk.step();
+    }
+  }
+
+  __device__ int size() const { return count * width; }
+  __device__ Compute<T> first() const { return widen(packs[0][0], 0); }
+
+  // f(u, j, x…)
+  template <class F>
+  __device__ void visit(F f) const {
+    visit(f, std::make_index_sequence<inputs>{});
+  }
+  template <class F>
+  __device__ void each(F f) const {
+    visit([&](int, int, auto... x) { f(x...); });
+  }
+
+ private:
+  template <class F, size_t... I>
+  __device__ void visit(F& f, std::index_sequence<I...>) const {
+#pragma unroll
+    for (int u = 0; u < most; ++u) {
+      if (u >= count) continue;
+#pragma unroll
+      for (int j = 0; j < width; ++j) f(u, j, widen(packs[u][I], j)...);
+    }
+  }
+};
+
+template <class T, int count, int shared, int width, class Terms, class... X>
+__global__ void __launch_bounds__(channel_threads)
+    channel_sums_kernel(Terms terms, ChannelSlices s, double* partial, const X*... x) {
+  constexpr int inputs = sizeof...(X);
+  const T* const from[] = {x...};
+  auto own = terms.column(blockIdx.x);
+  double sum[count] = {};
+  ChannelWindow<T, inputs, channel_packs, width> window;
+  for (ChannelWalk walk(s, width, blockIdx.x, blockIdx.y); walk.inside();) {
+    window.template load<shared>(walk, from);
+    own.add(window, sum);
+  }
+#pragma unroll
+  for (int q = 0; q < count; ++q) {
+    sum[q] = block_reduce<channel_threads>(sum[q], Sum{});
+    if (threadIdx.x == 0) partial[(blockIdx.y * count + q) * s.channels + blockIdx.x] = sum[q];
+  }
+}
+
+// Backwards, so that what a sum over the same planes has read last is still in the cache.
+template <class T, int shared, int width, class Body, class... X>
+__global__ void __launch_bounds__(channel_threads)
+    channel_map_kernel(Body body, ChannelSlices s, T* y, const X*... x) {
+  constexpr int inputs = sizeof...(X);
+  const T* const from[] = {x...};
+  const std::int64_t channel = gridDim.x - 1 - blockIdx.x;
+  const auto own = body.channel(channel);
+  ChannelWindow<T, inputs, channel_packs, width> window;
+  for (ChannelWalk walk(s, width, channel, gridDim.y - 1 - blockIdx.y); walk.inside();) {
+    window.template load<shared>(walk, from);
+    Compute<T> out[channel_packs][width];
+    window.visit([&](int u, int j, auto... v) { out[u][j] = own(v...); });
+#pragma unroll
+    for (int u = 0; u < channel_packs; ++u)
+      if (u < window.count)
+        *reinterpret_cast<Pack<T, width>*>(y + window.place[u]) = narrow<T>(out[u]);
+  }
+}
+
+inline ChannelSlices channel_slices(std::int64_t samples, std::int64_t channels, std::int64_t plane,
+                                    int width) {
+  constexpr std::int64_t blocks = 2048;
+  constexpr std::int64_t most_slices = 512;
+  constexpr std::int64_t grain = channel_threads * 2;
+  ChannelSlices s{samples, channels, plane, plane / width};
+  const std::int64_t all = samples * s.packs;
+  const std::int64_t wanted = std::min(divide_up(blocks, channels), most_slices);
+  s.chunk = divide_up(divide_up(all, wanted), grain) * grain;
+  s.slices = divide_up(all, s.chunk);
+  return s;
+}
+
+template <class T, class Go, class... X>
+void with_width(std::int64_t plane, const Go& go, const X*... x) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+  constexpr int width = pack_size<T>;
+  if ((aligned(x) && ...)) {
+    if (plane % width == 0) return go.template operator()<width>();
+    if constexpr (sizeof(T) == 2)
+      if (plane % (width / 2) == 0) return go.template operator()<width / 2>();
+  }
+  go.template operator()<1>();
+}
+
+// finish(channel, sums); the last `shared` of x are [plane].
+template <class T, int count, int shared, class Terms, class Finish, class... X>
+void channel_sums(std::string_view op, const Terms& terms, const Finish& finish,
+                  std::int64_t samples, std::int64_t channels, std::int64_t plane, Device device,
+                  const X*... x) {
+  if (samples * plane == 0) return add_slices<count>(op, finish, channels, 0, nullptr);
+  with_width<T>(
+      plane,
+      [&]<int width>() {
+        const ChannelSlices s = channel_slices(samples, channels, plane, width);
+        Tensor partial = empty({s.slices, count, channels}, {Dtype::f64, device});
+        double* const to = partial.data<double>();
+        launch(op, channel_sums_kernel<T, count, shared, width, Terms, X...>,
+               dim3(static_cast<unsigned>(channels), static_cast<unsigned>(s.slices)),
+               channel_threads, 0, terms, s, to, x...);
+        add_slices<count>(op, finish, channels, s.slices, to);
+      },
+      x...);
+}
+
+// y = channel(x…)
+template <class T, int shared, class Body, class... X>
+void channel_map(std::string_view op, const Body& body, std::int64_t samples, std::int64_t channels,
+                 std::int64_t plane, T* y, const X*... x) {
+  if (samples * channels * plane == 0) return;
+  with_width<T>(
+      plane,
+      [&]<int width>() {
+        const ChannelSlices s = channel_slices(samples, channels, plane, width);
+        launch(op, channel_map_kernel<T, shared, width, Body, X...>,
+               dim3(static_cast<unsigned>(channels), static_cast<unsigned>(s.slices)),
+               channel_threads, 0, body, s, y, x...);
+      },
+      static_cast<const T*>(y), x...);
+}
+
+// Σ (x − c) and Σ (x − c)² of a column or channel, c being its first element: nearly its mean, but
+// for an outlier, which double has digits for. A window adds its mean and its squares about that,
+// found in C and made small as x − c of finite numbers may overflow.
+template <class C>
+struct MomentTerms {
+  double c;
+
+  template <class Rows>
+  __device__ void add(const Rows& rows, double (&sum)[2]) const {
+    constexpr C small = C(1) / 128;
+    const C n = static_cast<C>(rows.size());
+    const C origin = rows.first() * small;
+    C total = 0;
+    rows.each([&](C x) { total += x * small - origin; });
+    const C mean = total / n;
+    C square = 0;
+    rows.each([&](C x) {
+      const C d = (x * small - origin) - mean;
+      square += d * d;
+    });
+    const double off = (static_cast<double>(origin) + static_cast<double>(mean)) / small - c;
+    sum[0] += rows.size() * off;
+    sum[1] += static_cast<double>(square) / (small * small) + rows.size() * off * off;
+  }
+};
+
+}  // namespace ebb::gpu

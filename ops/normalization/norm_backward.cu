@@ -1,0 +1,300 @@
+#include <cuda_pipeline.h>
+
+#include <algorithm>
+
+#include "ebb/ops/columns.cuh"
+#include "ebb/ops/lanes.cuh"
+#include "ebb/ops/normalization/norm_rows.cuh"
+
+// Rows that fit a group's registers are read once, by a fixed number of groups that each walk many
+// rows, read ahead, and keep the columns' sums, dw and db, in registers; a second stage adds what
+// the blocks found.
+namespace ebb {
+namespace gpu {
+namespace {
+
+// Rows that a thread reads ahead: its packs of x and of dy, each in a place of its own in shared
+// memory. Without 16-byte packs there is nothing ahead, and reads go to global memory.
+template <class L, int packs, int threads>
+struct Ahead {
+  using P = typename L::P;
+  static constexpr int inputs = 2;
+  static constexpr int stage_bytes = inputs * packs * threads * 16;
+  P* memory;
+
+  __device__ P* place(int stage, int input, int k) const {
+    return memory + ((stage * inputs + input) * packs + k) * threads + threadIdx.x;
+  }
+  template <class T>
+  __device__ void fetch(const L& lanes, int stage, const T* x, const T* dy) const {
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      if (!lanes.has(k)) continue;
+      __pipeline_memcpy_async(place(stage, 0, k), x + lanes.at(k), sizeof(P));
+      __pipeline_memcpy_async(place(stage, 1, k), dy + lanes.at(k), sizeof(P));
+    }
+  }
+  static __device__ void wait(int stages) {
+    if (stages == 3) return __pipeline_wait_prior(2);
+    if (stages == 2) return __pipeline_wait_prior(1);
+    __pipeline_wait_prior(0);
+  }
+};
+
+// a and b over the group; `places` alternate, so that one barrier is enough.
+template <class C, int group>
+__device__ void reduce_both(C& a, C& b, C* places) {
+  constexpr int span = group < warp_size ? group : warp_size;
+  constexpr int warps = group / span;
+  a = warp_reduce<span>(a, Sum{});
+  b = warp_reduce<span>(b, Sum{});
+  if constexpr (warps > 1) {
+    if (threadIdx.x % span == 0) {
+      places[threadIdx.x / span] = a;
+      places[warps + threadIdx.x / span] = b;
+    }
+    __syncthreads();
+    a = places[0];
+    b = places[warps];
+#pragma unroll
+    for (int w = 1; w < warps; ++w) {
+      a += places[w];
+      b += places[warps + w];
+    }
+  }
+}
+
+// A lane's sums for its columns, which blocks leave as [count][blocks][cols].
+template <class C, class L, int group, int packs, int count>
+struct ColumnSums {
+  C v[count][packs][L::width] = {};
+  bool first = true;
+
+  // Groups of a block take turns in `scratch`, [count][cols].
+  __device__ void flush(const L& lanes, C* partial, C* scratch) {
+    C* const to = partial + static_cast<std::int64_t>(blockIdx.x) * lanes.cols;
+    const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * lanes.cols;
+    if constexpr (group > warp_size) {
+      lanes.each([&](int k, int j) {
+#pragma unroll
+        for (int q = 0; q < count; ++q) {
+          C& at = to[q * stride + lanes.at(k) + j];
+          at = first ? v[q][k][j] : at + v[q][k][j];
+          v[q][k][j] = 0;
+        }
+      });
+    } else {
+      const int mine = threadIdx.x / group;
+      for (int g = 0; g < static_cast<int>(blockDim.x) / group; ++g) {
+        if (g == mine)
+          lanes.each([&](int k, int j) {
+#pragma unroll
+            for (int q = 0; q < count; ++q) {
+              C& at = scratch[q * lanes.cols + lanes.at(k) + j];
+              at = g == 0 ? v[q][k][j] : at + v[q][k][j];
+              v[q][k][j] = 0;
+            }
+          });
+        __syncthreads();
+      }
+      for (int c = threadIdx.x; c < lanes.cols; c += blockDim.x)
+#pragma unroll
+        for (int q = 0; q < count; ++q) {
+          C& at = to[q * stride + c];
+          at = first ? scratch[q * lanes.cols + c] : at + scratch[q * lanes.cols + c];
+        }
+      __syncthreads();
+    }
+    first = false;
+  }
+};
+
+constexpr int backward_threads = 256;  // of a block with several groups
+
+// 512 threads a multiprocessor, and at most 128 registers each.
+template <class T, int group, int packs, int width, bool centred>
+__global__ void __launch_bounds__(block_threads(group, backward_threads),
+                                  512 / block_threads(group, backward_threads))
+    backward_kernel(const T* x, const T* dy, const T* weight, const double* mean,
+                    const Compute<T>* rstd, std::int64_t rows, int cols, int stages, T* dx,
+                    Compute<T>* partial) {
+  using C = Compute<T>;
+  using L = Lanes<T, group, packs, width>;
+  using P = typename L::P;
+  constexpr int threads = block_threads(group, backward_threads);
+  constexpr int count = centred ? 2 : 1;
+  constexpr int window = 64;  // rows added up before they join the earlier ones
+  constexpr bool ahead = width > 1;
+  extern __shared__ __align__(16) unsigned char memory[];
+  const Ahead<L, packs, threads> buffer{reinterpret_cast<P*>(memory)};
+  C* const scratch = reinterpret_cast<C*>(memory + stages * buffer.stage_bytes);
+  const L lanes{cols, static_cast<int>(threadIdx.x % group)};
+  const std::int64_t groups = static_cast<std::int64_t>(gridDim.x) * (threads / group);
+  std::int64_t row =
+      static_cast<std::int64_t>(blockIdx.x) * (threads / group) + threadIdx.x / group;
+  P w[packs];
+#pragma unroll
+  for (int k = 0; k < packs; ++k) {
+    C v[width];
+    if (lanes.has(k)) lanes.load(weight, k, 1, v);
+    w[k] = narrow<T>(v);
+  }
+  const auto fetch = [&](int stage, std::int64_t from) {
+    if constexpr (ahead) {
+      if (from < rows) buffer.fetch(lanes, stage, x + from * cols, dy + from * cols);
+      __pipeline_commit();
+    }
+  };
+  for (int s = 0; s < stages; ++s) fetch(s, row + s * groups);
+  double next_mean = centred && row < rows ? mean[row] : 0.0;
+  C next_r = row < rows ? rstd[row] : C(0);
+  ColumnSums<C, L, group, packs, count> sums;
+  int waiting = 0;
+  int stage = 0;
+  const std::int64_t rounds = divide_up(rows, groups);
+  for (std::int64_t round = 0; round < rounds; ++round, row += groups) {
+    if constexpr (ahead) buffer.wait(stages);
+    const bool inside = row < rows;
+    const auto read = [&](int input, int k) {
+      if constexpr (ahead) return *buffer.place(stage, input, k);
+      return *reinterpret_cast<const P*>((input == 0 ? x : dy) + row * cols + lanes.at(k));
+    };
+    const C r = next_r;
+    const Hat<C> hat(next_mean, r);
+    if (row + groups < rows) {
+      if constexpr (centred) next_mean = mean[row + groups];
+      next_r = rstd[row + groups];
+    }
+    C a = 0;
+    C b = 0;
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      if (!inside || !lanes.has(k)) continue;
+      const P in = read(0, k);
+      const P up = read(1, k);
+#pragma unroll
+      for (int j = 0; j < width; ++j) {
+        const C d = widen(up, j);
+        const C h = hat(widen(in, j));
+        const C g = rounded_product(d, widen(w[k], j));
+        a += g;
+        b += g * h;
+        sums.v[0][k][j] += d * h;
+        if constexpr (centred) sums.v[1][k][j] += d;
+      }
+    }
+    reduce_both<C, group>(a, b, scratch + (round & 1) * (2 * threads / warp_size));
+    const C n = static_cast<C>(cols);
+    b = b / n;
+    // g − a − x̂ b = g − (a + rest b) − half(x) (twice_r b)
+    const C shift = (centred ? a / n : C(0)) + hat.rest * b;
+    const C slope = hat.twice_r * b;
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      if (!inside || !lanes.has(k)) continue;
+      const P in = read(0, k);
+      const P up = read(1, k);
+      C out[width];
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        out[j] = r * (rounded_product(widen(up, j), widen(w[k], j)) - shift -
+                      hat.half(widen(in, j)) * slope);
+      lanes.store(dx + row * cols, k, narrow<T>(out));
+    }
+    fetch(stage, row + stages * groups);
+    if (++stage == stages) stage = 0;
+    if (++waiting == window || round + 1 == rounds) {
+      waiting = 0;
+      if (partial) sums.flush(lanes, partial, scratch);
+    }
+  }
+}
+
+// go.operator()<group, packs, width>() with the smallest group that holds a row.
+template <class T, int width, class Go>
+void with_group(std::int64_t packs, const Go& go) {
+  if constexpr (width == 1) {
+    if (packs <= 256) return go.template operator()<32, 8, 1>();
+    if (packs <= 2048) return go.template operator()<128, 16, 1>();
+    go.template operator()<512, 16, 1>();
+  } else {
+    if (packs <= 8) return go.template operator()<8, 1, width>();
+    if (packs <= 32) return go.template operator()<32, 1, width>();
+    if (packs <= 96) return go.template operator()<32, 3, width>();
+    if constexpr (sizeof(T) == 2) {
+      if (packs <= 128) return go.template operator()<64, 2, width>();
+      if (packs <= 256) return go.template operator()<128, 2, width>();
+      if (packs <= 512) return go.template operator()<256, 2, width>();
+      go.template operator()<512, 2, width>();
+    } else {
+      if (packs <= 192) return go.template operator()<64, 3, width>();
+      if (packs <= 512) return go.template operator()<128, 4, width>();
+      if (packs <= 1024) return go.template operator()<256, 4, width>();
+      go.template operator()<512, 4, width>();
+    }
+  }
+}
+
+template <class T, bool centred>
+void backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
+              const Tensor& weight, const Tensor& mean, const Tensor& rstd, Tensor& dx,
+              Tensor& dweight, Tensor& dbias) {
+  using C = Compute<T>;
+  constexpr int count = centred ? 2 : 1;
+  const T* w = data_or_null<T>(weight);
+  const bool packed =
+      s.cols % pack_size<T> == 0 && all_aligned(x.data<T>(), dy.data<T>(), w, dx.data<T>());
+  const std::int64_t packs = packed ? s.cols / pack_size<T> : s.cols;
+  constexpr std::int64_t most_packs = sizeof(T) == 2 ? 1024 : 2048;
+  if (packs > (packed ? most_packs : 8192) || few(s))
+    return normalize_slices_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias);
+  const AffineGradients<T, count> finish{data_or_null<T>(dweight), data_or_null<T>(dbias)};
+  const auto go = [&]<int group, int each, int width>() {
+    constexpr int threads = block_threads(group, backward_threads);
+    constexpr int per_block = threads / group;
+    // One wave on 132 multiprocessors; the same on every GPU, so that all add in one order.
+    constexpr std::int64_t most = 132 * 512 / threads;
+    const std::int64_t blocks = std::min(divide_up<std::int64_t>(s.rows, per_block), most);
+    constexpr int stage = 2 * each * threads * 16;
+    const std::int64_t shared = per_block == 1 ? 4 * threads / warp_size : s.cols * count;
+    const int scratch = static_cast<int>(shared * sizeof(C));
+    if (packed && stage + scratch > block_memory())
+      return normalize_slices_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias);
+    const int room = block_memory() * threads / 512 - scratch - 2048;
+    const int stages = packed ? std::clamp(room / stage, 1, 3) : 0;
+    const bool sums = finish.dweight || finish.dbias;
+    Tensor partial = sums ? empty({count, blocks, s.cols}, rstd.options()) : Tensor();
+    C* const to = data_or_null<C>(partial);
+    launch(op, backward_kernel<T, group, each, width, centred>, dim3(static_cast<unsigned>(blocks)),
+           threads, static_cast<size_t>(stages * stage + scratch), x.data<T>(), dy.data<T>(), w,
+           data_or_null<double>(mean), rstd.data<C>(), s.rows, s.cols, stages, dx.data<T>(), to);
+    if (!sums) return;
+    const ColumnLayout layout{1, blocks, s.cols};
+    if constexpr (centred)
+      columns<C, 2>(op, InputSums<C>{}, finish, layout, x.device(), as_const(to),
+                    as_const(to + blocks * s.cols));
+    else
+      columns<C, 1>(op, InputSums<C>{}, finish, layout, x.device(), as_const(to));
+  };
+  packed ? with_group<T, pack_size<T>>(packs, go) : with_group<T, 1>(packs, go);
+}
+
+}  // namespace
+}  // namespace gpu
+
+void gpu::normalize_rows_backward(const char* op, const Tensor& x, const Tensor& dy,
+                                  const NormRows& s, const Tensor& weight, const Tensor& mean,
+                                  const Tensor& rstd, Tensor& dx, Tensor& dweight, Tensor& dbias) {
+  if (x.numel() == 0) {  // without a row, sums are 0
+    if (dweight.defined()) dweight.fill_(0);
+    if (dbias.defined()) dbias.fill_(0);
+    return;
+  }
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    (mean.defined() ? backward<T, true> : backward<T, false>)(op, x, dy, s, weight, mean, rstd, dx,
+                                                              dweight, dbias);
+  });
+}
+
+}  // namespace ebb

@@ -1,0 +1,51 @@
+// Packs of elements between memory and arithmetic on the GPU. bf16 goes by pairs in one word, as
+// taking a word apart and putting it together would cost as much as the arithmetic.
+#pragma once
+#include "ebb/core/cuda.cuh"
+
+namespace ebb::gpu {
+
+// The pack at `from`, or zeros unless it is there.
+template <int N, class T>
+__device__ Pack<T, N> load_if(bool there, const T* from) {
+  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
+    Pack<unsigned, N / 2> words{};
+    if (there) words = *reinterpret_cast<const Pack<unsigned, N / 2>*>(from);
+    return __builtin_bit_cast(Pack<T, N>, words);
+  } else {
+    Pack<T, N> pack{};
+    if (there) pack = *reinterpret_cast<const Pack<T, N>*>(from);
+    return pack;
+  }
+}
+
+// Element j of a pack.
+template <class T, int N>
+__device__ Compute<T> widen(const Pack<T, N>& pack, int j) {
+  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
+    const unsigned word = __builtin_bit_cast(Pack<unsigned, N / 2>, pack).v[j / 2];
+    return __uint_as_float(j % 2 == 0 ? word << 16 : word & 0xffff0000u);
+  } else {
+    return widen(pack.v[j]);
+  }
+}
+// The pack of the elements v.
+template <class T, int N>
+__device__ Pack<T, N> narrow(const Compute<T> (&v)[N]) {
+  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
+    Pack<unsigned, N / 2> words;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      const __nv_bfloat162 both = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+      words.v[i] = reinterpret_cast<const unsigned&>(both);
+    }
+    return __builtin_bit_cast(Pack<T, N>, words);
+  } else {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int j = 0; j < N; ++j) pack.v[j] = narrow<T>(v[j]);
+    return pack;
+  }
+}
+
+}  // namespace ebb::gpu
