@@ -1,3 +1,4 @@
+#include "ebb/ops/divider.cuh"
 #include "ebb/ops/elementwise/arithmetic.h"
 #include "ebb/ops/elementwise/broadcast.h"
 #include "ebb/ops/map.cuh"
@@ -7,6 +8,7 @@ namespace {
 
 using gpu::aligned;
 using gpu::divide_up;
+using gpu::Divider;
 using gpu::Pack;
 using gpu::pack_size;
 
@@ -81,25 +83,6 @@ void with_formula(Sign sign, F&& f) {
   }
 }
 
-// n / d for 0 <= n < 2⁶³ by a multiplication and a shift.
-// Source: Granlund and Montgomery 1994, "Division by invariant integers using multiplication".
-struct Divider {
-  std::uint64_t d = 1;
-  std::uint64_t factor = 1;
-  int shift = 0;
-
-  Divider() = default;
-  explicit Divider(std::int64_t divisor) : d(static_cast<std::uint64_t>(divisor)) {
-    while ((std::uint64_t{1} << shift) < d) ++shift;
-    const auto excess = static_cast<unsigned __int128>((std::uint64_t{1} << shift) - d);
-    factor = static_cast<std::uint64_t>((excess << 64) / d) + 1;
-  }
-  __device__ std::uint64_t quotient(std::uint64_t n) const {
-    return (__umul64hi(n, factor) + n) >> shift;
-  }
-  __device__ std::uint64_t remainder(std::uint64_t n) const { return n - quotient(n) * d; }
-};
-
 struct PeriodicIndex {
   Divider inner;
   Divider period;
@@ -118,36 +101,28 @@ __global__ void __launch_bounds__(gpu::map_threads)
     periodic_kernel(F f, std::int64_t n, bool packed, PeriodicIndex index, const T* a, const T* b,
                     T* y) {
   constexpr int width = pack_size<T>;
-  constexpr int packs = gpu::map_packs<2>;
-  constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * packs * width;
+  constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * width;
   using P = Pack<T, width>;
   const std::int64_t start = blockIdx.x * tile;
   if (packed && start + tile <= n) {
-    P in[packs];
-    P with[packs];
+    const std::int64_t i = start + threadIdx.x * width;
+    const P in = *reinterpret_cast<const P*>(a + i);
+    P with;
+    if (index.adjacent) {
+      with = *reinterpret_cast<const P*>(b + index(i));
+    } else if (index.constant) {
+      const T value = b[index(i)];
 #pragma unroll
-    for (int k = 0; k < packs; ++k) {
-      const std::int64_t i = start + (k * gpu::map_threads + threadIdx.x) * width;
-      in[k] = *reinterpret_cast<const P*>(a + i);
-      if (index.adjacent) {
-        with[k] = *reinterpret_cast<const P*>(b + index(i));
-      } else if (index.constant) {
-        const T value = b[index(i)];
+      for (int j = 0; j < width; ++j) with.v[j] = value;
+    } else {
 #pragma unroll
-        for (int j = 0; j < width; ++j) with[k].v[j] = value;
-      } else {
-#pragma unroll
-        for (int j = 0; j < width; ++j) with[k].v[j] = b[index(i + j)];
-      }
+      for (int j = 0; j < width; ++j) with.v[j] = b[index(i + j)];
     }
+    P out;
 #pragma unroll
-    for (int k = 0; k < packs; ++k) {
-      P out;
-#pragma unroll
-      for (int j = 0; j < width; ++j)
-        out.v[j] = gpu::narrow<T>(f(gpu::widen(in[k].v[j]), gpu::widen(with[k].v[j])));
-      gpu::store(reinterpret_cast<P*>(y + start) + k * gpu::map_threads + threadIdx.x, out);
-    }
+    for (int j = 0; j < width; ++j)
+      out.v[j] = gpu::narrow<T>(f(gpu::widen(in.v[j]), gpu::widen(with.v[j])));
+    gpu::store(reinterpret_cast<P*>(y + i), out);
     return;
   }
   const std::int64_t end = n < start + tile ? n : start + tile;
@@ -158,7 +133,7 @@ __global__ void __launch_bounds__(gpu::map_threads)
 template <class T, class F>
 void periodic(const F& f, const Periodic& p, std::int64_t n, const T* a, const T* b, T* y) {
   constexpr int width = pack_size<T>;
-  constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * gpu::map_packs<2> * width;
+  constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * width;
   const PeriodicIndex index{Divider(p.inner), Divider(p.period),
                             p.inner == 1 && p.period % width == 0 && aligned(b),
                             p.inner % width == 0 || p.period == 1};

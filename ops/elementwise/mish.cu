@@ -4,24 +4,28 @@
 namespace ebb {
 namespace {
 
+using gpu::Compute;
+using gpu::exponential;
 using gpu::reciprocal;
 
+template <class T>
 struct Mish {
-  template <class T>
-  __device__ T operator()(T x) const {
-    const T u = exp(x > 20 ? T(20) : x);
-    const T w = u * (u + 2);
+  using C = Compute<T>;
+  __device__ C operator()(C x) const {
+    const C u = exponential<T>(x > 20 ? C(20) : x);
+    const C w = u * (u + 2);
     return x * (w * reciprocal(w + 2));
   }
 };
 
+template <class T>
 struct MishBackward {
-  template <class T>
-  __device__ T operator()(T x, T dy) const {
-    const T c = x > 20 ? T(20) : x;
-    const T u = exp(c);
-    const T w = u * (u + 2);
-    const T r = reciprocal(w + 2);
+  using C = Compute<T>;
+  __device__ C operator()(C x, C dy) const {
+    const C c = x > 20 ? C(20) : x;
+    const C u = exponential<T>(c);
+    const C w = u * (u + 2);
+    const C r = reciprocal(w + 2);
     return dy * r * (w + 4 * u * (u + 1) * c * r);
   }
 };
@@ -31,14 +35,14 @@ struct MishBackward {
 void gpu::mish(const Tensor& x, Tensor& y) {
   visit<float, double, bf16>(x.dtype(), "mish", [&](auto zero) {
     using T = decltype(zero);
-    map<T>("mish", Mish{}, x.numel(), y.data<T>(), x.data<T>());
+    map<T>("mish", Mish<T>(), x.numel(), y.data<T>(), x.data<T>());
   });
 }
 
 void gpu::mish_backward(const Tensor& x, const Tensor& dy, Tensor& dx) {
   visit<float, double, bf16>(dy.dtype(), "mish", [&](auto zero) {
     using T = decltype(zero);
-    map<T>("mish", MishBackward{}, dy.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
+    map<T>("mish", MishBackward<T>(), dy.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
   });
 }
 

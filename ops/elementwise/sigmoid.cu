@@ -4,13 +4,14 @@
 namespace ebb {
 namespace {
 
+using gpu::Compute;
+using gpu::exponential;
 using gpu::reciprocal;
 
+template <class T>
 struct Sigmoid {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return reciprocal(1 + exp(-x));
-  }
+  using C = Compute<T>;
+  __device__ C operator()(C x) const { return reciprocal(1 + exponential<T>(-x)); }
 };
 
 struct SigmoidBackward {
@@ -25,7 +26,7 @@ struct SigmoidBackward {
 void gpu::sigmoid(const Tensor& x, Tensor& y) {
   visit<float, double, bf16>(x.dtype(), "sigmoid", [&](auto zero) {
     using T = decltype(zero);
-    map<T>("sigmoid", Sigmoid{}, x.numel(), y.data<T>(), x.data<T>());
+    map<T>("sigmoid", Sigmoid<T>(), x.numel(), y.data<T>(), x.data<T>());
   });
 }
 

@@ -4,19 +4,21 @@
 namespace ebb {
 namespace {
 
+using gpu::Compute;
+using gpu::exponential;
 using gpu::reciprocal;
 
+template <class T>
 struct Silu {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return x * reciprocal(1 + exp(-x));
-  }
+  using C = Compute<T>;
+  __device__ C operator()(C x) const { return x * reciprocal(1 + exponential<T>(-x)); }
 };
 
+template <class T>
 struct SiluBackward {
-  template <class T>
-  __device__ T operator()(T x, T dy) const {
-    const T s = reciprocal(1 + exp(-x));
+  using C = Compute<T>;
+  __device__ C operator()(C x, C dy) const {
+    const C s = reciprocal(1 + exponential<T>(-x));
     return dy * s * (1 + x * (1 - s));
   }
 };
@@ -26,14 +28,14 @@ struct SiluBackward {
 void gpu::silu(const Tensor& x, Tensor& y) {
   visit<float, double, bf16>(x.dtype(), "silu", [&](auto zero) {
     using T = decltype(zero);
-    map<T>("silu", Silu{}, x.numel(), y.data<T>(), x.data<T>());
+    map<T>("silu", Silu<T>(), x.numel(), y.data<T>(), x.data<T>());
   });
 }
 
 void gpu::silu_backward(const Tensor& x, const Tensor& dy, Tensor& dx) {
   visit<float, double, bf16>(x.dtype(), "silu", [&](auto zero) {
     using T = decltype(zero);
-    map<T>("silu", SiluBackward{}, x.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
+    map<T>("silu", SiluBackward<T>(), x.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
   });
 }
 

@@ -4,21 +4,25 @@
 namespace ebb {
 namespace {
 
+using gpu::Compute;
+using gpu::exponential;
 using gpu::reciprocal;
 using gpu::Values;
 
+template <class T>
 struct Swiglu {
-  template <class T>
-  __device__ T operator()(T gate, T up) const {
-    return gate * reciprocal(1 + exp(-gate)) * up;
+  using C = Compute<T>;
+  __device__ C operator()(C gate, C up) const {
+    return gate * reciprocal(1 + exponential<T>(-gate)) * up;
   }
 };
 
+template <class T>
 struct SwigluGradients {
-  template <class T>
-  __device__ Values<T, 2> operator()(T gate, T up, T dy) const {
-    const T s = reciprocal(1 + exp(-gate));
-    const T silu = gate * s;
+  using C = Compute<T>;
+  __device__ Values<C, 2> operator()(C gate, C up, C dy) const {
+    const C s = reciprocal(1 + exponential<T>(-gate));
+    const C silu = gate * s;
     return {{dy * up * (s + silu * (1 - s)), dy * silu}};
   }
 };
@@ -28,7 +32,7 @@ struct SwigluGradients {
 void gpu::swiglu(const Tensor& gate, const Tensor& up, Tensor& y) {
   visit<float, double, bf16>(gate.dtype(), "swiglu", [&](auto zero) {
     using T = decltype(zero);
-    map<T>("swiglu", Swiglu{}, gate.numel(), y.data<T>(), gate.data<T>(), up.data<T>());
+    map<T>("swiglu", Swiglu<T>(), gate.numel(), y.data<T>(), gate.data<T>(), up.data<T>());
   });
 }
 
@@ -36,7 +40,7 @@ void gpu::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dy
                           Tensor& dup) {
   visit<float, double, bf16>(gate.dtype(), "swiglu", [&](auto zero) {
     using T = decltype(zero);
-    map<T>("swiglu", SwigluGradients{}, gate.numel(),
+    map<T>("swiglu", SwigluGradients<T>(), gate.numel(),
            Pointers<T, 2>{{dgate.data<T>(), dup.data<T>()}}, gate.data<T>(), up.data<T>(),
            dy.data<T>());
   });

@@ -17,7 +17,7 @@ struct Tanh {
 // bits that bf16 keeps.
 struct TanhForBf16 {
   __device__ float operator()(float x) const {
-    return fabsf(x) < 0x1p-6f ? x : 1 - 2 * reciprocal(expf(2 * x) + 1);
+    return fabsf(x) < 0x1p-6f ? x : 1 - 2 * reciprocal(gpu::exponential<bf16>(2 * x) + 1);
   }
 };
 
