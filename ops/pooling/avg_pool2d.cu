@@ -4,123 +4,241 @@
 namespace ebb {
 namespace {
 
+using gpu::Block;
 using gpu::Compute;
-using gpu::is_small;
+using gpu::Extents;
 using gpu::narrow;
 using gpu::Pack;
+using gpu::Places;
 using gpu::pool_threads;
 using gpu::widen;
 
-__device__ std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-__device__ std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-
 // One side of a window: clipped to the image, and its length with the padding it may count.
+template <class Index>
 struct Range {
-  std::int64_t first, last, length;
-  __device__ Range(std::int64_t at, std::int64_t kernel, std::int64_t stride, std::int64_t padding,
-                   std::int64_t extent, bool count_padding) {
-    const std::int64_t begin = at * stride - padding;
-    const std::int64_t end = smaller(begin + kernel, extent + padding);
+  Index first, last, length;
+  __device__ Range(Index at, Index kernel, Index stride, Index padding, Index extent,
+                   bool count_padding) {
+    const auto smaller = [](Index a, Index b) { return a < b ? a : b; };
+    const auto larger = [](Index a, Index b) { return a > b ? a : b; };
+    const Index begin = at * stride - padding;
+    const Index end = smaller(begin + kernel, extent + padding);
     first = larger(begin, 0);
     last = smaller(end, extent);
     length = count_padding ? end - begin : larger(last - first, 0);
   }
 };
 
-template <class T>
-__device__ T divisor_of(const Divisor& d, const Range& rows, const Range& columns) {
-  return static_cast<T>(d.fixed ? d.fixed : rows.length * columns.length);
+template <class T, class Index>
+__device__ T divisor_of(const Divisor& d, const Range<Index>& rows, const Range<Index>& columns) {
+  return d.fixed ? static_cast<T>(d.fixed)
+                 : static_cast<T>(rows.length) * static_cast<T>(columns.length);
 }
 
+// The two sides of window (p, q).
+template <class Index>
+__device__ Range<Index> rows_of(const Extents<Index>& s, const Divisor& d, Index p) {
+  return {p, s.kernel_h, s.stride_h, s.padding_h, s.h, d.count_padding};
+}
+template <class Index>
+__device__ Range<Index> columns_of(const Extents<Index>& s, const Divisor& d, Index q) {
+  return {q, s.kernel_w, s.stride_w, s.padding_w, s.w, d.count_padding};
+}
+
+// The one divisor of all windows as a factor, where that is exact; else 0.
+double factor_of(const PoolSize& s, const Divisor& d) {
+  const auto full = [](std::int64_t windows, std::int64_t kernel, std::int64_t stride,
+                       std::int64_t padding, std::int64_t extent, bool count_padding) {
+    const std::int64_t end = (windows - 1) * stride + kernel - padding;
+    return count_padding ? end <= extent + padding : padding == 0 && end <= extent;
+  };
+  const bool one = full(s.p, s.kernel_h, s.stride_h, s.padding_h, s.h, d.count_padding) &&
+                   full(s.q, s.kernel_w, s.stride_w, s.padding_w, s.w, d.count_padding);
+  const std::int64_t divisor = d.fixed ? d.fixed : one ? s.kernel_h * s.kernel_w : 0;
+  return divisor > 0 && (divisor & (divisor - 1)) == 0 ? 1 / static_cast<double>(divisor) : 0;
+}
+
+// What a window's sum is made its mean by: `factor`, if there is one.
+template <bool factor, class T>
+struct Mean {
+  Extents<int> s;
+  Divisor d;
+  T by;
+
+  Mean(const PoolSize& size, const Divisor& divisor)
+      : s(size), d(divisor), by(static_cast<T>(factor_of(size, divisor))) {}
+  // Of window (p, q).
+  __device__ T operator()(T sum, int p, int q) const {
+    if constexpr (factor) return sum * by;
+    return sum / divisor_of<T>(d, rows_of(s, d, p), columns_of(s, d, q));
+  }
+};
+
+// Any windows: one output a thread.
 template <class T, class Index>
-__global__ void __launch_bounds__(pool_threads) avg_pool(PoolSize s, Divisor d, const T* x, T* y) {
-  gpu::for_places<Index>(
-      s.planes, s.p, s.q, [&](std::int64_t plane, std::int64_t p, std::int64_t q, std::int64_t i) {
-        const Range rows(p, s.kernel_h, s.stride_h, s.padding_h, s.h, d.count_padding);
-        const Range columns(q, s.kernel_w, s.stride_w, s.padding_w, s.w, d.count_padding);
+__global__ void __launch_bounds__(pool_threads)
+    avg_pool(Places places, Extents<Index> s, Divisor d, const T* x, T* y) {
+  gpu::at_place<Index>(places, [&](std::int64_t plane, Index p, Index q) {
+    const auto rows = rows_of(s, d, p);
+    const auto columns = columns_of(s, d, q);
+    Compute<T> sum = 0;
+    for (Index h = rows.first; h < rows.last; ++h) {
+      Compute<T> line = 0;  // windows may be large: rows are summed on their own
+      for (Index w = columns.first; w < columns.last; ++w)
+        line += widen(x[(plane * s.h + h) * s.w + w]);
+      sum += line;
+    }
+    const bool some = rows.first < rows.last && columns.first < columns.last;
+    y[(plane * s.p + p) * s.q + q] =
+        narrow<T>(some ? sum / divisor_of<Compute<T>>(d, rows, columns) : 0);
+  });
+}
+
+// Known windows: a block of outputs a thread.
+template <bool packed, class Height, class Width, class M, class T>
+__global__ void __launch_bounds__(pool_threads)
+    avg_pool_block(Places places, M mean, const T* x, T* y) {
+  const Extents<int>& s = mean.s;
+  using B = Block<Height, Width, T>;
+  constexpr int lines = (B::rows - 1) * Height::stride + Height::kernel;
+  gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
+    const int h = a * B::height - Height::padding, w = b * B::width;
+    const T* corner = x + plane * s.h * s.w + (h * s.w + w);
+    T in[lines][Width::before + B::width + Width::after];
+#pragma unroll
+    for (int r = 0; r < lines; ++r) {
+      const int length = h + r >= 0 && h + r < s.h ? s.w : 0;
+      gpu::load_line<packed, Width::before, B::width, Width::after>(corner + r * s.w, w, length,
+                                                                    T{}, in[r]);
+    }
+    const int p = a * B::rows, q = b * B::columns;
+    T* to = y + (plane * s.p + p) * s.q + q;
+#pragma unroll
+    for (int i = 0; i < B::rows; ++i, to += s.q) {
+      if (p + i >= s.p) break;
+      Pack<T, B::columns> out;
+#pragma unroll
+      for (int j = 0; j < B::columns; ++j) {
         Compute<T> sum = 0;
-        for (std::int64_t h = rows.first; h < rows.last; ++h) {
-          Compute<T> line = 0;  // windows may be large: rows are summed on their own
-          for (std::int64_t w = columns.first; w < columns.last; ++w)
-            line += widen(x[(plane * s.h + h) * s.w + w]);
+#pragma unroll
+        for (int r = 0; r < Height::kernel; ++r) {
+          Compute<T> line = 0;
+#pragma unroll
+          for (int c = 0; c < Width::kernel; ++c)
+            line += widen(in[i * Height::stride + r][j * Width::stride + c]);
           sum += line;
         }
-        const bool some = rows.first < rows.last && columns.first < columns.last;
-        y[i] = narrow<T>(some ? sum / divisor_of<Compute<T>>(d, rows, columns) : 0);
-      });
+        out.v[j] = narrow<T>(mean(sum, p + i, q + j));
+      }
+      gpu::store_line<packed>(to, q, s.q, out);
+    }
+  });
 }
 
 // Each input gathers its share from the windows that see it.
 template <class T, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    avg_pool_gather(PoolSize s, Divisor d, const T* dy, T* dx) {
-  gpu::for_places<Index>(
-      s.planes, s.h, s.w, [&](std::int64_t plane, std::int64_t h, std::int64_t w, std::int64_t i) {
-        const gpu::Seen down(h, s.kernel_h, s.stride_h, s.padding_h, 1, s.p);
-        const gpu::Seen across(w, s.kernel_w, s.stride_w, s.padding_w, 1, s.q);
+    avg_pool_gather(Places places, Extents<Index> s, Divisor d, const T* dy, T* dx) {
+  gpu::at_place<Index>(places, [&](std::int64_t plane, Index h, Index w) {
+    const gpu::Seen<Index> down(h, s.kernel_h, s.stride_h, s.padding_h, 1, s.p);
+    const gpu::Seen<Index> across(w, s.kernel_w, s.stride_w, s.padding_w, 1, s.q);
+    Compute<T> sum = 0;
+    for (Index p = down.first; p <= down.last; ++p) {
+      const auto rows = rows_of(s, d, p);
+      for (Index q = across.first; q <= across.last; ++q)
+        sum += widen(dy[(plane * s.p + p) * s.q + q]) /
+               divisor_of<Compute<T>>(d, rows, columns_of(s, d, q));
+    }
+    dx[(plane * s.h + h) * s.w + w] = narrow<T>(sum);
+  });
+}
+
+// The same for known windows: a block of inputs a thread, and the shares of all windows that see
+// any of them.
+template <bool packed, class Height, class Width, class M, class T>
+__global__ void __launch_bounds__(pool_threads)
+    avg_pool_gather_block(Places places, M mean, const T* dy, T* dx) {
+  const Extents<int>& s = mean.s;
+  using B = Block<Height, Width, T>;
+  constexpr int down = Height::earlier + B::rows + Height::later;
+  constexpr int across = Width::earlier + B::columns + Width::later;
+  gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
+    const int p = a * B::rows - Height::earlier, q = b * B::columns;
+    const T* at = dy + (plane * s.p + p) * s.q + q;
+    T from[down][across];
+#pragma unroll
+    for (int i = 0; i < down; ++i)
+      gpu::load_line<packed, Width::earlier, B::columns, Width::later>(
+          at + i * s.q, q, p + i >= 0 && p + i < s.p ? s.q : 0, T{}, from[i]);
+    Compute<T> share[down][across];
+#pragma unroll
+    for (int i = 0; i < down; ++i)
+#pragma unroll
+      for (int j = 0; j < across; ++j) {
+        const int column = q - Width::earlier + j;
+        const bool there = p + i < s.p && column < s.q;
+        share[i][j] = there ? mean(widen(from[i][j]), p + i, column) : 0;
+      }
+    const int h = a * B::height, w = b * B::width;
+    T* to = dx + plane * s.h * s.w + (h * s.w + w);
+#pragma unroll
+    for (int r = 0; r < B::height; ++r, to += s.w) {
+      if (h + r >= s.h) break;
+      Pack<T, B::width> out;
+#pragma unroll
+      for (int c = 0; c < B::width; ++c) {
         Compute<T> sum = 0;
-        for (std::int64_t p = down.first; p <= down.last; ++p) {
-          const Range rows(p, s.kernel_h, s.stride_h, s.padding_h, s.h, d.count_padding);
-          for (std::int64_t q = across.first; q <= across.last; ++q) {
-            const Range columns(q, s.kernel_w, s.stride_w, s.padding_w, s.w, d.count_padding);
-            sum +=
-                widen(dy[(plane * s.p + p) * s.q + q]) / divisor_of<Compute<T>>(d, rows, columns);
-          }
-        }
-        dx[i] = narrow<T>(sum);
-      });
-}
-
-// 2 × 2 windows that fill the image exactly: vectors in, vectors out.
-template <class T, class Index, int outputs>
-__global__ void __launch_bounds__(pool_threads)
-    avg_pool_by_two(PoolSize s, Compute<T> divisor, const T* x, T* y) {
-  gpu::for_places<Index>(
-      s.planes, s.p, s.q / outputs,
-      [&](std::int64_t plane, std::int64_t p, std::int64_t group, std::int64_t i) {
-        using Row = Pack<T, 2 * outputs>;
-        const T* from = x + (plane * s.h + 2 * p) * s.w + group * 2 * outputs;
-        const Row a = *reinterpret_cast<const Row*>(from);
-        const Row b = *reinterpret_cast<const Row*>(from + s.w);
-        Pack<T, outputs> out;
 #pragma unroll
-        for (int o = 0; o < outputs; ++o)
-          out.v[o] = narrow<T>(((widen(a.v[2 * o]) + widen(a.v[2 * o + 1])) +
-                                (widen(b.v[2 * o]) + widen(b.v[2 * o + 1]))) /
-                               divisor);
-        reinterpret_cast<Pack<T, outputs>*>(y)[i] = out;
-      });
-}
-
-template <class T, class Index, int outputs>
-__global__ void __launch_bounds__(pool_threads)
-    avg_pool_spread(PoolSize s, Compute<T> divisor, const T* dy, T* dx) {
-  gpu::for_places<Index>(
-      s.planes, s.p, s.q / outputs,
-      [&](std::int64_t plane, std::int64_t p, std::int64_t group, std::int64_t i) {
-        using Row = Pack<T, 2 * outputs>;
-        const auto in = reinterpret_cast<const Pack<T, outputs>*>(dy)[i];
-        Row out;
+        for (int i = 0; i < down; ++i)
 #pragma unroll
-        for (int o = 0; o < outputs; ++o)
-          out.v[2 * o] = out.v[2 * o + 1] = narrow<T>(widen(in.v[o]) / divisor);
-        T* to = dx + (plane * s.h + 2 * p) * s.w + group * 2 * outputs;
-        *reinterpret_cast<Row*>(to) = out;
-        *reinterpret_cast<Row*>(to + s.w) = out;
-      });
-}
-
-bool is_exact(const PoolSize& s) {
-  return s.simple(2, 2) && s.padding_h == 0 && s.padding_w == 0 && s.h == 2 * s.p;
+          for (int j = 0; j < across; ++j)
+            if (Height::sees(i - Height::earlier, r) && Width::sees(j - Width::earlier, c))
+              sum += share[i][j];
+        out.v[c] = narrow<T>(sum);
+      }
+      gpu::store_line<packed>(to, w, s.w, out);
+    }
+  });
 }
 
 template <class F>
 void visit_types(const PoolSize& s, const Tensor& x, F&& f) {
   visit<float, double, bf16>(x.dtype(), "avg_pool2d", [&](auto value) {
-    if (is_small(s))
-      f(value, std::uint32_t{});
+    if (gpu::is_small(s))
+      f(value, int{});
     else
       f(value, std::int64_t{});
+  });
+}
+
+// f(Mean, packed or not) with the kernel to be taken.
+template <class Height, class Width, class T, class F>
+void visit_kernels(const PoolSize& s, const Divisor& d, const T* image, const T* output, F&& f) {
+  using C = Compute<T>;
+  const bool packed = gpu::in_packs<Height, Width>(s, image, output);
+  if (packed && factor_of(s, d) != 0)
+    f(Mean<true, C>(s, d), std::true_type());
+  else if (packed)
+    f(Mean<false, C>(s, d), std::true_type());
+  else
+    f(Mean<false, C>(s, d), std::false_type());
+}
+
+template <class Height, class Width, class T>
+void forward(const PoolSize& s, const Divisor& d, const T* x, T* y) {
+  const Places places = Block<Height, Width, T>::outputs(s);
+  visit_kernels<Height, Width>(s, d, x, y, [&](auto mean, auto packed) {
+    gpu::launch("avg_pool2d", avg_pool_block<packed, Height, Width, decltype(mean), T>,
+                places.blocks(), pool_threads, 0, places, mean, x, y);
+  });
+}
+
+template <class Height, class Width, class T>
+void backward(const PoolSize& s, const Divisor& d, const T* dy, T* dx) {
+  const Places places = Block<Height, Width, T>::inputs(s);
+  visit_kernels<Height, Width>(s, d, dx, dy, [&](auto mean, auto packed) {
+    gpu::launch("avg_pool2d", avg_pool_gather_block<packed, Height, Width, decltype(mean), T>,
+                places.blocks(), pool_threads, 0, places, mean, dy, dx);
   });
 }
 
@@ -130,14 +248,13 @@ void gpu::avg_pool2d(const PoolSize& s, const Divisor& d, const Tensor& x, Tenso
   visit_types(s, x, [&](auto value, auto count) {
     using T = decltype(value);
     using Index = decltype(count);
-    constexpr int most = pack_size<T> / 2;
-    const int outputs = is_exact(s) ? adjacent_outputs<T>(s, x.raw(), y.raw()) : 0;
-    if (outputs == 0)
-      return launch("avg_pool2d", avg_pool<T, Index>, pool_blocks(y.numel()), pool_threads, 0, s, d,
-                    x.data<T>(), y.data<T>());
-    const auto f = outputs == most ? avg_pool_by_two<T, Index, most> : avg_pool_by_two<T, Index, 1>;
-    launch("avg_pool2d", f, pool_blocks(y.numel() / outputs), pool_threads, 0, s,
-           d.fixed ? d.fixed : 4, x.data<T>(), y.data<T>());
+    if (visit_squares(s, [&](auto height, auto width) {
+          forward<decltype(height), decltype(width)>(s, d, x.data<T>(), y.data<T>());
+        }))
+      return;
+    const Places outputs(s.planes, s.p, s.q);
+    launch("avg_pool2d", avg_pool<T, Index>, outputs.blocks(), pool_threads, 0, outputs,
+           Extents<Index>(s), d, x.data<T>(), y.data<T>());
   });
 }
 
@@ -145,14 +262,13 @@ void gpu::avg_pool2d_backward(const PoolSize& s, const Divisor& d, const Tensor&
   visit_types(s, dy, [&](auto value, auto count) {
     using T = decltype(value);
     using Index = decltype(count);
-    constexpr int most = pack_size<T> / 2;
-    const int outputs = is_exact(s) ? adjacent_outputs<T>(s, dx.raw(), dy.raw()) : 0;
-    if (outputs == 0)
-      return launch("avg_pool2d", avg_pool_gather<T, Index>, pool_blocks(dx.numel()), pool_threads,
-                    0, s, d, dy.data<T>(), dx.data<T>());
-    const auto f = outputs == most ? avg_pool_spread<T, Index, most> : avg_pool_spread<T, Index, 1>;
-    launch("avg_pool2d", f, pool_blocks(dy.numel() / outputs), pool_threads, 0, s,
-           d.fixed ? d.fixed : 4, dy.data<T>(), dx.data<T>());
+    if (visit_squares(s, [&](auto height, auto width) {
+          backward<decltype(height), decltype(width)>(s, d, dy.data<T>(), dx.data<T>());
+        }))
+      return;
+    const Places inputs(s.planes, s.h, s.w);
+    launch("avg_pool2d", avg_pool_gather<T, Index>, inputs.blocks(), pool_threads, 0, inputs,
+           Extents<Index>(s), d, dy.data<T>(), dx.data<T>());
   });
 }
 

@@ -1,62 +1,218 @@
-// What the pooling kernels share: who computes which element, and which windows see an input.
+// Sliding windows on the GPU: who computes which elements, and what their windows see.
+//
+// Where the window is known when the kernel is compiled, a thread makes a block of adjacent
+// elements from rows that it loads 16 bytes at a time: windows that overlap share its registers.
 #pragma once
 #include <algorithm>
 
 #include "ebb/core/cuda.cuh"
+#include "ebb/ops/divider.cuh"
 #include "ebb/ops/pooling/window.h"
 
 namespace ebb::gpu {
 
 inline constexpr int pool_threads = 256;
 
-inline unsigned pool_blocks(std::int64_t items) {
-  constexpr std::int64_t most = 1 << 22;
-  return static_cast<unsigned>(std::min(divide_up<std::int64_t>(items, pool_threads), most));
+// planes × rows × columns, one thread each.
+struct Places {
+  std::int64_t size;
+  Divider rows, columns;
+
+  Places(std::int64_t planes, std::int64_t rows, std::int64_t columns)
+      : size(planes * rows * columns),
+        rows(std::max<std::int64_t>(1, rows)),
+        columns(std::max<std::int64_t>(1, columns)) {}
+  dim3 blocks() const {
+    return dim3(static_cast<unsigned>(divide_up<std::int64_t>(size, pool_threads)));
+  }
+};
+
+// Calls f(plane, row, column) for the thread's place. Inside a plane an int can mostly count.
+template <class Index = int, class F>
+__device__ void at_place(const Places& places, const F& f) {
+  const std::int64_t i = blockIdx.x * std::int64_t{pool_threads} + threadIdx.x;
+  if (i >= places.size) return;
+  const std::uint64_t line = places.columns.quotient(i);
+  const std::uint64_t plane = places.rows.quotient(line);
+  f(static_cast<std::int64_t>(plane), static_cast<Index>(line - plane * places.rows.d),
+    static_cast<Index>(i - line * places.columns.d));
 }
 
-// Calls f(plane, row, column, i) for the thread's share of planes × rows × columns. Index is 32
-// bits wide where that is enough, because its divisions are.
-template <class Index, class F>
-__device__ void for_places(std::int64_t planes, std::int64_t rows, std::int64_t columns,
-                           const F& f) {
-  const auto size = static_cast<Index>(planes * rows * columns);
-  const auto h = static_cast<Index>(rows);
-  const auto w = static_cast<Index>(columns);
-  const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
-  Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (; i < size; i += stride) {
-    const Index line = i / w;
-    const Index plane = line / h;
-    f(static_cast<std::int64_t>(plane), static_cast<std::int64_t>(line - plane * h),
-      static_cast<std::int64_t>(i - line * w), static_cast<std::int64_t>(i));
+// Along one side of an image: `kernel` places every `stride`, the first `padding` before the image.
+template <int kernel_, int stride_, int padding_>
+struct Side {
+  static constexpr int kernel = kernel_, stride = stride_, padding = padding_;
+  // n windows see n · stride places, and these more around them.
+  static constexpr int before = padding;
+  static constexpr int after = std::max(0, kernel - stride - padding);
+  // n · stride places are seen by n windows, and these more around them.
+  static constexpr int earlier = (kernel - 1 - padding) / stride;
+  static constexpr int later = (stride - 1 + padding) / stride;
+  // The place in window `w` of place `at`, both counted from the same beginning.
+  static constexpr int place(int at, int w) { return at + padding - w * stride; }
+  static constexpr bool sees(int w, int at) { return place(at, w) >= 0 && place(at, w) < kernel; }
+};
+
+// What a thread of a kernel for such windows works on: `rows` × `columns` windows.
+template <class Height, class Width, class T>
+struct Block {
+  static constexpr int rows = Height::kernel > Height::stride ? 2 : 1;
+  static constexpr int columns = std::max(1, pack_size<T> / Width::stride);
+  static constexpr int height = rows * Height::stride;  // of the image
+  static constexpr int width = columns * Width::stride;
+
+  // The blocks that cover all outputs, or the whole image.
+  static Places outputs(const PoolSize& s) {
+    return {s.planes, divide_up<std::int64_t>(s.p, rows), divide_up<std::int64_t>(s.q, columns)};
+  }
+  static Places inputs(const PoolSize& s) {
+    return {s.planes, divide_up<std::int64_t>(s.h, height), divide_up<std::int64_t>(s.w, width)};
+  }
+};
+
+// n elements from `at` on, `none` unless they are there: as words, which a load may leave as they
+// are where half words would have to be put together again.
+template <int n, class T>
+__device__ void load_pack(const T* at, bool there, T none, T* to) {
+  if constexpr (sizeof(T) < 4 && n * sizeof(T) % 4 == 0) {
+    constexpr int in_word = 4 / sizeof(T);
+    Pack<std::uint32_t, n / in_word> words;
+#pragma unroll
+    for (int i = 0; i < n / in_word; ++i) {
+      words.v[i] = 0;
+#pragma unroll
+      for (int j = 0; j < in_word; ++j)
+        words.v[i] |= std::uint32_t{__builtin_bit_cast(Word<sizeof(T)>, none)}
+                      << (8 * sizeof(T) * j);
+    }
+    if (there) words = *reinterpret_cast<const Pack<std::uint32_t, n / in_word>*>(at);
+#pragma unroll
+    for (int j = 0; j < n; ++j) {
+      const auto bits = words.v[j / in_word] >> (8 * sizeof(T) * (j % in_word));
+      to[j] = __builtin_bit_cast(T, static_cast<Word<sizeof(T)>>(bits));
+    }
+  } else {
+    Pack<T, n> pack;
+#pragma unroll
+    for (int j = 0; j < n; ++j) pack.v[j] = none;
+    if (there) pack = *reinterpret_cast<const Pack<T, n>*>(at);
+#pragma unroll
+    for (int j = 0; j < n; ++j) to[j] = pack.v[j];
   }
 }
 
-// Whether 32 bits can count the elements, with room for the stride of a grid.
+// n elements of a line of `length` and some more around them; `none` where there are none. They lie
+// from `at` on, at place `first` of the line. Packed lines are made of whole packs of n.
+template <bool packed, int before, int n, int after, class T>
+__device__ void load_line(const T* at, int first, int length, T none, T (&to)[before + n + after]) {
+  const auto one = [&](int j) { return first + j >= 0 && first + j < length ? at[j] : none; };
+#pragma unroll
+  for (int j = 0; j < before; ++j) to[j] = one(j - before);
+  if constexpr (packed) {
+    load_pack<n>(at, first < length, none, to + before);
+  } else {
+#pragma unroll
+    for (int j = 0; j < n; ++j) to[before + j] = one(j);
+  }
+#pragma unroll
+  for (int j = 0; j < after; ++j) to[before + n + j] = one(n + j);
+}
+
+// The reverse, of what lies inside the line.
+template <bool packed, int n, class T>
+__device__ void store_line(T* at, int first, int length, const Pack<T, n>& from) {
+  if constexpr (packed) {
+    if (first < length) store(reinterpret_cast<Pack<T, n>*>(at), from);
+  } else {
+#pragma unroll
+    for (int j = 0; j < n; ++j)
+      if (first + j < length) at[j] = from.v[j];
+  }
+}
+
+// Whether the rows of the image and of the output are made of whole packs.
+template <class Height, class Width, class T>
+bool in_packs(const PoolSize& s, const T* image, const T* output) {
+  using B = Block<Height, Width, T>;
+  return s.w % B::width == 0 && s.q % B::columns == 0 &&
+         reinterpret_cast<std::uintptr_t>(image) % sizeof(Pack<T, B::width>) == 0 &&
+         reinterpret_cast<std::uintptr_t>(output) % sizeof(Pack<T, B::columns>) == 0;
+}
+
+// Whether an int can count the places of a plane, with room for a window.
 inline bool is_small(const PoolSize& s) {
-  return s.planes * std::max(s.h * s.w, s.p * s.q) < (std::int64_t{1} << 31);
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  return s.h * s.w < most && s.p * s.q < most &&
+         std::max(s.kernel_h * s.dilation_h, s.stride_h) < most &&
+         std::max(s.kernel_w * s.dilation_w, s.stride_w) < most;
+}
+
+// Whether windows are those of the two sides.
+template <class Height, class Width>
+bool fits(const PoolSize& s) {
+  return s.kernel_h == Height::kernel && s.stride_h == Height::stride &&
+         s.padding_h == Height::padding && s.kernel_w == Width::kernel &&
+         s.stride_w == Width::stride && s.padding_w == Width::padding && s.dilation_h == 1 &&
+         s.dilation_w == 1 && is_small(s);
+}
+
+// f(Side{}, Side{}) if the windows are those of the sides.
+template <class Height, class Width, class F>
+bool visit_sides(const PoolSize& s, const F& f) {
+  if (!fits<Height, Width>(s)) return false;
+  f(Height{}, Width{});
+  return true;
+}
+
+// The same for the windows that have kernels of their own, of images and of lines.
+template <class F>
+bool visit_squares(const PoolSize& s, const F& f) {
+  using Pairs = Side<2, 2, 0>;
+  using Overlapping = Side<3, 2, 1>;
+  using Unpadded = Side<3, 2, 0>;
+  using Dense = Side<3, 1, 1>;
+  return visit_sides<Pairs, Pairs>(s, f) || visit_sides<Overlapping, Overlapping>(s, f) ||
+         visit_sides<Unpadded, Unpadded>(s, f) || visit_sides<Dense, Dense>(s, f);
+}
+template <class F>
+bool visit_lines(const PoolSize& s, const F& f) {
+  using One = Side<1, 1, 0>;
+  return visit_sides<One, Side<2, 2, 0>>(s, f) || visit_sides<One, Side<3, 2, 1>>(s, f) ||
+         visit_sides<One, Side<3, 1, 1>>(s, f);
 }
 
 // Windows [first, last] along one side that may see place x: with dilation some of them step over.
+template <class Index>
 struct Seen {
-  std::int64_t first, last;
-  __device__ Seen(std::int64_t x, std::int64_t kernel, std::int64_t stride, std::int64_t padding,
-                  std::int64_t dilation, std::int64_t windows) {
-    const std::int64_t reach = x + padding - (kernel - 1) * dilation;
+  Index first, last;
+  __device__ Seen(Index x, Index kernel, Index stride, Index padding, Index dilation,
+                  Index windows) {
+    const Index reach = x + padding - (kernel - 1) * dilation;
     first = reach > 0 ? (reach + stride - 1) / stride : 0;
     last = (x + padding) / stride;
     if (last >= windows) last = windows - 1;
   }
 };
 
-// 2 × 2 windows side by side over even rows, without padding: `outputs` of them make one vector of
-// each of the two input rows. 0 when the vectors would not fit or not be aligned.
-template <class T>
-int adjacent_outputs(const PoolSize& s, const void* x, const void* y) {
-  if (s.w != 2 * s.q) return 0;
-  const auto bits = reinterpret_cast<std::uintptr_t>(x) | reinterpret_cast<std::uintptr_t>(y);
-  if (bits % 16 != 0) return 0;
-  return s.w % pack_size<T> == 0 ? std::max(pack_size<T> / 2, 1) : 1;
-}
+// The extents of a plane and its windows, as narrow as counting allows.
+template <class Index>
+struct Extents {
+  Index h, w, p, q;
+  Index kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+
+  explicit Extents(const PoolSize& s)
+      : h(static_cast<Index>(s.h)),
+        w(static_cast<Index>(s.w)),
+        p(static_cast<Index>(s.p)),
+        q(static_cast<Index>(s.q)),
+        kernel_h(static_cast<Index>(s.kernel_h)),
+        kernel_w(static_cast<Index>(s.kernel_w)),
+        stride_h(static_cast<Index>(s.stride_h)),
+        stride_w(static_cast<Index>(s.stride_w)),
+        padding_h(static_cast<Index>(s.padding_h)),
+        padding_w(static_cast<Index>(s.padding_w)),
+        dilation_h(static_cast<Index>(s.dilation_h)),
+        dilation_w(static_cast<Index>(s.dilation_w)) {}
+};
 
 }  // namespace ebb::gpu

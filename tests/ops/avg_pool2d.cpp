@@ -66,6 +66,38 @@ TEST_CASE("avg_pool2d: twins agree") {
   check_twins(with(2, {}), {randn({0, 3, 4, 4}, 4)}, {sums, sums});
 }
 
+TEST_CASE("avg_pool2d: agrees on all devices in f32 and bf16, whatever the width") {
+  struct Windows {
+    Pair kernel;
+    AvgPool2dOptions options;
+  };
+  const Windows windows[] = {
+      {2, {}},
+      {3, {.stride = 2, .padding = 1}},
+      {3, {.stride = 2, .padding = 1, .count_include_pad = false}},
+      {3, {.stride = 2, .ceil_mode = true}},
+      {3, {.stride = 1, .padding = 1, .divisor_override = 8}},
+      {3, {.stride = 2, .padding = 1, .ceil_mode = true, .count_include_pad = false}}};
+  for (const auto& [kernel, options] : windows)
+    for (const Shape& shape : {Shape{2, 3, 12, 16}, Shape{1, 2, 9, 24}, Shape{3, 1, 7, 19}})
+      for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+        // Of one sign: sums keep the accuracy of their terms.
+        const Tensor values = randn(shape, 5).to(dtype).to(Dtype::f64);
+        const Tensor wide = leaf(mul(values, values).to(dtype).to(Dtype::f64));
+        const Tensor reference = avg_pool2d(wide, kernel, options);
+        const Tensor dy = full(reference.shape(), 0.75, {Dtype::f64, cpu_device});
+        reference.backward(dy);
+        const Tolerance rounding{0, dtype == Dtype::bf16 ? 0.004 : 1e-6};
+        for (const Device device : devices()) {
+          const Tensor x = leaf(wide.detach().to(dtype).to(device));
+          const Tensor y = avg_pool2d(x, kernel, options);
+          check_close(y, reference, rounding, "value");
+          y.backward(dy.to(dtype).to(device));
+          check_close(x.grad(), wide.grad(), rounding, "gradient");
+        }
+      }
+}
+
 TEST_CASE("avg_pool2d: a constant image stays constant where padding is not counted") {
   for (const Device device : devices()) {
     const Tensor x = full({1, 2, 7, 5}, 3, {Dtype::f64, device});

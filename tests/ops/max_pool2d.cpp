@@ -72,6 +72,46 @@ TEST_CASE("max_pool2d: twins agree bit for bit, but for sums of gradients") {
   check_twins(with(2, {}), {randn({0, 3, 4, 4}, 5)}, {exact, exact});
 }
 
+// Few different values, so that windows have ties, NaN and infinities, one or several of them.
+Tensor coarse(const Shape& shape, Dtype dtype) {
+  Generator generator(6);
+  std::vector<double> v;
+  for (const std::int32_t i : permutation(shape.numel(), generator).to_vector<std::int32_t>())
+    v.push_back(i % 9 == 0 ? NAN : i % 7 == 0 ? -INFINITY : i % 5 - 2);
+  return tensor(v, shape).to(dtype);
+}
+
+TEST_CASE("max_pool2d: ties and NaN go to the same places on all devices, in f32 and bf16") {
+  struct Windows {
+    Pair kernel;
+    MaxPool2dOptions options;
+  };
+  const Windows windows[] = {{2, {}},
+                             {3, {.stride = 2, .padding = 1}},
+                             {3, {.stride = 2}},
+                             {3, {.stride = 1, .padding = 1}},
+                             {3, {.stride = 2, .padding = 1, .ceil_mode = true}},
+                             {{1, 2}, {}},
+                             {{1, 3}, {.stride = Pair(1, 2), .padding = Pair(0, 1)}},
+                             {{1, 3}, {.stride = Pair(1, 1), .padding = Pair(0, 1)}}};
+  const Tolerance sum_of_four{0, 0.005};
+  for (const auto& [kernel, options] : windows)
+    for (const Shape& shape : {Shape{2, 3, 12, 16}, Shape{1, 2, 9, 24}, Shape{3, 1, 7, 19}})
+      for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+        const Tensor wide = leaf(coarse(shape, Dtype::f64));
+        const Tensor reference = max_pool2d(wide, kernel, options);
+        const Tensor dy = randn(reference.shape(), 7).to(dtype).to(Dtype::f64);
+        reference.backward(dy);
+        for (const Device device : devices()) {
+          const Tensor x = leaf(coarse(shape, dtype).to(device));
+          const Tensor y = max_pool2d(x, kernel, options);
+          check_close(y, reference, exact, "value");
+          y.backward(dy.to(dtype).to(device));
+          check_close(x.grad(), wide.grad(), sum_of_four, "gradient");
+        }
+      }
+}
+
 TEST_CASE("max_pool2d: rows that no window covers have a zero gradient") {
   for (const Device device : devices()) {
     Tensor x = leaf(ones({1, 1, 3, 4}, {Dtype::f32, device}));
