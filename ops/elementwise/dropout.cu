@@ -16,9 +16,9 @@ constexpr int half = gpu::warp_size * quad;  // of a segment: one quad a lane
 constexpr std::int64_t segment = 2 * half;
 
 // One bit for each of a lane's eight elements: kept or not.
-__device__ unsigned keep_bits(const Stream& stream, const DropThreshold& threshold,
+__device__ unsigned keep_bits(std::uint64_t seed, std::uint64_t now, const DropThreshold& threshold,
                               std::uint64_t block) {
-  const Philox random = philox(stream.seed, block, stream.now());
+  const Philox random = philox(seed, block, now);
   unsigned keep = 0;
   unsigned ties = 0;
 #pragma unroll
@@ -28,7 +28,7 @@ __device__ unsigned keep_bits(const Stream& stream, const DropThreshold& thresho
     ties |= unsigned{draw == threshold.high} << j;
   }
   if (ties != 0 && threshold.low > 0) {  // one block in 8192
-    const Philox again = philox(stream.seed, block | std::uint64_t{1} << 63, stream.now());
+    const Philox again = philox(seed, block | std::uint64_t{1} << 63, now);
     for (int j = 0; j < 8; ++j) {
       const std::uint32_t word = again.v[j / 2];
       const std::uint32_t draw = j % 2 == 0 ? word & 0xffff : word >> 16;
@@ -38,47 +38,69 @@ __device__ unsigned keep_bits(const Stream& stream, const DropThreshold& thresho
   return keep;
 }
 
+// Whether one of the eight draws ties with the threshold: a zero among the 16-bit halves of the
+// differences.
+__device__ bool has_tie(const Philox& random, std::uint32_t high) {
+  std::uint32_t zero = 0;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const std::uint32_t difference = random.v[w] ^ (high * 0x10001u);
+    zero |= (difference - 0x10001u) & ~difference;
+  }
+  return (zero & 0x80008000u) != 0;
+}
+
 // A warp takes `segments` adjacent segments; lane l has quads l and 32 + l of each.
 template <int threads, int segments, class T>
 __global__ void __launch_bounds__(threads)
     dropout_kernel(Stream stream, DropThreshold threshold, std::int64_t n, bool packed, const T* x,
                    T* y) {
   using P = Pack<T, quad>;
-  const auto scale = static_cast<gpu::Compute<T>>(threshold.scale);
-  const auto value = [&](T e, unsigned bits, int j) {
-    return gpu::narrow<T>((bits >> j & 1) != 0 ? gpu::widen(e) * scale : gpu::Compute<T>(0));
-  };
+  using C = gpu::Compute<T>;
+  const auto scale = static_cast<C>(threshold.scale);
+  const std::uint64_t now = stream.now();
   const int lane = threadIdx.x % gpu::warp_size;
   const std::int64_t warp =
       blockIdx.x * std::int64_t{threads / gpu::warp_size} + threadIdx.x / gpu::warp_size;
   const std::int64_t start = warp * segments * segment + lane * quad;
   const std::uint64_t block = static_cast<std::uint64_t>(warp * segments) * gpu::warp_size + lane;
-  if (packed && (warp + 1) * segments * segment <= n) {
-    P in[segments][2];
-#pragma unroll
-    for (int s = 0; s < segments; ++s)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        in[s][h] = *reinterpret_cast<const P*>(x + start + s * segment + h * half);
-#pragma unroll
-    for (int s = 0; s < segments; ++s) {
-      const unsigned bits = keep_bits(stream, threshold, block + s * gpu::warp_size);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        P out;
-#pragma unroll
-        for (int j = 0; j < quad; ++j) out.v[j] = value(in[s][h].v[j], bits, h * quad + j);
-        gpu::store(reinterpret_cast<P*>(y + start + s * segment + h * half), out);
-      }
-    }
-    return;
-  }
-  for (int s = 0; s < segments; ++s) {
-    if (start + s * segment >= n) return;
-    const unsigned bits = keep_bits(stream, threshold, block + s * gpu::warp_size);
+  const auto one_by_one = [&](int s) {
+    const unsigned bits = keep_bits(stream.seed, now, threshold, block + s * gpu::warp_size);
+#pragma unroll 1
     for (int j = 0; j < 2 * quad; ++j) {
       const std::int64_t i = start + s * segment + j / quad * half + j % quad;
-      if (i < n) y[i] = value(x[i], bits, j);
+      if (i < n) y[i] = gpu::narrow<T>((bits >> j & 1) != 0 ? gpu::widen(x[i]) * scale : C(0));
+    }
+  };
+  if (!packed || (warp + 1) * segments * segment > n) {
+    for (int s = 0; s < segments && start + s * segment < n; ++s) one_by_one(s);
+    return;
+  }
+  P in[segments][2];
+#pragma unroll
+  for (int s = 0; s < segments; ++s)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      in[s][h] = *reinterpret_cast<const P*>(x + start + s * segment + h * half);
+#pragma unroll
+  for (int s = 0; s < segments; ++s) {
+    const Philox random = philox(stream.seed, block + s * gpu::warp_size, now);
+    if (threshold.low > 0 && has_tie(random, threshold.high)) {  // one block in 8192
+      one_by_one(s);
+      continue;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      P out;
+#pragma unroll
+      for (int j = 0; j < quad; j += 2) {
+        const std::uint32_t draws = random.v[h * 2 + j / 2];
+        const bool kept[] = {draws << 16 >= threshold.high << 16, draws >= threshold.high << 16};
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          out.v[j + k] = gpu::narrow<T>(kept[k] ? gpu::widen(in[s][h].v[j + k]) * scale : C(0));
+      }
+      gpu::store(reinterpret_cast<P*>(y + start + s * segment + h * half), out);
     }
   }
 }
@@ -165,6 +187,10 @@ void gpu::tune_dropout(bool on) { tuning = on; }
 
 void gpu::dropout(const Tensor& x, const Stream& stream, const DropThreshold& threshold,
                   Tensor& y) {
+  if (threshold.high > 0xffff) {  // no draw of 16 bits is kept
+    y.fill_(0);
+    return;
+  }
   visit<float, double, bf16>(x.dtype(), "dropout", [&](auto zero) {
     using T = decltype(zero);
     const Call call{stream, threshold, x.numel()};

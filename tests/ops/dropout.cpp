@@ -67,6 +67,8 @@ TEST_CASE("dropout: p = 0 is the identity, p = 1 is 0, of infinities and NaN too
     check_close(dropout(x, {.p = 1, .training = false}), x, exact, "not training");
     const Tensor y = dropout(x, {.p = 1});
     check_close(y, zeros({4}), exact, "p = 1");
+    const Tensor many = dropout(ones({1000}, {Dtype::f32, device}), {.p = 1});
+    check_close(many, zeros({1000}), exact, "p = 1 of many");
     y.backward(full({4}, inf, {.device = device}));
     check_close(x.grad(), zeros({4}), exact, "gradient");
     const auto v = values(dropout(full({1000}, qnan, {.device = device}), {.p = 0.5}));
