@@ -68,7 +68,38 @@ __device__ inline void copy_async(void* to, const void* from, bool inside) {
                "r"(inside ? 16 : 0)
                : "memory");
 }
+// The same through the first-level cache, for bytes that the multiprocessor copies again.
+__device__ inline void copy_async_cached(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// The thread's copies since the last commit become a group; all but the newest `left` groups are
+// waited for.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int left>
+__device__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+}
+
+// sums[16,8] += a[16,8] · b[8,8] of TF32, float32 with a mantissa of 10 bits: the thread's four
+// numbers of a are in rows lane / 4 and the eighth after, columns lane % 4 and the fourth after.
+__device__ inline void multiply_tf32(float& s0, float& s1, float& s2, float& s3,
+                                     const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(s0), "+f"(s1), "+f"(s2), "+f"(s3)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The nearest TF32.
+__device__ inline float to_tf32(float x) {
+  unsigned y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return __uint_as_float(y);
+}
 #else
 __device__ inline void multiply(float&, float&, float&, float&, const unsigned (&)[4], unsigned,
                                 unsigned) {
@@ -79,7 +110,18 @@ __device__ inline void load_transposed(unsigned (&)[4], const void*) { __trap();
 __device__ inline void copy_async(void* to, const void* from, bool inside) {
   *static_cast<uint4*>(to) = inside ? *static_cast<const uint4*>(from) : uint4{};
 }
+__device__ inline void copy_async_cached(void* to, const void* from, bool inside) {
+  copy_async(to, from, inside);
+}
 __device__ inline void wait_for_copies() {}
+__device__ inline void commit_copies() {}
+template <int left>
+__device__ void wait_for_groups() {}
+__device__ inline void multiply_tf32(float&, float&, float&, float&, const unsigned (&)[4],
+                                     unsigned, unsigned) {
+  __trap();
+}
+__device__ inline float to_tf32(float x) { return x; }
 #endif
 
 }  // namespace ebb::gpu

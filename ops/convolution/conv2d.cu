@@ -4,11 +4,11 @@
 //   input gradient   dx[c, (n,h,w)] = Σ over k,r,s  w[(k,r,s), c] · dy[(k,r,s), (n,h,w)]
 //   weight gradient  dw[k, (c,r,s)] = Σ over n,p,q  dy[k, (n,p,q)] · x[(n,p,q), (c,r,s)]
 //
-//
-// The first two are one kernel, gather.cuh; the third is filters.cuh.
+// The first two are one kernel, gather.cuh; the third is filters.cuh. On tensor cores they are
+// gather_mma.cuh and filters_mma.cuh.
 #include "ebb/core/basic.h"
-#include "ebb/ops/convolution/filters.cuh"
-#include "ebb/ops/convolution/gather.cuh"
+#include "ebb/ops/convolution/filters_mma.cuh"
+#include "ebb/ops/convolution/gather_mma.cuh"
 
 namespace ebb {
 namespace {
@@ -43,16 +43,24 @@ __global__ void __launch_bounds__(direct_threads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
+void run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& bias, Tensor& out) {
+  constexpr std::string_view op = "conv2d";
+  if (out.numel() == 0) return;
+  if (gaps(g)) gpu::fill(0, out);
+  if (run_gather_mma(op, g, in, weight, bias, out)) return;
+  run_gather(op, g, in, weight, bias, out);
+}
+
 }  // namespace
 
 void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
                  Tensor& y) {
-  run_gather("conv2d", gather_of("conv2d", size, false), x, w, b, y);
+  run(gather_of("conv2d", size, false), x, w, b, y);
 }
 
 void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
                                 Tensor& dx) {
-  run_gather("conv2d", gather_of("conv2d", size, true), dy, w, {}, dx);
+  run(gather_of("conv2d", size, true), dy, w, {}, dx);
 }
 
 void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
@@ -61,6 +69,7 @@ void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const 
   if (dw.numel() == 0) return;
   if (dy.numel() == 0) return gpu::fill(0, dw);
   const Weights g = weights_of(op, size);
+  if (!far(g) && run_weight_gradient_mma(op, g, size.n, x, dy, dw)) return;
   visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     if (thin(g.groups, g.m, g.c) || far(g)) {

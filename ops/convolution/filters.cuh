@@ -19,7 +19,7 @@ struct Weights {
   std::int64_t pixels;             // n·p·q
   std::int64_t x_plane, dy_plane;  // elements of one channel
   std::int64_t x_image, dy_image;  // elements of one image
-  int step_q, step_p, step_n;      // tile_depth in the digits (n, p, q)
+  int step_q, step_p, step_n;      // a slab's depth in the digits (n, p, q)
   __host__ __device__ std::int64_t columns() const { return std::int64_t{c} * r * s; }
 };
 
@@ -213,6 +213,12 @@ void with_weight_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f)
   }
 }
 
+inline void set_steps(Weights& g, int depth) {
+  g.step_q = depth % g.q;
+  g.step_p = depth / g.q % g.p;
+  g.step_n = depth / g.q / g.p;
+}
+
 inline Weights weights_of(std::string_view op, const Conv2dSize& size) {
   const Conv2dOptions& o = size.options;
   extent(op, (size.r - 1) * o.dilation.h);
@@ -239,9 +245,7 @@ inline Weights weights_of(std::string_view op, const Conv2dSize& size) {
   g.dy_plane = size.p * size.q;
   g.x_image = size.c * g.x_plane;
   g.dy_image = size.k * g.dy_plane;
-  g.step_q = tile_depth % g.q;
-  g.step_p = tile_depth / g.q % g.p;
-  g.step_n = tile_depth / g.q / g.p;
+  set_steps(g, tile_depth);
   return g;
 }
 

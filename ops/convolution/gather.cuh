@@ -79,12 +79,12 @@ struct Class {
   std::int64_t slabs;
 };
 
-__device__ inline Class class_of(const Gather& g, int z) {
+__device__ inline Class class_of(const Gather& g, int z, int depth = tile_depth) {
   Class c{axis_of(g.h, z / g.w.classes), axis_of(g.w, z % g.w.classes), 0, 0};
   const std::int64_t before =
       std::int64_t{c.h.taps_before} * g.w.kernel + std::int64_t{c.h.taps} * c.w.taps_before;
-  c.first_row = (divide_up<std::int64_t>(before * g.c_packed, tile_depth) + z) * tile_depth;
-  c.slabs = divide_up<std::int64_t>(std::int64_t{c.h.taps} * c.w.taps * g.c_packed, tile_depth);
+  c.first_row = (divide_up<std::int64_t>(before * g.c_packed, depth) + z) * depth;
+  c.slabs = divide_up<std::int64_t>(std::int64_t{c.h.taps} * c.w.taps * g.c_packed, depth);
   return c;
 }
 
@@ -249,13 +249,36 @@ class PixelLoader {
 template <class Tile>
 inline constexpr int blocks_resident = (Tile::threads > 128 ? 512 : 384) / Tile::threads;
 
+// Writes sums + add to the places of adjacent columns: `together` of them, at least, are adjacent
+// and aligned in out.
+template <class Out, class V, int width>
+__device__ void store_columns(Out* out, const std::int64_t* places, const Pack<V, width>& sums,
+                              V add, int together) {
+  Pack<Out, width> results;
+#pragma unroll
+  for (int j = 0; j < width; ++j) results.v[j] = narrow<Out>(sums.v[j] + add);
+  const auto store = [&](auto all) {
+    constexpr int pack = decltype(all)::value;
+#pragma unroll
+    for (int j = 0; j < width; j += pack)
+      if (places[j] >= 0)
+        *reinterpret_cast<Pack<Out, pack>*>(out + places[j]) =
+            reinterpret_cast<const Pack<Out, pack>*>(results.v)[j / pack];
+  };
+  if (together >= width) {
+    store(std::integral_constant<int, width>{});
+  } else if (width > 4 && together == 4) {
+    store(std::integral_constant<int, 4>{});
+  } else {
+    store(std::integral_constant<int, 1>{});
+  }
+}
+
 // A tile of out for one slice of the sum; slice i of several goes to out + i · out_size.
-// `together`: four adjacent columns are four adjacent, aligned elements of out.
 template <class T, class Out, class Tile, bool blocked>
 __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
-    gather(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles,
-           bool together, std::int64_t out_size, const T* in, const Compute<T>* packed,
-           const T* bias, Out* out) {
+    gather(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles, int together,
+           std::int64_t out_size, const T* in, const Compute<T>* packed, const T* bias, Out* out) {
   using V = Compute<T>;
   __shared__ TileMemory<V, Tile> memory;
   __shared__ std::int64_t places[Tile::cols];
@@ -281,20 +304,9 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
   const std::int64_t first_channel = group * g.m + first_m;
   Out* const to = out + slice * out_size + first_channel * plane;
   core.for_each([&](int m, int n, const auto& sums) {
-    constexpr int width = sizeof(sums.v) / sizeof(V);
     if (first_m + m >= g.m) return;
     const V add = bias ? widen(bias[first_channel + m]) : V(0);
-    Pack<Out, width> results;
-#pragma unroll
-    for (int j = 0; j < width; ++j) results.v[j] = narrow<Out>(sums.v[j] + add);
-    if (together) {
-      if (places[n] >= 0)
-        *reinterpret_cast<Pack<Out, width>*>(to + m * plane + places[n]) = results;
-    } else {
-#pragma unroll
-      for (int j = 0; j < width; ++j)
-        if (places[n + j] >= 0) to[m * plane + places[n + j]] = results.v[j];
-    }
+    store_columns(to + m * plane, places + n, sums, add, together);
   });
 }
 
@@ -390,6 +402,12 @@ inline bool dense(const Gather& g) {
   return !g.h.transposed || (g.h.stride == 1 && g.w.stride == 1);
 }
 
+// How many columns of a tile, aligned in it, are adjacent and aligned in out.
+inline int adjacent_columns(const Gather& g) {
+  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
+  return !dense(g) ? 1 : plane % 8 == 0 ? 8 : plane % 4 == 0 ? 4 : 1;
+}
+
 template <class T, class Tile, bool blocked>
 void launch_gather(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
                    const Tensor& weight, const T* bias, Tensor& out) {
@@ -402,7 +420,7 @@ void launch_gather(std::string_view op, Gather g, std::int64_t points, const Ten
   const Slices slices(slabs + (dense(g) ? 0 : g.classes()),
                       dense(g) ? enough_blocks<Tile>() / blocks : 1);
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
-  const bool together = dense(g) && plane % 4 == 0;
+  const int together = adjacent_columns(g);
   const dim3 grid = grid_of(op, blocks * slices.count);
   if (slices.count == 1) {
     launch(op, gather<T, T, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles,
@@ -419,6 +437,11 @@ void launch_gather(std::string_view op, Gather g, std::int64_t points, const Ten
 // Groups so thin that tiles would be mostly padding.
 inline bool thin(std::int64_t groups, std::int64_t m, std::int64_t c) {
   return groups > 1 && m <= 4 && c <= 4;
+}
+
+// Whether no tap reaches some of out.
+inline bool gaps(const Gather& g) {
+  return g.h.transposed && (g.h.classes < g.h.stride || g.w.classes < g.w.stride);
 }
 
 inline int most_points(const Side& side) {
@@ -439,9 +462,6 @@ void launch_direct(std::string_view op, const Gather& g, const Tensor& in, const
 
 inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Tensor& weight,
                        const Tensor& bias, Tensor& out) {
-  if (out.numel() == 0) return;
-  const bool gaps = g.h.classes < g.h.stride || g.w.classes < g.w.stride;
-  if (g.h.transposed && gaps) gpu::fill(0, out);
   constexpr int few = 5;  // channels: eighths of slabs that blocking would waste
   const bool blocked = g.c > few;
   g.c_packed = static_cast<int>(blocked ? round_up(g.c, tile_depth) : g.c);

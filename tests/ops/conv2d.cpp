@@ -194,6 +194,74 @@ TEST_CASE("conv2d: a NaN or infinity reaches exactly the outputs whose window se
   }
 }
 
+TEST_CASE("conv2d: on tensor cores, sums are those of the numbers given, in f32 and rounded once") {
+  if (cuda_device_count() == 0) return;
+  const std::vector<Case> large = {
+      {{3, 64, 33, 30}, {72, 64, 3, 3}, {.padding = 1}},             // ragged tiles, whole slabs
+      {{2, 37, 40, 41}, {83, 37, 3, 5}, {}},                         // ragged channels, odd planes
+      {{8, 3, 64, 64}, {64, 3, 7, 7}, {.stride = 2, .padding = 3}},  // a stem: slabs of many taps
+      {{9, 260, 14, 14}, {130, 260, 1, 1}, {}},                      // 1×1
+      {{9, 200, 28, 28}, {136, 200, 1, 1}, {.stride = {2, 3}}},      // 1×1 that skips pixels
+      {{2, 300, 9, 9}, {160, 300, 3, 3}, {.padding = 1}},            // sums in slices
+      {{2, 40, 61, 50},
+       {70, 20, 3, 3},
+       {.stride = {2, 1}, .padding = 2, .dilation = {2, 3}, .groups = 2}},
+      {{4, 24, 1, 1999}, {56, 24, 1, 9}, {.padding = {0, 4}}},  // one row
+      {{3, 65, 40, 40}, {8, 65, 4, 4}, {.stride = 4}},          // few filters, stride = kernel
+  };
+  for (const Dtype dtype : {Dtype::bf16, Dtype::f32})
+    for (const Case& c : large) {
+      const auto results = [&](Dtype as, Device device) {
+        // Numbers that bf16, and TF32, can say.
+        const auto made = [&](const Shape& shape, std::uint64_t seed) {
+          return randn(shape, seed, Dtype::bf16).to(as).clone().to(device);
+        };
+        const Tensor x = leaf(made(c.x, 23)), w = leaf(made(c.w, 24)), b = leaf(made({c.w[0]}, 25));
+        const Tensor y = conv2d(x, w, b, c.options);
+        y.backward(made(y.shape(), 26));
+        return Tensors{y.detach(), x.grad(), w.grad(), b.grad()};
+      };
+      const Tensors reference = results(Dtype::f64, cpu_device);
+      allow_tf32(dtype == Dtype::f32);
+      poison_memory(true);
+      const Tensors got = results(dtype, cuda_device), again = results(dtype, cuda_device);
+      poison_memory(false);
+      allow_tf32(false);
+      const std::int64_t taps = c.w.product(2, 4), filters = c.w[0] / c.options.groups;
+      const std::int64_t pixels = reference[0].numel() / c.w[0];
+      const std::int64_t terms[] = {c.w[1] * taps, filters * taps, pixels, pixels};
+      for (size_t i = 0; i < got.size(); ++i) {
+        std::ostringstream what;
+        what << "result " << i << " of " << got[0] << " from " << c.x << ' ' << c.w;
+        Tolerance tolerance = sums(terms[i], 0).value;
+        if (dtype == Dtype::bf16) tolerance.relative = 0x1p-8;  // half an ulp
+        check_close(got[i], reference[i], tolerance, what.str());
+        check_close(again[i], got[i], exact, what.str() + ", again");
+      }
+    }
+}
+
+TEST_CASE("conv2d: TF32 is used where it is allowed, and only there") {
+  if (cuda_device_count() == 0) return;
+  const Tensor x = randn({8, 64, 20, 20}, 27, Dtype::f32),
+               w = randn({64, 64, 3, 3}, 28, Dtype::f32);
+  const Tensor reference = conv2d(x.to(Dtype::f64), w.to(Dtype::f64));
+  const auto worst = [&](bool allowed) {
+    allow_tf32(allowed);
+    const auto y = values(conv2d(x.to(cuda_device), w.to(cuda_device)));
+    allow_tf32(false);
+    const auto expected = values(reference);
+    double error = 0;
+    for (size_t i = 0; i < y.size(); ++i) error = worse(error, std::abs(y[i] - expected[i]));
+    return error;
+  };
+  const double terms = 64 * 9;
+  CHECK(worst(false) <= sums(64 * 9, 0).value.absolute);
+  const double rounded = worst(true);
+  CHECK(rounded > 2 * sums(64 * 9, 0).value.absolute);
+  CHECK(rounded <= 0x1p-10 * 0.64 * terms);  // both factors by half an ulp of 2⁻¹⁰
+}
+
 TEST_CASE("conv2d: bf16 results are the f32 results rounded") {
   const Tensor x = randn({2, 3, 6, 6}, 21, Dtype::bf16), w = randn({4, 3, 3, 3}, 22, Dtype::bf16);
   const Tensor wide = conv2d(x.to(Dtype::f32), w.to(Dtype::f32));

@@ -1,0 +1,206 @@
+// filters.cuh's product on tensor cores, over dy and x in chunks of their channels:
+//
+//   dw[m, (c,r,s)] = Σ over n,p,q  dy[m, (n,p,q)] · x[(n,p,q), (c,r,s)]
+#pragma once
+#include "ebb/ops/convolution/chunks.cuh"
+#include "ebb/ops/convolution/filters.cuh"
+
+namespace ebb::gpu::convolution {
+
+// Extents in chunks: `g` with c chunks of channels, m chunks of filters.
+struct ChunkWeights {
+  Weights g;
+  int channels, filters;  // of one group
+};
+
+// Copies slabs of pixels of both operands. Columns are (chunk of c, tap): what the taps of a chunk
+// have in common is in the first-level cache. A thread has one pixel of a slab, and of the tile's
+// chunks of dy and of x every apart-th.
+template <class T, class Tile>
+class GradientCopier {
+  static constexpr int depth = slab_depth<T>;
+  static constexpr int apart = Tile::threads / depth;
+  static constexpr int a_loads = Tile::rows / pack_size<T> / apart;
+  static constexpr int b_loads = Tile::cols / pack_size<T> / apart;
+  using A = AcrossK<T, Tile::rows>;
+  using B = AcrossK<T, Tile::cols>;
+
+ public:
+  // From pixel `first` on, before `end`: less than 2³¹ after it.
+  __device__ GradientCopier(const Weights& g, const Chunk<T>* x, const Chunk<T>* dy, int first_m,
+                            std::int64_t first_column, std::int64_t first, std::int64_t end)
+      : g_(g), left_(static_cast<int>(end - first) - pixel()), m_left_(g.m - first_m - chunk()) {
+    const std::int64_t at = first + pixel();
+    q_ = static_cast<int>(at % g.q);
+    p_ = static_cast<int>(at / g.q % g.p);
+    const std::int64_t image = at / g.q / g.p;
+    x_ = x + image * g.x_image;
+    dy_ = dy + image * g.dy_image + (first_m + chunk()) * g.dy_plane;
+#pragma unroll
+    for (int i = 0; i < b_loads; ++i) {
+      const std::int64_t column = first_column + chunk() + i * apart;
+      const std::int64_t tap = column % (g.r * g.s), c = column / (g.r * g.s);
+      s_[i] = static_cast<int>(tap % g.s) * g.w_dilation;
+      const int r = static_cast<int>(tap / g.s) * g.h_dilation;
+      r_[i] = column < g.columns() ? r : outside;
+      tap_[i] = static_cast<int>(c * g.x_plane + std::int64_t{r} * g.w + s_[i]);
+    }
+  }
+
+  __device__ void fetch(A& a, B& b) {
+    const Chunk<T>* from = dy_ + (std::int64_t{p_} * g_.q + q_);
+#pragma unroll
+    for (int i = 0; i < a_loads; ++i) {
+      copy_async(&A::Rows::at(a, pixel(), chunk() + i * apart), from,
+                 left_ > 0 && i * apart < m_left_);
+      from += apart * g_.dy_plane;
+    }
+    const int h = left_ > 0 ? p_ * g_.h_stride - g_.h_padding : outside;
+    const int w = q_ * g_.w_stride - g_.w_padding;
+    const Chunk<T>* window = x_ + (std::int64_t{p_ * g_.h_stride - g_.h_padding} * g_.w + w);
+#pragma unroll
+    for (int i = 0; i < b_loads; ++i) {
+      const bool inside = static_cast<unsigned>(h + r_[i]) < static_cast<unsigned>(g_.h) &&
+                          static_cast<unsigned>(w + s_[i]) < static_cast<unsigned>(g_.w);
+      copy_async_cached(&B::Cols::at(b, pixel(), chunk() + i * apart), window + tap_[i], inside);
+    }
+    step();
+  }
+
+ private:
+  __device__ static int pixel() { return threadIdx.x % depth; }
+  __device__ static int chunk() { return threadIdx.x / depth; }
+
+  // pixel += depth, in the digits (n, p, q).
+  __device__ void step() {
+    left_ -= depth;
+    q_ += g_.step_q;
+    p_ += g_.step_p;
+    int images = g_.step_n;
+    if (q_ >= g_.q) {
+      q_ -= g_.q;
+      ++p_;
+    }
+    if (p_ >= g_.p) {
+      p_ -= g_.p;
+      ++images;
+    }
+    x_ += images * g_.x_image;
+    dy_ += images * g_.dy_image;
+  }
+
+  const Weights& g_;
+  int left_, m_left_, p_, q_;
+  const Chunk<T>*x_, *dy_;
+  int r_[b_loads], s_[b_loads], tap_[b_loads];
+};
+
+template <class T, class Tile>
+using GradientStage = Stage<AcrossK<T, Tile::rows>, AcrossK<T, Tile::cols>>;
+
+// A tile of one slice: partial [slice, group, filter, chunk of c, tap, c in the chunk].
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
+    weight_gradient_mma(const __grid_constant__ ChunkWeights all, Slices slices, const Chunk<T>* x,
+                        const Chunk<T>* dy, float* partial) {
+  using Memory = GradientStage<T, Tile>;
+  constexpr int width = pack_size<T>;
+  extern __shared__ __align__(128) unsigned char memory[];
+  const Weights& g = all.g;
+  const std::int64_t columns = g.columns() * width;
+  BlockIndex block;
+  const int first_m = block.next(divide_up(all.filters, Tile::rows)) * Tile::rows;
+  const std::int64_t first_column =
+      std::int64_t{block.next(divide_up<std::int64_t>(columns, Tile::cols))} * Tile::cols;
+  const std::int64_t group = block.next(g.groups);
+  const std::int64_t slice = block.left;
+  const std::int64_t first = slice * slices.length * slab_depth<T>;
+  const std::int64_t end = min(first + slices.length * slab_depth<T>, g.pixels);
+
+  GradientCopier<T, Tile> copier(g, x + group * g.c * g.x_plane, dy + group * g.m * g.dy_plane,
+                                 first_m / width, first_column / width, first, end);
+  MmaCore<T, Tile, AcrossK<T, Tile::rows>, AcrossK<T, Tile::cols>> core;
+  const std::int64_t slabs = divide_up<std::int64_t>(end - first, slab_depth<T>);
+  multiply_stages<Tile::stages>(
+      reinterpret_cast<Memory*>(memory), [&](Memory& stage) { copier.fetch(stage.a, stage.b); },
+      core, static_cast<int>(slabs));
+
+  float* const to =
+      partial + ((slice * g.groups + group) * all.filters + first_m) * columns + first_column;
+  core.for_each([&](int m, int n, const auto& sums) {
+    if (first_m + m < all.filters && first_column + n < columns)
+      *reinterpret_cast<std::remove_cvref_t<decltype(sums)>*>(to + m * columns + n) = sums;
+  });
+}
+
+// The second stage: dw [filter, c, tap] = Σ over slices of partial [slice, filter, chunk, tap, c in
+// the chunk], in a fixed order. Each of 8 rows of threads adds every eighth slice.
+template <class T>
+__global__ void add_filter_slices(std::int64_t size, std::int64_t slices, int taps, int chunks,
+                                  int channels, const float* partial, T* dw) {
+  __shared__ float sums[8][32];
+  const std::int64_t i = std::int64_t{blockIdx.x} * 32 + threadIdx.x;
+  float sum = 0;
+  if (i < size) {
+#pragma unroll 4
+    for (std::int64_t slice = threadIdx.y; slice < slices; slice += 8)
+      sum += partial[slice * size + i];
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  constexpr int width = pack_size<T>;
+  const int tap = static_cast<int>(i / width % taps);
+  const int c = static_cast<int>(i / width / taps % chunks * width + i % width);
+  if (threadIdx.y > 0 || i >= size || c >= channels) return;
+  for (int row = 1; row < 8; ++row) sum += sums[row][threadIdx.x];
+  const std::int64_t filter = i / width / taps / chunks;
+  dw[(filter * channels + c) * taps + tap] = narrow<T>(sum);
+}
+
+// Launchers.
+
+template <class T, class Tile>
+void launch_weight_gradient_mma(std::string_view op, const ChunkWeights& all, std::int64_t images,
+                                const Tensor& x, const Tensor& dy, Tensor& dw) {
+  const Weights& g = all.g;
+  const std::int64_t columns = g.columns() * pack_size<T>;
+  const std::int64_t blocks = std::int64_t{divide_up(all.filters, Tile::rows)} *
+                              divide_up<std::int64_t>(columns, Tile::cols) * g.groups;
+  const Slices slices(divide_up<std::int64_t>(g.pixels, slab_depth<T>),
+                      enough_blocks<Tile>() / blocks);
+  const std::int64_t size = std::int64_t{g.groups} * all.filters * columns;
+  const Tensor x_chunks = packed_pixels<T>(op, images * g.groups, all.channels, g.x_plane, x);
+  const Tensor dy_chunks = packed_pixels<T>(op, images * g.groups, all.filters, g.dy_plane, dy);
+  Tensor partial = empty({slices.count, size}, {Dtype::f32, dw.device()});
+  launch(op, weight_gradient_mma<T, Tile>, grid_of(op, blocks * slices.count), Tile::threads,
+         Tile::stages * sizeof(GradientStage<T, Tile>), all, slices, chunks_of<T>(x_chunks),
+         chunks_of<T>(dy_chunks), partial.data<float>());
+  launch(op, add_filter_slices<T>, grid_of(op, divide_up<std::int64_t>(size, 32)), dim3(32, 8), 0,
+         size, slices.count, g.r * g.s, g.c, all.channels, partial.data<float>(), dw.data<T>());
+}
+
+// Whether it did.
+inline bool run_weight_gradient_mma(std::string_view op, const Weights& whole, std::int64_t images,
+                                    const Tensor& x, const Tensor& dy, Tensor& dw) {
+  if (!on_tensor_cores(dw.dtype()) || thin(whole.groups, whole.m, whole.c) ||
+      !worth_packing(whole.pixels * whole.columns() * whole.m * whole.groups))
+    return false;
+  const auto with = [&](auto zero) {
+    using T = decltype(zero);
+    ChunkWeights all{whole, whole.c, whole.m};
+    Weights& g = all.g;
+    g.c = divide_up(g.c, pack_size<T>);
+    g.m = divide_up(g.m, pack_size<T>);
+    g.x_image = std::int64_t{g.groups} * g.c * g.x_plane;
+    g.dy_image = std::int64_t{g.groups} * g.m * g.dy_plane;
+    set_steps(g, slab_depth<T>);
+    with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 128, 32, 64>, MmaTile<64, 64, 32, 32>>(
+        all.filters, g.columns() * pack_size<T>, g.groups, 1, [&](auto tile) {
+          launch_weight_gradient_mma<T, decltype(tile)>(op, all, images, x, dy, dw);
+        });
+  };
+  dw.dtype() == Dtype::bf16 ? with(bf16{}) : with(0.f);
+  return true;
+}
+
+}  // namespace ebb::gpu::convolution

@@ -1,0 +1,225 @@
+// gather.cuh's product on tensor cores, over pixels in chunks of their channels.
+#pragma once
+#include "ebb/ops/convolution/chunks.cuh"
+
+namespace ebb::gpu::convolution {
+
+// Copies slabs of packed weights: column m of the tile is a row of the product.
+template <class T, class Tile>
+class FilterCopier {
+  static constexpr int apart = Tile::threads / slab_chunks;
+  using Slab = AlongK<T, Tile::rows>;
+
+ public:
+  // `from` is the tile's first chunk, `stride` the padded extent of the whole matrix.
+  __device__ FilterCopier(const Chunk<T>* from, std::int64_t stride)
+      : next_(from + chunk() * stride + row()), stride_(stride) {}
+
+  __device__ void fetch(Slab& slab) {
+#pragma unroll
+    for (int i = 0; i < divide_up(Tile::rows, apart); ++i)
+      if (Tile::rows % apart == 0 || row() + i * apart < Tile::rows)
+        copy_async(&Slab::Rows::at(slab, row() + i * apart, chunk()), next_ + i * apart, true);
+    next_ += slab_chunks * stride_;
+  }
+
+ private:
+  __device__ static int chunk() { return threadIdx.x / apart; }
+  __device__ static int row() { return threadIdx.x % apart; }
+  const Chunk<T>* next_;
+  std::int64_t stride_;
+};
+
+// Copies slabs of gathered pixels: column n is a point of an image, k is as pack_filters has it. A
+// thread stays with its columns, and with every fourth chunk. Taps of the same chunks are copied
+// after each other, so that most of them are in the first-level cache.
+template <class T, class Tile>
+class PixelCopier {
+  static constexpr int apart = Tile::threads / slab_chunks;
+  static constexpr int loads = Tile::cols / apart;
+  using Slab = AlongK<T, Tile::cols>;
+
+ public:
+  // As PixelLoader; `in` is the group's.
+  __device__ PixelCopier(const Gather& g, const Class& z, const Chunk<T>* in,
+                         std::int64_t first_column, std::int64_t first_slab, std::int64_t* places)
+      : g_(g), h_taps_(z.h.taps), w_taps_(z.w.taps), h_step_(z.h.step), w_step_(z.w.step) {
+    const std::int64_t points = std::int64_t{z.h.points} * z.w.points;
+#pragma unroll
+    for (int j = 0; j < loads; ++j) {
+      const std::int64_t n = first_column + column(j);
+      const std::int64_t image = n / points;
+      const bool real = image < g.images;
+      const int h = static_cast<int>(n % points / z.w.points);
+      const int w = static_cast<int>(n % points % z.w.points);
+      h_[j] = real ? h * z.h.stride + z.h.first : outside;
+      w_[j] = w * z.w.stride + z.w.first;
+      from_[j] = in + image * g.groups * g.c_packed * g.in_plane +
+                 (std::int64_t{h * z.h.stride + z.h.first} * g.w.in + w_[j]);
+      const std::int64_t row = z.h.out_first + std::int64_t{h} * z.h.out_stride;
+      const std::int64_t col = z.w.out_first + std::int64_t{w} * z.w.out_stride;
+      if (chunk() == 0)
+        places[column(j)] = real ? (image * g.groups * g.m * g.h.out + row) * g.w.out + col : -1;
+    }
+    start(first_slab);
+  }
+
+  __device__ void fetch(Slab& slab) {
+    const int down = u_ < h_taps_ ? u_ * h_step_ : outside;
+    const int right = v_ * w_step_;
+    const std::int64_t tap = c_ * g_.in_plane + (std::int64_t{u_ * h_step_} * g_.w.in + right);
+#pragma unroll
+    for (int j = 0; j < loads; ++j) {
+      const bool inside = static_cast<unsigned>(h_[j] + down) < static_cast<unsigned>(g_.h.in) &&
+                          static_cast<unsigned>(w_[j] + right) < static_cast<unsigned>(g_.w.in);
+      copy_async_cached(&Slab::Cols::at(slab, column(j), chunk()), from_[j] + tap, inside);
+    }
+    advance();
+  }
+
+ private:
+  __device__ static int chunk() { return threadIdx.x / apart; }
+  __device__ static int column(int j) { return threadIdx.x % apart + j * apart; }
+
+  __device__ void start(std::int64_t slab) {
+    const KOrder k(g_, h_taps_ * w_taps_, slab, chunk());
+    c_ = k.chunk;
+    u_ = k.tap / w_taps_;
+    v_ = k.tap % w_taps_;
+    const int taps = slab_chunks / g_.c_packed;
+    c_more_ = slab_chunks % g_.c_packed;
+    v_more_ = taps % w_taps_;
+    u_more_ = taps / w_taps_;
+  }
+
+  // k += slab_chunks, in the digits (c, u, v) of whole slabs of c, or else (u, v, c).
+  __device__ void advance() {
+    if (whole_slabs(g_)) {
+      if (++v_ < w_taps_) return;
+      v_ = 0;
+      if (++u_ < h_taps_) return;
+      u_ = 0;
+      c_ += slab_chunks;
+      return;
+    }
+    c_ += c_more_;
+    v_ += v_more_;
+    u_ += u_more_;
+    if (c_ >= g_.c_packed) {
+      c_ -= g_.c_packed;
+      ++v_;
+    }
+    if (v_ >= w_taps_) {
+      v_ -= w_taps_;
+      ++u_;
+    }
+  }
+
+  const Gather& g_;
+  int h_taps_, w_taps_, h_step_, w_step_;
+  int c_, u_, v_;
+  int c_more_, u_more_, v_more_;
+  const Chunk<T>* from_[loads];
+  int h_[loads], w_[loads];
+};
+
+template <class T, class Tile>
+using GatherStage = Stage<AlongK<T, Tile::rows>, AlongK<T, Tile::cols>>;
+
+// As gather: slice i of several goes to out + i · out_size.
+template <class T, class Out, class Tile>
+__global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
+    gather_mma(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles,
+               int together, std::int64_t out_size, const Chunk<T>* in, const Chunk<T>* packed,
+               const T* bias, Out* out) {
+  using Memory = GatherStage<T, Tile>;
+  extern __shared__ __align__(128) unsigned char memory[];
+  __shared__ std::int64_t places[Tile::cols];
+  BlockIndex block;
+  const int first_m = block.next(divide_up(g.m, Tile::rows)) * Tile::rows;
+  const std::int64_t first_column = std::int64_t{block.next(column_tiles)} * Tile::cols;
+  const std::int64_t slice = block.next(slices.count);
+  const Class z = class_of(g, block.next(g.classes()), slab_chunks);
+  const std::int64_t group = block.left;
+  if (first_column >= g.images * z.h.points * z.w.points) return;
+
+  const std::int64_t first_slab = min(slice * slices.length, z.slabs);
+  const std::int64_t slabs = min(slices.length, z.slabs - first_slab);
+  const std::int64_t first_row = group * g.rows + z.first_row + first_slab * slab_chunks;
+  FilterCopier<T, Tile> a(packed + first_row * g.columns + first_m, g.columns);
+  PixelCopier<T, Tile> b(g, z, in + group * g.c_packed * g.in_plane, first_column, first_slab,
+                         places);
+  MmaCore<T, Tile, AlongK<T, Tile::rows>, AlongK<T, Tile::cols>> core;
+  __syncthreads();  // places, even if there is no slab
+  multiply_stages<Tile::stages>(
+      reinterpret_cast<Memory*>(memory),
+      [&](Memory& stage) {
+        a.fetch(stage.a);
+        b.fetch(stage.b);
+      },
+      core, static_cast<int>(slabs));
+
+  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
+  const std::int64_t first_channel = group * g.m + first_m;
+  Out* const to = out + slice * out_size + first_channel * plane;
+  core.for_each([&](int m, int n, const auto& sums) {
+    if (first_m + m >= g.m) return;
+    const float add = bias ? widen(bias[first_channel + m]) : 0.f;
+    store_columns(to + m * plane, places + n, sums, add, together);
+  });
+}
+
+// Launchers.
+
+template <class T, class Tile>
+void launch_gather_mma(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
+                       const Tensor& weight, const T* bias, Tensor& out) {
+  g.columns = round_up(g.m, std::max(Tile::rows, 32));
+  const Tensor filters = packed_filters<T>(op, g, weight);
+  const Tensor pixels = packed_pixels<T>(op, g.images * g.groups, g.c, g.in_plane, in);
+  const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
+  const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
+  const std::int64_t slabs = g.rows / slab_chunks - g.classes();  // of all classes
+  const Slices slices(slabs + (dense(g) ? 0 : g.classes()),
+                      dense(g) ? enough_blocks<Tile>() / blocks : 1);
+  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
+  const int together = adjacent_columns(g);
+  const dim3 grid = grid_of(op, blocks * slices.count);
+  const size_t shared = Tile::stages * sizeof(GatherStage<T, Tile>);
+  if (slices.count == 1) {
+    launch(op, gather_mma<T, T, Tile>, grid, Tile::threads, shared, g, slices, column_tiles,
+           together, out.numel(), chunks_of<T>(pixels), chunks_of<T>(filters), bias, out.data<T>());
+    return;
+  }
+  Tensor partial = empty({slices.count, out.numel()}, {Dtype::f32, out.device()});
+  launch(op, gather_mma<T, float, Tile>, grid, Tile::threads, shared, g, slices, column_tiles,
+         together, out.numel(), chunks_of<T>(pixels), chunks_of<T>(filters),
+         static_cast<const T*>(nullptr), partial.data<float>());
+  launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
+}
+
+// Whether it did.
+inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, const Tensor& weight,
+                           const Tensor& bias, Tensor& out) {
+  const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
+  const std::int64_t batches = std::int64_t{g.groups} * g.classes();
+  const std::int64_t taps = std::int64_t{g.h.kernel} * g.w.kernel;
+  if (!on_tensor_cores(out.dtype()) || thin(g.groups, g.m, g.c) ||
+      !worth_packing(g.images * points * g.groups * g.m * g.c * taps))
+    return false;
+  const auto with = [&](auto zero) {
+    using T = decltype(zero);
+    const T* b = bias.defined() ? bias.data<T>() : nullptr;
+    g.c_packed = divide_up(g.c, pack_size<T>);
+    g.rows = round_up(taps * g.c_packed, slab_chunks) + slab_chunks * g.classes();
+    with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 256, 64, 64>, MmaTile<64, 128, 32, 64>,
+              MmaTile<32, 256, 32, 64>, MmaTile<16, 256, 16, 64>>(
+        g.m, g.images * points, batches, 2 * multiprocessors(), [&](auto tile) {
+          launch_gather_mma<T, decltype(tile)>(op, g, points, in, weight, b, out);
+        });
+  };
+  out.dtype() == Dtype::bf16 ? with(bf16{}) : with(0.f);
+  return true;
+}
+
+}  // namespace ebb::gpu::convolution
