@@ -33,9 +33,18 @@ struct MmaTile {
 
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x % warp_size); }
 
+// Numbers in memory are TF32 unless they are `raw` float32.
+template <bool raw, int n>
+__device__ void round_to_tf32(unsigned (&x)[n]) {
+  if constexpr (raw) {
+#pragma unroll
+    for (unsigned& v : x) v = __float_as_uint(to_tf32(__uint_as_float(v)));
+  }
+}
+
 // Chunk j of row i holds k of it. Eight chunks under each other are in different banks, and so are
 // those of the rows that a `Cols` reads.
-template <class T, int extent>
+template <class T, int extent, bool raw = false>
 struct AlongK {
   Chunk<T> data[extent * slab_chunks];
 
@@ -56,6 +65,7 @@ struct AlongK {
     }
     __device__ void load(unsigned (&a)[4], const AlongK& slab, int block, int step) const {
       load_blocks(a, slab.data + at_[step] + block * 16 * slab_chunks);
+      round_to_tf32<raw>(a);
     }
 
    private:
@@ -81,6 +91,7 @@ struct AlongK {
     __device__ void load(unsigned (&b)[4], const AlongK& slab, int pair, int step) const {
       const int second = pair % 2;
       load_blocks(b, slab.data + at_[step ^ second] + (pair / 2 * 32 + second * 4) * slab_chunks);
+      round_to_tf32<raw>(b);
     }
 
    private:
@@ -90,7 +101,7 @@ struct AlongK {
 
 // Row k holds chunks of rows or columns; those of eight k under each other are in different banks,
 // and so are the single numbers that TF32 is read by, as ldmatrix transposes only pairs of bytes.
-template <class T, int extent>
+template <class T, int extent, bool raw = false>
 struct AcrossK {
   static constexpr int chunks = extent / pack_size<T>;
   static constexpr bool wide = sizeof(T) == 4;
@@ -126,6 +137,7 @@ struct AcrossK {
           const int chunk = (at_[i / 2] + step * 8 * chunks) ^ (block * 4 + i % 2 * 2);
           a[i] = slab.bits(chunk * 4 + lane_id() / 4 % 4);
         }
+        round_to_tf32<raw>(a);
       } else {
         load_transposed(a, slab.data + ((at_[0] + step * 16 * chunks) ^ block * 2));
       }
@@ -155,6 +167,7 @@ struct AcrossK {
           const int chunk = (at_[i % 2] + step * 8 * chunks) ^ (pair * 4 + i / 2 * 2);
           b[i] = slab.bits(chunk * 4 + lane_id() / 4 % 4);
         }
+        round_to_tf32<raw>(b);
       } else {
         load_transposed(b, slab.data + ((at_[0] + step * 16 * chunks) ^ pair * 2));
       }

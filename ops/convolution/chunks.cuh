@@ -46,10 +46,10 @@ __host__ __device__ inline bool whole_slabs(const Gather& g) {
 }
 struct KOrder {
   int tap, chunk;
-  __device__ KOrder(const Gather& g, int taps, std::int64_t slab, int lane) {
-    const std::int64_t k = slab * slab_chunks + lane;
-    tap = static_cast<int>(whole_slabs(g) ? slab % taps : k / g.c_packed);
-    chunk = static_cast<int>(whole_slabs(g) ? slab / taps * slab_chunks + lane : k % g.c_packed);
+  __device__ KOrder(const Gather& g, int taps, int slab, int lane) {
+    const int k = slab * slab_chunks + lane;
+    tap = whole_slabs(g) ? slab % taps : k / g.c_packed;
+    chunk = whole_slabs(g) ? slab / taps * slab_chunks + lane : k % g.c_packed;
   }
 };
 
@@ -60,7 +60,7 @@ __global__ void pack_filters(Gather g, std::int64_t slabs, const T* weight, Chun
   constexpr int width = pack_size<T>;
   BlockIndex block;
   const std::int64_t m = std::int64_t{block.next(g.columns / 32)} * 32 + threadIdx.x;
-  const std::int64_t slab = block.next(slabs);
+  const int slab = block.next(slabs);
   const Class z = class_of(g, block.next(g.classes()), slab_chunks);
   const std::int64_t group = block.left;
   if (slab >= z.slabs) return;
@@ -76,7 +76,7 @@ __global__ void pack_filters(Gather g, std::int64_t slabs, const T* weight, Chun
 #pragma unroll
   for (int e = 0; e < width; ++e)
     chunk.v[e] = real && first + e < g.c ? for_tensor_cores(from[e * g.c_stride]) : T{};
-  const std::int64_t row = z.first_row + slab * slab_chunks + threadIdx.y;
+  const std::int64_t row = z.first_row + std::int64_t{slab} * slab_chunks + threadIdx.y;
   packed[(group * g.rows + row) * g.columns + m] = chunk;
 }
 

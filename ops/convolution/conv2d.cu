@@ -16,11 +16,12 @@ namespace {
 using namespace gpu;
 using namespace gpu::convolution;
 
-// The first stage of the bias gradient: one slice of the images of one channel a block.
-template <class T>
+// The first stage of the bias gradient: one slice of the images of one channel a block, in packs
+// of a plane, which has `plane` of them.
+template <class T, int width>
 __global__ void __launch_bounds__(direct_threads)
     sum_channel(std::int64_t images, std::int64_t channels, std::int64_t plane,
-                std::int64_t slice_images, const T* dy, Compute<T>* partial) {
+                std::int64_t slice_images, const Pack<T, width>* dy, Compute<T>* partial) {
   const std::int64_t channel = blockIdx.x % channels;
   const std::int64_t slice = blockIdx.x / channels;
   const std::int64_t begin = slice * slice_images;
@@ -28,10 +29,12 @@ __global__ void __launch_bounds__(direct_threads)
   std::int64_t image = threadIdx.x / plane;
   std::int64_t at = threadIdx.x % plane;
   Compute<T> sum = 0;
-  const T* from = dy + (begin * channels + channel) * plane;
+  const Pack<T, width>* from = dy + (begin * channels + channel) * plane;
 #pragma unroll 4
   for (std::int64_t i = threadIdx.x; i < count; i += direct_threads) {
-    sum += widen(from[image * channels * plane + at]);
+    const Pack<T, width> pack = from[image * channels * plane + at];
+#pragma unroll
+    for (int j = 0; j < width; ++j) sum += widen(pack.v[j]);
     image += direct_threads / plane;
     at += direct_threads % plane;
     if (at >= plane) {
@@ -99,8 +102,17 @@ void gpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
   visit<float, double, bf16>(dy.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     Tensor partial = empty({slices, channels}, {dtype_of<Compute<T>>, dy.device()});
-    launch(op, sum_channel<T>, grid_of(op, slices * channels), direct_threads, 0, images, channels,
-           plane, slice_images, dy.data<T>(), partial.data<Compute<T>>());
+    const auto sum_packs = [&](auto count) {
+      constexpr int width = decltype(count)::value;
+      launch(op, sum_channel<T, width>, grid_of(op, slices * channels), direct_threads, 0, images,
+             channels, plane / width, slice_images,
+             reinterpret_cast<const Pack<T, width>*>(dy.data<T>()), partial.data<Compute<T>>());
+    };
+    if (plane % pack_size<T> == 0) {
+      sum_packs(std::integral_constant<int, pack_size<T>>{});
+    } else {
+      sum_packs(std::integral_constant<int, 1>{});
+    }
     launch_add_slices<T>(op, channels, slices, partial, 1, 1, nullptr, db);
   });
 }

@@ -1,4 +1,5 @@
-// gather.cuh's product on tensor cores, over pixels in chunks of their channels.
+// gather.cuh's product on tensor cores, over pixels in chunks of their channels, or over chunks of
+// pixels where they lie, if each point is a pixel.
 #pragma once
 #include "ebb/ops/convolution/chunks.cuh"
 
@@ -30,6 +31,22 @@ class FilterCopier {
   std::int64_t stride_;
 };
 
+// Which point of which image a column of a tile is. There are less than 2³⁰ points, and a tile has
+// few columns, so that only its first one takes a division of 64 bits.
+class ColumnPoints {
+ public:
+  __device__ ColumnPoints(std::int64_t first_column, std::int64_t points)
+      : image_(first_column / points),
+        points_(static_cast<unsigned>(points)),
+        first_(static_cast<unsigned>(first_column % points)) {}
+  __device__ std::int64_t image(int column) const { return image_ + (first_ + column) / points_; }
+  __device__ unsigned point(int column) const { return (first_ + column) % points_; }
+
+ private:
+  std::int64_t image_;
+  unsigned points_, first_;
+};
+
 // Copies slabs of gathered pixels: column n is a point of an image, k is as pack_filters has it. A
 // thread stays with its columns, and with every fourth chunk. Taps of the same chunks are copied
 // after each other, so that most of them are in the first-level cache.
@@ -37,25 +54,30 @@ template <class T, class Tile>
 class PixelCopier {
   static constexpr int apart = Tile::threads / slab_chunks;
   static constexpr int loads = Tile::cols / apart;
-  using Slab = AlongK<T, Tile::cols>;
 
  public:
-  // As PixelLoader; `in` is the group's.
-  __device__ PixelCopier(const Gather& g, const Class& z, const Chunk<T>* in,
-                         std::int64_t first_column, std::int64_t first_slab, std::int64_t* places)
+  using Slab = AlongK<T, Tile::cols>;
+  static Tensor prepared(std::string_view op, const Gather& g, const Tensor& in) {
+    return packed_pixels<T>(op, g.images * g.groups, g.c, g.in_plane, in);
+  }
+
+  // As PixelLoader.
+  __device__ PixelCopier(const Gather& g, const Class& z, const T* prepared, std::int64_t group,
+                         std::int64_t first_column, int first_slab, std::int64_t* places)
       : g_(g), h_taps_(z.h.taps), w_taps_(z.w.taps), h_step_(z.h.step), w_step_(z.w.step) {
-    const std::int64_t points = std::int64_t{z.h.points} * z.w.points;
+    const ColumnPoints columns(first_column, std::int64_t{z.h.points} * z.w.points);
+    const auto* in = reinterpret_cast<const Chunk<T>*>(prepared) + group * g.c_packed * g.in_plane;
 #pragma unroll
     for (int j = 0; j < loads; ++j) {
-      const std::int64_t n = first_column + column(j);
-      const std::int64_t image = n / points;
+      const std::int64_t image = columns.image(column(j));
+      const unsigned point = columns.point(column(j)), across = static_cast<unsigned>(z.w.points);
+      const int h = static_cast<int>(point / across), w = static_cast<int>(point % across);
       const bool real = image < g.images;
-      const int h = static_cast<int>(n % points / z.w.points);
-      const int w = static_cast<int>(n % points % z.w.points);
-      h_[j] = real ? h * z.h.stride + z.h.first : outside;
+      const int first_h = h * z.h.stride + z.h.first;
+      h_[j] = real ? first_h : outside;
       w_[j] = w * z.w.stride + z.w.first;
       from_[j] = in + image * g.groups * g.c_packed * g.in_plane +
-                 (std::int64_t{h * z.h.stride + z.h.first} * g.w.in + w_[j]);
+                 (std::int64_t{first_h} * g.w.in + w_[j]);
       const std::int64_t row = z.h.out_first + std::int64_t{h} * z.h.out_stride;
       const std::int64_t col = z.w.out_first + std::int64_t{w} * z.w.out_stride;
       if (chunk() == 0)
@@ -81,7 +103,7 @@ class PixelCopier {
   __device__ static int chunk() { return threadIdx.x / apart; }
   __device__ static int column(int j) { return threadIdx.x % apart + j * apart; }
 
-  __device__ void start(std::int64_t slab) {
+  __device__ void start(int slab) {
     const KOrder k(g_, h_taps_ * w_taps_, slab, chunk());
     c_ = k.chunk;
     u_ = k.tap / w_taps_;
@@ -123,18 +145,67 @@ class PixelCopier {
   int h_[loads], w_[loads];
 };
 
+// For a kernel of one tap that meets every pixel of the image once, in chunks of adjacent ones. A
+// thread stays with one of them, for every apart-th channel.
 template <class T, class Tile>
-using GatherStage = Stage<AlongK<T, Tile::rows>, AlongK<T, Tile::cols>>;
+class PlaneCopier {
+  static constexpr int chunks = Tile::cols / pack_size<T>;
+  static constexpr int apart = Tile::threads / chunks;
+  static constexpr int loads = slab_depth<T> / apart;
+
+ public:
+  using Slab = AcrossK<T, Tile::cols, std::is_same_v<T, float>>;
+  static Tensor prepared(std::string_view, const Gather&, const Tensor& in) { return in; }
+
+  __device__ PlaneCopier(const Gather& g, const Class&, const T* in, std::int64_t group,
+                         std::int64_t first_column, int first_slab, std::int64_t* places)
+      : plane_(g.in_plane) {
+    const ColumnPoints columns(first_column, plane_);
+    for (int j = threadIdx.x; j < Tile::cols; j += Tile::threads) {
+      const std::int64_t image = columns.image(j);
+      places[j] = image < g.images ? image * g.groups * g.m * plane_ + columns.point(j) : -1;
+    }
+    const int j = chunk() * pack_size<T>;
+    const std::int64_t image = columns.image(j);
+    const int c = first_slab * slab_depth<T> + row();
+    left_ = image < g.images ? g.c - c : 0;
+    next_ = in + ((image * g.groups + group) * g.c + c) * plane_ + columns.point(j);
+  }
+
+  __device__ void fetch(Slab& slab) {
+#pragma unroll
+    for (int i = 0; i < loads; ++i)
+      copy_async(&Slab::Cols::at(slab, row() + i * apart, chunk()), next_ + i * apart * plane_,
+                 i * apart < left_);
+    next_ += slab_depth<T> * plane_;
+    left_ -= slab_depth<T>;
+  }
+
+ private:
+  __device__ static int chunk() { return threadIdx.x % chunks; }
+  __device__ static int row() { return threadIdx.x / chunks; }
+  std::int64_t plane_;
+  const T* next_;
+  int left_;
+};
+
+template <class T, class Tile, class Copier>
+struct GatherMemory {
+  using A = AlongK<T, Tile::rows>;
+  using B = typename Copier::Slab;
+  Stage<A, B> ring[Tile::stages];
+  std::int64_t places[Tile::cols];
+};
 
 // As gather: slice i of several goes to out + i · out_size.
-template <class T, class Out, class Tile>
+template <class T, class Out, class Tile, class Copier>
 __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
     gather_mma(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles,
-               int together, std::int64_t out_size, const Chunk<T>* in, const Chunk<T>* packed,
+               int together, std::int64_t out_size, const T* in, const Chunk<T>* packed,
                const T* bias, Out* out) {
-  using Memory = GatherStage<T, Tile>;
-  extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ std::int64_t places[Tile::cols];
+  using Memory = GatherMemory<T, Tile, Copier>;
+  extern __shared__ __align__(128) unsigned char bytes[];
+  Memory& memory = *reinterpret_cast<Memory*>(bytes);
   BlockIndex block;
   const int first_m = block.next(divide_up(g.m, Tile::rows)) * Tile::rows;
   const std::int64_t first_column = std::int64_t{block.next(column_tiles)} * Tile::cols;
@@ -143,21 +214,19 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   const std::int64_t group = block.left;
   if (first_column >= g.images * z.h.points * z.w.points) return;
 
-  const std::int64_t first_slab = min(slice * slices.length, z.slabs);
-  const std::int64_t slabs = min(slices.length, z.slabs - first_slab);
-  const std::int64_t first_row = group * g.rows + z.first_row + first_slab * slab_chunks;
+  const int first_slab = static_cast<int>(min(slice * slices.length, z.slabs));
+  const int slabs = static_cast<int>(min(slices.length, z.slabs - first_slab));
+  const std::int64_t first_row =
+      group * g.rows + z.first_row + std::int64_t{first_slab} * slab_chunks;
   FilterCopier<T, Tile> a(packed + first_row * g.columns + first_m, g.columns);
-  PixelCopier<T, Tile> b(g, z, in + group * g.c_packed * g.in_plane, first_column, first_slab,
-                         places);
-  MmaCore<T, Tile, AlongK<T, Tile::rows>, AlongK<T, Tile::cols>> core;
+  Copier b(g, z, in, group, first_column, first_slab, memory.places);
+  MmaCore<T, Tile, typename Memory::A, typename Memory::B> core;
   __syncthreads();  // places, even if there is no slab
-  multiply_stages<Tile::stages>(
-      reinterpret_cast<Memory*>(memory),
-      [&](Memory& stage) {
-        a.fetch(stage.a);
-        b.fetch(stage.b);
-      },
-      core, static_cast<int>(slabs));
+  const auto fetch = [&](auto& stage) {
+    a.fetch(stage.a);
+    b.fetch(stage.b);
+  };
+  multiply_stages<Tile::stages>(memory.ring, fetch, core, slabs);
 
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   const std::int64_t first_channel = group * g.m + first_m;
@@ -165,18 +234,18 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   core.for_each([&](int m, int n, const auto& sums) {
     if (first_m + m >= g.m) return;
     const float add = bias ? widen(bias[first_channel + m]) : 0.f;
-    store_columns(to + m * plane, places + n, sums, add, together);
+    store_columns(to + m * plane, memory.places + n, sums, add, together);
   });
 }
 
 // Launchers.
 
-template <class T, class Tile>
+template <class T, class Tile, class Copier>
 void launch_gather_mma(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
                        const Tensor& weight, const T* bias, Tensor& out) {
   g.columns = round_up(g.m, std::max(Tile::rows, 32));
   const Tensor filters = packed_filters<T>(op, g, weight);
-  const Tensor pixels = packed_pixels<T>(op, g.images * g.groups, g.c, g.in_plane, in);
+  const Tensor pixels = Copier::prepared(op, g, in);
   const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
   const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
   const std::int64_t slabs = g.rows / slab_chunks - g.classes();  // of all classes
@@ -185,17 +254,26 @@ void launch_gather_mma(std::string_view op, Gather g, std::int64_t points, const
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   const int together = adjacent_columns(g);
   const dim3 grid = grid_of(op, blocks * slices.count);
-  const size_t shared = Tile::stages * sizeof(GatherStage<T, Tile>);
+  const size_t shared = sizeof(GatherMemory<T, Tile, Copier>);
   if (slices.count == 1) {
-    launch(op, gather_mma<T, T, Tile>, grid, Tile::threads, shared, g, slices, column_tiles,
-           together, out.numel(), chunks_of<T>(pixels), chunks_of<T>(filters), bias, out.data<T>());
+    launch(op, gather_mma<T, T, Tile, Copier>, grid, Tile::threads, shared, g, slices, column_tiles,
+           together, out.numel(), pixels.data<T>(), chunks_of<T>(filters), bias, out.data<T>());
     return;
   }
   Tensor partial = empty({slices.count, out.numel()}, {Dtype::f32, out.device()});
-  launch(op, gather_mma<T, float, Tile>, grid, Tile::threads, shared, g, slices, column_tiles,
-         together, out.numel(), chunks_of<T>(pixels), chunks_of<T>(filters),
+  launch(op, gather_mma<T, float, Tile, Copier>, grid, Tile::threads, shared, g, slices,
+         column_tiles, together, out.numel(), pixels.data<T>(), chunks_of<T>(filters),
          static_cast<const T*>(nullptr), partial.data<float>());
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
+}
+
+// Whether each point of out is the pixel in its place, in whole chunks.
+template <class T>
+bool in_place(const Gather& g) {
+  const auto along = [](const Side& side) {
+    return side.kernel == 1 && side.stride == 1 && side.padding == 0;
+  };
+  return along(g.h) && along(g.w) && g.in_plane % pack_size<T> == 0;
 }
 
 // Whether it did.
@@ -204,7 +282,9 @@ inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, cons
   const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
   const std::int64_t batches = std::int64_t{g.groups} * g.classes();
   const std::int64_t taps = std::int64_t{g.h.kernel} * g.w.kernel;
-  if (!on_tensor_cores(out.dtype()) || thin(g.groups, g.m, g.c) ||
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  if (!on_tensor_cores(out.dtype()) || thin(g.groups, g.m, g.c) || points >= most ||
+      taps * g.c >= most || g.images * g.groups * g.c >= most ||
       !worth_packing(g.images * points * g.groups * g.m * g.c * taps))
     return false;
   const auto with = [&](auto zero) {
@@ -215,7 +295,12 @@ inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, cons
     with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 256, 64, 64>, MmaTile<64, 128, 32, 64>,
               MmaTile<32, 256, 32, 64>, MmaTile<16, 256, 16, 64>>(
         g.m, g.images * points, batches, 2 * multiprocessors(), [&](auto tile) {
-          launch_gather_mma<T, decltype(tile)>(op, g, points, in, weight, b, out);
+          using Tile = decltype(tile);
+          if (in_place<T>(g)) {
+            launch_gather_mma<T, Tile, PlaneCopier<T, Tile>>(op, g, points, in, weight, b, out);
+          } else {
+            launch_gather_mma<T, Tile, PixelCopier<T, Tile>>(op, g, points, in, weight, b, out);
+          }
         });
   };
   out.dtype() == Dtype::bf16 ? with(bf16{}) : with(0.f);

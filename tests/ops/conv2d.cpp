@@ -71,7 +71,8 @@ const std::vector<Case>& cases() {
       {{1, 2, 11, 13}, {17, 2, 2, 2}, {.stride = {3, 5}}},                  // stride > kernel
       {{1, 2, 3, 400}, {70, 2, 1, 4}, {.padding = {0, 5}, .dilation = 2}},  // wide rows
       {{1, 2, 8, 9}, {3, 2, 3, 2}, {.stride = {1, 3}, .padding = {4, 0}, .dilation = {1, 2}}},
-      {{1, 300, 4, 5}, {34, 300, 3, 3}, {.padding = 1}},  // blocks of channels
+      {{1, 300, 4, 5}, {34, 300, 3, 3}, {.padding = 1}},               // blocks of channels
+      {{5, 3, 150, 148}, {10, 3, 7, 7}, {.stride = 2, .padding = 3}},  // dx of few channels
       {{1, 1, 1, 1}, {1, 1, 1, 1}, {}},
   };
   return all;
