@@ -88,7 +88,7 @@ Tensor sum_to(const Tensor& x, const Shape& shape) {
 
 namespace {
 
-constexpr std::int64_t block = 4096;  // numbers that are added up in f32
+constexpr std::int64_t block = 1024;  // numbers that are added up in f32
 
 template <class T>
 void sum_rows(const T* x, std::int64_t outer, std::int64_t count, T* y) {
