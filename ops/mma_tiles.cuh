@@ -208,19 +208,20 @@ class MmaCore {
     }
   }
 
-  // f(m, n, pack): adjacent n of one row of the finished tile.
-  template <class F>
+  // f(m, n, pack): `together` adjacent n of one row of the finished tile, as many as a thread has
+  // or eight.
+  template <int together = adjacent, class F>
   __device__ void for_each(F f) const {
-    constexpr int together = adjacent / 2;  // fragments
+    static_assert(together == adjacent || together == 8);
 #pragma unroll
     for (int i = 0; i < 2 * blocks; ++i)
 #pragma unroll
-      for (int j = 0; j < fragments / together; ++j) {
-        Pack<float, adjacent> sums;
+      for (int j = 0; j < fragments; j += together / 2) {
+        Pack<float, together> sums;
 #pragma unroll
-        for (int e = 0; e < adjacent; ++e)
-          sums.v[e] = sum_[i / 2][j * together + e / 2][i % 2 * 2 + e % 2];
-        f(row_ + i * 8 + lane_id() / 4, col_ + j * 8 * together + lane_id() % 4 * adjacent, sums);
+        for (int e = 0; e < together; ++e) sums.v[e] = sum_[i / 2][j + e / 2][i % 2 * 2 + e % 2];
+        if constexpr (together > adjacent) exchange(sums);
+        f(row_ + i * 8 + lane_id() / 4, col_ + j * 8 + lane_id() % 4 * together, sums);
       }
   }
 
@@ -231,6 +232,21 @@ class MmaCore {
       gpu::multiply(s[0], s[1], s[2], s[3], a, b0, b1);
     } else {
       multiply_tf32(s[0], s[1], s[2], s[3], a, b0, b1);
+    }
+  }
+
+  // Four lanes that have two columns each of four fragments get the eight of one fragment each.
+  __device__ static void exchange(Pack<float, 8>& sums) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+      const bool upper = lane_id() & bit;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if (e / 2 & bit) continue;
+        float &low = sums.v[e], &high = sums.v[e + 2 * bit];
+        const float got = __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
+        (upper ? low : high) = got;
+      }
     }
   }
 

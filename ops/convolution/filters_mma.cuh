@@ -265,7 +265,7 @@ inline bool run_weight_gradient_mma(std::string_view op, const Weights& whole, s
     g.x_image = std::int64_t{g.groups} * g.c * g.x_plane;
     g.dy_image = std::int64_t{g.groups} * g.m * g.dy_plane;
     set_steps(g, slab_depth<T>);
-    with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 128, 32, 64>, MmaTile<64, 64, 32, 32>>(
+    with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 128, 32, 64>>(
         all.filters, g.columns() * pack_size<T>, g.groups, 1, [&](auto tile) {
           using Tile = decltype(tile);
           const auto launch = [&](auto copier) {

@@ -310,76 +310,6 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
   });
 }
 
-// The same sum for few channels m, whose tiles would be mostly padding: a thread has all m of
-// `few_points` points, and weights go to all threads at once. Eight channels c are read at every
-// tap before the next eight, which are in the first-level cache then.
-constexpr int few_m = 4;
-constexpr int few_points = 4;
-constexpr int few_threads = 256;
-
-template <class T>
-__global__ void __launch_bounds__(few_threads)
-    gather_few(const __grid_constant__ Gather g, std::int64_t column_blocks, const T* in,
-               const Compute<T>* packed, const T* bias, T* out) {
-  using V = Compute<T>;
-  BlockIndex block;
-  const std::int64_t first = std::int64_t{block.next(column_blocks)} * few_threads * few_points;
-  const Class z = class_of(g, block.next(g.classes()));
-  const std::int64_t group = block.left;
-  const std::int64_t points = std::int64_t{z.h.points} * z.w.points;
-  const T* from[few_points];
-  int h[few_points], w[few_points];
-  V sums[few_points][few_m] = {};
-#pragma unroll
-  for (int j = 0; j < few_points; ++j) {
-    const std::int64_t n = first + threadIdx.x + j * few_threads, image = n / points;
-    const int row = static_cast<int>(n % points / z.w.points) * z.h.stride + z.h.first;
-    h[j] = image < g.images ? row : outside;
-    w[j] = static_cast<int>(n % points % z.w.points) * z.w.stride + z.w.first;
-    from[j] = in + (image * g.groups + group) * g.c * g.in_plane;
-  }
-  const V* weights = packed + (group * g.rows + z.first_row) * g.columns;
-  for (int c = 0; c < g.c; c += tile_depth)
-    for (int u = 0; u < z.h.taps; ++u)
-      for (int v = 0; v < z.w.taps; ++v) {
-        const T* at[few_points];
-        bool inside[few_points];
-#pragma unroll
-        for (int j = 0; j < few_points; ++j) {
-          const int row = h[j] + u * z.h.step, col = w[j] + v * z.w.step;
-          inside[j] = static_cast<unsigned>(row) < static_cast<unsigned>(g.h.in) &&
-                      static_cast<unsigned>(col) < static_cast<unsigned>(g.w.in);
-          at[j] = from[j] + (c * g.in_plane + std::int64_t{row} * g.w.in + col);
-        }
-#pragma unroll
-        for (int i = 0; i < tile_depth; ++i) {
-          const auto factor = *reinterpret_cast<const Pack<V, few_m>*>(weights + i * g.columns);
-#pragma unroll
-          for (int j = 0; j < few_points; ++j) {
-            const V x = inside[j] && c + i < g.c ? widen(*at[j]) : V(0);
-            at[j] += g.in_plane;
-#pragma unroll
-            for (int m = 0; m < few_m; ++m) sums[j][m] += factor.v[m] * x;
-          }
-        }
-        weights += tile_depth * g.columns;
-      }
-#pragma unroll
-  for (int j = 0; j < few_points; ++j) {
-    const std::int64_t n = first + threadIdx.x + j * few_threads, image = n / points;
-    if (image >= g.images) continue;
-    const std::int64_t row = z.h.out_first + n % points / z.w.points * z.h.out_stride;
-    const std::int64_t col = z.w.out_first + n % points % z.w.points * z.w.out_stride;
-#pragma unroll
-    for (int m = 0; m < few_m; ++m) {
-      const std::int64_t channel = group * g.m + m;
-      if (m < g.m)
-        out[((image * g.groups * g.m + channel) * g.h.out + row) * g.w.out + col] =
-            narrow<T>(bias ? sums[j][m] + widen(bias[channel]) : sums[j][m]);
-    }
-  }
-}
-
 // The same sum without tiles, for groups of few channels (depthwise): four adjacent points a
 // thread, weights where they lie.
 constexpr int direct_points = 4;
@@ -450,10 +380,10 @@ void with_gather_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f)
     f(TileForDouble{});
   } else if constexpr (blocked) {
     with_tile<Tile<128, 128, 8, 8>, Tile<64, 128, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 128, 8, 8>,
-              Tile<8, 256, 2, 8>>(m, n, batches, at_once, f);
+              Tile<8, 256, 2, 8>, Tile<4, 256, 1, 8>>(m, n, batches, at_once, f);
   } else {
-    with_tile<Tile<64, 128, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 128, 8, 8>, Tile<8, 256, 2, 8>>(
-        m, n, batches, at_once, f);
+    with_tile<Tile<64, 128, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 128, 8, 8>, Tile<8, 256, 2, 8>,
+              Tile<4, 256, 1, 8>>(m, n, batches, at_once, f);
   }
 }
 
@@ -519,17 +449,6 @@ inline int most_points(const Side& side) {
 }
 
 template <class T>
-void launch_few(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
-                const Tensor& weight, const T* bias, Tensor& out) {
-  g.columns = 32;
-  const Tensor packed = packed_weights<T>(op, g, weight);
-  const std::int64_t column_blocks =
-      divide_up<std::int64_t>(g.images * points, few_threads * few_points);
-  launch(op, gather_few<T>, grid_of(op, column_blocks * g.classes() * g.groups), few_threads, 0, g,
-         column_blocks, in.data<T>(), packed.data<Compute<T>>(), bias, out.data<T>());
-}
-
-template <class T>
 void launch_direct(std::string_view op, const Gather& g, const Tensor& in, const Tensor& weight,
                    const T* bias, Tensor& out) {
   const std::int64_t h_points = most_points(g.h);
@@ -554,9 +473,6 @@ inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Te
     const T* b = bias.defined() ? bias.data<T>() : nullptr;
     if (thin(g.groups, g.m, g.c)) return launch_direct<T>(op, g, in, weight, b, out);
     const std::int64_t batches = std::int64_t{g.groups} * g.classes();
-    const std::int64_t few_blocks = g.images * points * batches / (few_threads * few_points);
-    if (blocked && g.m <= few_m && few_blocks >= multiprocessors() / 2)
-      return launch_few<T>(op, g, points, in, weight, b, out);
     const auto with_blocking = [&](auto blocking) {
       constexpr bool blocks = decltype(blocking)::value;
       with_gather_tile<T, blocks>(g.m, g.images * points, batches, [&](auto tile) {

@@ -5,7 +5,8 @@
 
 namespace ebb::gpu::convolution {
 
-// Copies slabs of packed weights: column m of the tile is a row of the product.
+// Copies slabs of packed weights: column m of the tile is a row of the product. Blocks that share a
+// multiprocessor read the same ones.
 template <class T, class Tile>
 class FilterCopier {
   static constexpr int apart = Tile::threads / slab_chunks;
@@ -20,7 +21,8 @@ class FilterCopier {
 #pragma unroll
     for (int i = 0; i < divide_up(Tile::rows, apart); ++i)
       if (Tile::rows % apart == 0 || row() + i * apart < Tile::rows)
-        copy_async(&Slab::Rows::at(slab, row() + i * apart, chunk()), next_ + i * apart, true);
+        copy_async_cached(&Slab::Rows::at(slab, row() + i * apart, chunk()), next_ + i * apart,
+                          true);
     next_ += slab_chunks * stride_;
   }
 
@@ -231,7 +233,7 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   const std::int64_t first_channel = group * g.m + first_m;
   Out* const to = out + slice * out_size + first_channel * plane;
-  core.for_each([&](int m, int n, const auto& sums) {
+  core.template for_each<8>([&](int m, int n, const auto& sums) {
     if (first_m + m >= g.m) return;
     const float add = bias ? widen(bias[first_channel + m]) : 0.f;
     store_columns(to + m * plane, memory.places + n, sums, add, together);
@@ -280,7 +282,6 @@ bool in_place(const Gather& g) {
 inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, const Tensor& weight,
                            const Tensor& bias, Tensor& out) {
   const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
-  const std::int64_t batches = std::int64_t{g.groups} * g.classes();
   const std::int64_t taps = std::int64_t{g.h.kernel} * g.w.kernel;
   constexpr std::int64_t most = std::int64_t{1} << 30;
   if (!on_tensor_cores(out.dtype()) || thin(g.groups, g.m, g.c) || points >= most ||
@@ -292,16 +293,18 @@ inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, cons
     const T* b = bias.defined() ? bias.data<T>() : nullptr;
     g.c_packed = divide_up(g.c, pack_size<T>);
     g.rows = round_up(taps * g.c_packed, slab_chunks) + slab_chunks * g.classes();
-    with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 256, 64, 64>, MmaTile<64, 128, 32, 64>,
-              MmaTile<32, 256, 32, 64>, MmaTile<16, 256, 16, 64>>(
-        g.m, g.images * points, batches, 2 * multiprocessors(), [&](auto tile) {
-          using Tile = decltype(tile);
-          if (in_place<T>(g)) {
-            launch_gather_mma<T, Tile, PlaneCopier<T, Tile>>(op, g, points, in, weight, b, out);
-          } else {
-            launch_gather_mma<T, Tile, PixelCopier<T, Tile>>(op, g, points, in, weight, b, out);
-          }
-        });
+    // Wide tiles: their pixels are those of other taps too, and so mostly in the first-level cache.
+    const auto tiled = [&](auto tile) {
+      using Tile = decltype(tile);
+      if (in_place<T>(g)) {
+        launch_gather_mma<T, Tile, PlaneCopier<T, Tile>>(op, g, points, in, weight, b, out);
+      } else {
+        launch_gather_mma<T, Tile, PixelCopier<T, Tile>>(op, g, points, in, weight, b, out);
+      }
+    };
+    if (g.m <= 16) return tiled(MmaTile<16, 256, 16, 64>{});
+    if (g.m <= 32) return tiled(MmaTile<32, 256, 32, 64>{});
+    tiled(MmaTile<64, 256, 64, 64>{});
   };
   out.dtype() == Dtype::bf16 ? with(bf16{}) : with(0.f);
   return true;
