@@ -12,9 +12,8 @@
 //   };
 //   keep_rows<T>("softmax", Softmax<T>{y}, rows, cols, y, x);
 //
-// keep_rows    holds the row in registers between the steps (one read of memory), up to 512
-//              threads × 8 packs of 16 bytes (16 of one f32 or f64 input); wider rows are read
-//              again by every step.
+// keep_rows    holds the row in registers between the steps (one read of memory): of a warp, of a
+//              block, or of a cluster of blocks (sm_90); wider rows are read again by every step.
 // stream_rows  always reads again: for bodies of one step, which need fewer threads in flight.
 // strided_rows the same for [outer, n, inner] along n, neighbouring threads on neighbouring inner.
 //
@@ -26,6 +25,7 @@
 #include <utility>
 
 #include "ebb/core/cuda.cuh"
+#include "ebb/ops/cluster.cuh"
 
 namespace ebb::gpu {
 
@@ -40,41 +40,88 @@ struct RowLayout {
   std::int64_t chunk = cols;
 };
 
-template <class T, int inputs, int group, int packs, bool kept>
+// 16 bytes as they are loaded.
+struct Words {
+  unsigned w[4];
+};
+
+// Element j, widened.
+template <class T>
+__device__ Compute<T> element(const Words& x, int j) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __uint_as_float(j % 2 == 0 ? x.w[j / 2] << 16 : x.w[j / 2] & 0xffff0000u);
+  } else {
+    return __builtin_bit_cast(Pack<T, pack_size<T>>, x).v[j];
+  }
+}
+
+// Makes the compiler believe that the packs changed: it would keep what it widened in a step for
+// the next one, in twice the registers.
+template <int inputs, int packs>
+__device__ void forget_widened(Words (&window)[inputs][packs]) {
+#pragma unroll
+  for (int i = 0; i < inputs; ++i)
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      unsigned(&w)[4] = window[i][k].w;
+      asm volatile("" : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3]));
+    }
+}
+
+constexpr int row_threads(int group) { return group < 64 ? 128 : group; }  // of a block
+
+// Where a row is between the steps of a body: in the registers of a group of threads, each slice
+// in those of a block of a cluster, or in memory.
+enum class Held { by_group, by_cluster, nowhere };
+
+// `packed` rows begin at 16 bytes and are a multiple of that long.
+template <class T, int inputs, int group, int packs, Held held, bool packed>
 class Row {
  public:
   using C = Compute<T>;
-  using Wide = std::conditional_t<kept, C, double>;  // what windows are added in
-  using Index = std::conditional_t<kept, int, std::int64_t>;
-  static constexpr bool in_registers = kept;
+  static constexpr bool in_registers = held != Held::nowhere;
+  using Wide = std::conditional_t<in_registers, C, double>;  // what windows are added in
+  using Index = std::conditional_t<in_registers, int, std::int64_t>;
 
   // Threads beyond the last row get an empty one: they take part in reductions and write nothing.
-  __device__ Row(const RowLayout& layout, bool packed, const T* const (&x)[inputs])
-      : lane_(threadIdx.x % group), packed_(packed) {
+  __device__ Row(const RowLayout& layout, const T* const (&x)[inputs])
+      : lane_(threadIdx.x % group) {
     const std::int64_t slot =
         static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / group) + threadIdx.x / group;
     const bool inside = slot < layout.rows * layout.slices;
-    index_ = inside ? slot : 0;
-    leader_ = inside && lane_ == 0;
-    const std::int64_t row = layout.slices == 1 ? index_ : index_ / layout.slices;
-    const std::int64_t first = (index_ - row * layout.slices) * layout.chunk;
+    const std::int64_t slice = inside ? slot : 0;
+    const std::int64_t row = layout.slices == 1 ? slice : slice / layout.slices;
+    const std::int64_t first = (slice - row * layout.slices) * layout.chunk;
     const std::int64_t rest = layout.cols - first;
+    index_ = held == Held::by_cluster ? row : slice;
     offset_ = row * layout.cols + first;
+    first_ = held == Held::by_cluster ? static_cast<Index>(first) : 0;
     cols_ = inside ? static_cast<Index>(rest < layout.chunk ? rest : layout.chunk) : 0;
+    leader_ = inside && lane_ == 0 && (held != Held::by_cluster || first == 0);
 #pragma unroll
     for (int i = 0; i < inputs; ++i) x_[i] = x[i] + offset_;
-    if constexpr (kept) load(window_, 0);
+    if constexpr (in_registers) load(window_, 0, cols_);
   }
 
   __device__ std::int64_t index() const { return index_; }
   __device__ bool leader() const { return leader_; }  // the one thread that writes a row's scalars
 
+  // f(visit) for each window, where visit(g) calls g(column, x…) for each element of this thread.
+  template <class F>
+  __device__ void windows(F f) {
+    each_window([&](const Window& w, Index start, int left) {
+      f([&](auto g) {
+#pragma unroll
+        for (int k = 0; k < packs; ++k)
+          visit(w, k, start, left, [&](int, Index col, auto... x) { g(col, x...); });
+      });
+    });
+  }
+
   // f(column, x…) for each element this thread sees.
   template <class F>
   __device__ void each(F f) {
-    windows([&](const Window& w, Index start) {
-      visit(w, start, [&](int, Index col, auto... x) { f(col, x...); });
-    });
+    windows([&](auto visit) { visit(f); });
   }
 
   template <class Op, class A>
@@ -82,7 +129,9 @@ class Row {
     if constexpr (group <= warp_size) {
       return warp_reduce<group>(a, op);
     } else {
-      return block_reduce<group>(a, op);
+      a = block_reduce<group>(a, op);
+      if constexpr (held == Held::by_cluster) a = cluster_reduce(a, op);
+      return a;
     }
   }
 
@@ -97,9 +146,9 @@ class Row {
   __device__ Total sum(F f) {
     using A = std::conditional_t<std::is_same_v<Total, double>, double, Wide>;
     A total = 0;
-    windows([&](const Window& w, Index start) {
+    windows([&](auto visit) {
       C part = 0;
-      visit(w, start, [&](int, Index col, auto... x) { part += f(col, x...); });
+      visit([&](Index col, auto... x) { part += f(col, x...); });
       total += part;
     });
     return static_cast<Total>(reduce(Sum{}, total));
@@ -108,132 +157,193 @@ class Row {
   // y[row, column] = f(column, x…)
   template <class F>
   __device__ void write(T* y, F f) {
-    windows([&](const Window& w, Index start) {
-      Pack<T, width> out[packs];
-      visit(w, start, [&](int slot, Index col, auto... x) {
-        out[slot / width].v[slot % width] = narrow<T>(f(col, x...));
-      });
-      store(out, start, y + offset_);
+    each_window([&](const Window& w, Index start, int left) {
+      T* const to = y + offset_ + start;
+#pragma unroll
+      for (int k = 0; k < packs; ++k) {
+        P out;
+        visit(w, k, start, left,
+              [&](int j, Index col, auto... x) { out.v[j] = narrow<T>(f(col, x...)); });
+        store(out, k, to, left);
+      }
     });
   }
 
  private:
   static constexpr int width = pack_size<T>;
-  using Window = Pack<T, width>[inputs][packs];
+  static constexpr int window = group * width * packs;
+  using P = Pack<T, width>;
+  using Window = Words[inputs][packs];
 
-  // Column of element j of pack k: packs side by side, or element by element when unaligned.
-  __device__ Index at(int k, int j) const {
-    return k * (group * width) + (packed_ ? lane_ * width + j : j * group + lane_);
+  // Column in its window of element j of pack k: packs side by side, or single elements.
+  __device__ int at(int k, int j) const {
+    return k * (group * width) + (packed ? lane_ * width + j : j * group + lane_);
   }
 
-  __device__ void load(Window& w, Index start) const {
+  // Of a window that starts at column `start` and has `left` columns.
+  __device__ void load(Window& w, Index start, int left) const {
 #pragma unroll
-    for (int i = 0; i < inputs; ++i)
+    for (int i = 0; i < inputs; ++i) {
+      const T* const x = x_[i] + start;
 #pragma unroll
       for (int k = 0; k < packs; ++k) {
-        const Index col = start + at(k, 0);
-        if (packed_) {
-          if (col < cols_) w[i][k] = *reinterpret_cast<const Pack<T, width>*>(x_[i] + col);
-          continue;
-        }
+        if constexpr (packed) {
+          if (at(k, 0) < left)
+            w[i][k] = __builtin_bit_cast(Words, *reinterpret_cast<const P*>(x + at(k, 0)));
+        } else {
+          P pack{};
 #pragma unroll
-        for (int j = 0; j < width; ++j)
-          if (start + at(k, j) < cols_) w[i][k].v[j] = x_[i][start + at(k, j)];
-      }
-  }
-
-  template <class F>
-  __device__ void windows(F f) {
-    if constexpr (kept) {
-      f(window_, 0);
-    } else {
-      for (Index start = 0; start < cols_; start += group * width * packs) {
-        Window w;
-        load(w, start);
-        f(w, start);
+          for (int j = 0; j < width; ++j)
+            if (at(k, j) < left) pack.v[j] = x[at(k, j)];
+          w[i][k] = __builtin_bit_cast(Words, pack);
+        }
       }
     }
   }
 
-  // f(slot, column, x…) on the window's elements; slot is a constant once the loops are unrolled.
+  __device__ void store(const P& out, int k, T* y, int left) const {
+    if constexpr (packed) {
+      if (at(k, 0) < left) gpu::store(reinterpret_cast<P*>(y + at(k, 0)), out);
+    } else {
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if (at(k, j) < left) y[at(k, j)] = out.v[j];
+    }
+  }
+
   template <class F>
-  __device__ void visit(const Window& w, Index start, F f) const {
-    visit(w, start, f, std::make_index_sequence<inputs>{});
+  __device__ void each_window(F f) {
+    if constexpr (in_registers) {
+      if constexpr (sizeof(T) < sizeof(C)) forget_widened(window_);
+      f(window_, 0, cols_);
+    } else {
+      const auto left = [this](Index start) {
+        return cols_ - start < window ? static_cast<int>(cols_ - start) : window;
+      };
+      Window next;  // under way while one is in use
+      load(next, 0, left(0));
+      for (Index start = 0; start < cols_; start += window) {
+        Window now;
+#pragma unroll
+        for (int i = 0; i < inputs; ++i)
+#pragma unroll
+          for (int k = 0; k < packs; ++k) now[i][k] = next[i][k];
+        if (start + window < cols_) load(next, start + window, left(start + window));
+        f(now, start, left(start));
+      }
+    }
+  }
+
+  // f(j, column, x…) on the elements of the window's pack k; j is a constant once unrolled.
+  template <class F>
+  __device__ void visit(const Window& w, int k, Index start, int left, F f) const {
+    visit(w, k, first_ + start, left, f, std::make_index_sequence<inputs>{});
   }
   template <class F, size_t... I>
-  __device__ void visit(const Window& w, Index start, F f, std::index_sequence<I...>) const {
+  __device__ void visit(const Window& w, int k, Index start, int left, F f,
+                        std::index_sequence<I...>) const {
+    if (packed && at(k, 0) >= left) return;
 #pragma unroll
-    for (int k = 0; k < packs; ++k)
-#pragma unroll
-      for (int j = 0; j < width; ++j)
-        if (start + at(k, j) < cols_) f(k * width + j, start + at(k, j), widen(w[I][k].v[j])...);
-  }
-
-  __device__ void store(const Pack<T, width> (&out)[packs], Index start, T* y) const {
-#pragma unroll
-    for (int k = 0; k < packs; ++k) {
-      const Index col = start + at(k, 0);
-      if (packed_) {
-        if (col < cols_) *reinterpret_cast<Pack<T, width>*>(y + col) = out[k];
-        continue;
-      }
-#pragma unroll
-      for (int j = 0; j < width; ++j)
-        if (start + at(k, j) < cols_) y[start + at(k, j)] = out[k].v[j];
-    }
+    for (int j = 0; j < width; ++j)
+      if (packed || at(k, j) < left) f(j, start + at(k, j), element<T>(w[I][k], j)...);
   }
 
   const T* x_[inputs];
   Window window_;
   std::int64_t index_;
   std::int64_t offset_;
+  Index first_;  // column, of a slice that is part of a row
   Index cols_;
   int lane_;
-  bool packed_;
   bool leader_;
 };
 
-inline constexpr int row_threads(int group) { return group < 128 ? 128 : group; }
-
-template <class T, int group, int packs, bool kept, class Body, class... X>
+template <class T, int group, int packs, Held held, bool packed, class Body, class... X>
 __global__ void __launch_bounds__(row_threads(group))
-    rows_kernel(Body body, RowLayout layout, bool packed, const X*... x) {
+    rows_kernel(Body body, RowLayout layout, const X*... x) {
   const T* const from[] = {x...};
-  Row<T, sizeof...(X), group, packs, kept> row(layout, packed, from);
+  Row<T, sizeof...(X), group, packs, held, packed> row(layout, from);
   body(row);
 }
 
-template <class T, int group, int packs, bool kept, class Body, class... X>
-void launch_rows(std::string_view op, const Body& body, const RowLayout& layout, const T* y,
-                 const X*... x) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
-  const bool packed = aligned(y) && (aligned(x) && ...) && layout.cols % pack_size<T> == 0 &&
-                      layout.chunk % pack_size<T> == 0;
+template <class T, int group, int packs, Held held, bool packed, class Body, class... X>
+void launch_held(std::string_view op, const Body& body, const RowLayout& layout, const X*... x) {
+  const auto kernel = rows_kernel<T, group, packs, held, packed, Body, X...>;
   constexpr int threads = row_threads(group);
-  const std::int64_t blocks = divide_up<std::int64_t>(layout.rows * layout.slices, threads / group);
-  launch(op, rows_kernel<T, group, packs, kept, Body, X...>, dim3(static_cast<unsigned>(blocks)),
-         threads, 0, body, layout, packed, x...);
+  const auto blocks =
+      static_cast<unsigned>(divide_up<std::int64_t>(layout.rows * layout.slices, threads / group));
+  if constexpr (held == Held::by_cluster) {
+    launch_clusters(op, kernel, blocks, threads, static_cast<unsigned>(layout.slices), body, layout,
+                    x...);
+  } else {
+    launch(op, kernel, dim3(blocks), threads, 0, body, layout, x...);
+  }
 }
 
 // `y` is where the body writes rows, or null: its alignment counts too.
+template <class T, class... X>
+bool rows_are_packed(const RowLayout& layout, const T* y, const X*... x) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+  return aligned(y) && (aligned(x) && ...) && layout.cols % pack_size<T> == 0 &&
+         layout.chunk % pack_size<T> == 0;
+}
+
+// Rows or slices of up to group · packs · 16 bytes kept in registers, or of any length and not.
+template <class T, int group, int packs, bool kept, class Body, class... X>
+void launch_rows(std::string_view op, const Body& body, const RowLayout& layout, const T* y,
+                 const X*... x) {
+  constexpr Held held = kept ? Held::by_group : Held::nowhere;
+  if (rows_are_packed(layout, y, x...))
+    return launch_held<T, group, packs, held, true>(op, body, layout, x...);
+  launch_held<T, group, packs, held, false>(op, body, layout, x...);
+}
+
+// Each row in the registers of 2, 4 or 8 blocks, a slice each.
+template <class T, class Body, class... X>
+void spread_rows(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
+  constexpr int group = 256;
+  constexpr int per_thread = 8;
+  const std::int64_t packs = divide_up<std::int64_t>(row.cols, pack_size<T>);
+  std::int64_t slices = 2;
+  while (slices * group * per_thread < packs) slices *= 2;
+  const RowLayout layout{row.rows, row.cols, slices, divide_up(packs, slices) * pack_size<T>};
+  launch_held<T, group, per_thread, Held::by_cluster, true>(op, body, layout, x...);
+}
+
+// In 32 registers of a thread for each input, fewer where a warp would be left alone with a row.
+// The steps that only speed needs are made for packed rows of f32 and bf16.
+template <class T, bool packed, class Body, class... X>
+void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
+  constexpr bool fast = packed && sizeof(T) <= 4;
+  const std::int64_t packs = divide_up<std::int64_t>(row.cols, pack_size<T>);
+  const auto go = [&]<int group, int per_thread>() {
+    launch_held<T, group, per_thread, Held::by_group, packed>(op, body, row, x...);
+  };
+  if (packs <= 8) return go.template operator()<8, 1>();
+  if constexpr (fast)
+    if (packs <= 32) return go.template operator()<32, 1>();
+  if (packs <= 128) return go.template operator()<32, 4>();
+  if (packs <= 256) return go.template operator()<128, 2>();
+  if constexpr (fast)
+    if (packs <= 512) return go.template operator()<64, 8>();
+  if (packs <= 1024) return go.template operator()<128, 8>();
+  if (packs <= 2048) return go.template operator()<256, 8>();
+  if constexpr (fast) {
+    if (packs <= 4096) return go.template operator()<512, 8>();
+    if constexpr (sizeof...(X) == 1)
+      if (packs <= 8192) return go.template operator()<512, 16>();
+    if (packs <= most_cluster_blocks * 2048 && have_clusters())
+      return spread_rows<T>(op, body, row, x...);
+  }
+  launch_held<T, 256, 4, Held::nowhere, packed>(op, body, row, x...);
+}
+
 template <class T, class Body, class... X>
 void keep_rows(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols,
                const T* y, const X*... x) {
-  const std::int64_t packs = divide_up<std::int64_t>(cols, pack_size<T>);
-  const RowLayout layout{rows, cols};
-  const auto go = [&]<int group, int per_thread, bool kept>() {
-    launch_rows<T, group, per_thread, kept>(op, body, layout, y, x...);
-  };
-  if (packs <= 8) return go.template operator()<8, 1, true>();
-  if (packs <= 32) return go.template operator()<32, 1, true>();
-  if (packs <= 128) return go.template operator()<32, 4, true>();
-  if (packs <= 512) return go.template operator()<128, 4, true>();
-  if (packs <= 2048) return go.template operator()<256, 8, true>();
-  if (packs <= 4096) return go.template operator()<512, 8, true>();
-  if constexpr (sizeof...(X) == 1 && sizeof(T) >= 4) {  // else 128 registers are not enough
-    if (packs <= 8192) return go.template operator()<512, 16, true>();
-  }
-  go.template operator()<512, 4, false>();
+  const RowLayout row{rows, cols};
+  if (rows_are_packed(row, y, x...)) return keep_rows_as<T, true>(op, body, row, x...);
+  keep_rows_as<T, false>(op, body, row, x...);
 }
 
 // `chunk` elements a row (RowLayout): for one pass over long rows, or slices of them.
@@ -256,7 +366,7 @@ template <class T, int inputs>
 class StridedRow {
  public:
   using C = Compute<T>;
-  static constexpr bool in_registers = false;
+  using Wide = double;
 
   __device__ StridedRow(std::int64_t outer, std::int64_t n, std::int64_t inner,
                         const T* const (&x)[inputs])
@@ -274,9 +384,23 @@ class StridedRow {
   __device__ std::int64_t index() const { return index_; }
   __device__ bool leader() const { return leader_; }
 
+  // As a Row's: a window is a few elements, loaded before the first is used.
+  template <class F>
+  __device__ void windows(F f) {
+    for (std::int64_t k = threadIdx.y; k < n_; k += window * blockDim.y) {
+      T x[inputs][window];
+#pragma unroll
+      for (int w = 0; w < window; ++w)
+        if (k + w * blockDim.y < n_)
+#pragma unroll
+          for (int i = 0; i < inputs; ++i) x[i][w] = x_[i][(k + w * blockDim.y) * inner_];
+      f([&](auto g) { visit(x, k, g, std::make_index_sequence<inputs>{}); });
+    }
+  }
+
   template <class F>
   __device__ void each(F f) {
-    each(f, std::make_index_sequence<inputs>{});
+    windows([&](auto visit) { visit(f); });
   }
 
   // A tree over threadIdx.y; every thread of the pair gets the result.
@@ -314,10 +438,14 @@ class StridedRow {
   }
 
  private:
+  static constexpr int window = 4;
+
   template <class F, size_t... I>
-  __device__ void each(F& f, std::index_sequence<I...>) {
-#pragma unroll 4
-    for (std::int64_t k = threadIdx.y; k < n_; k += blockDim.y) f(k, widen(x_[I][k * inner_])...);
+  __device__ void visit(const T (&x)[inputs][window], std::int64_t k, F& f,
+                        std::index_sequence<I...>) const {
+#pragma unroll
+    for (int w = 0; w < window; ++w)
+      if (k + w * blockDim.y < n_) f(k + w * blockDim.y, widen(x[I][w])...);
   }
 
   const T* x_[inputs];

@@ -121,19 +121,21 @@ struct LogitsGradient {
     const std::int64_t t = labels.target[r];
     const bool ignored = labels.ignored(r);
     const bool good = !ignored && labels.good(r);
-    const C m = max[r];
-    const C l = log_sum[r];
+    const Powers<T> p{max[r], exp(-log_sum[r])};
     const C e = labels.smoothing;
     const C g = widen(dy[each ? r : 0]) / *divisor;
     const C hit = (1 - e) * (good ? labels.weight_of(t) : std::numeric_limits<C>::quiet_NaN());
     const C spread = e / static_cast<C>(labels.classes);
     const C all = weight_sum ? *weight_sum : static_cast<C>(labels.classes);
-    row.write(dx, [&](auto c, C x) {
-      const C p = exp((x - m) - l);
-      C d = hit * (p - C(c == t));
-      if (e > 0) d += spread * (all * p - labels.weight_of(c));
-      return ignored ? C(0) : g * d;
-    });
+    if (e == 0) {
+      row.write(
+          dx, [=, by = g * hit](auto c, C x) { return ignored ? C(0) : by * (p(x) - C(c == t)); });
+    } else {
+      row.write(dx, [&](auto c, C x) {
+        const C d = hit * (p(x) - C(c == t)) + spread * (all * p(x) - labels.weight_of(c));
+        return ignored ? C(0) : g * d;
+      });
+    }
   }
 };
 
@@ -170,7 +172,7 @@ void gpu::cross_entropy(const Tensor& x, const Tensor& target, const Tensor& wei
                           state.log_sum.data<C>(),
                           loss,
                           share};
-    keep_rows<T>("cross_entropy", body, n, x.size(1), nullptr, x.data<T>());
+    stream_rows<T>("cross_entropy", body, {n, x.size(1)}, nullptr, x.data<T>());
     if (options.reduction == Reduction::none) {
       launch("cross_entropy", copy_losses_kernel<T>,
              dim3(static_cast<unsigned>(divide_up<std::int64_t>(n, 256))), 256, 0, loss, n, divisor,

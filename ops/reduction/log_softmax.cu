@@ -26,7 +26,7 @@ struct LogSoftmaxBackward {
   template <class Row>
   __device__ void operator()(Row& row) const {
     const C sum = row.sum([](auto, C, C dy) { return dy; });
-    row.write(dx, [=](auto, C y, C dy) { return dy - exp(y) * sum; });
+    row.write(dx, [=](auto, C y, C dy) { return dy - gpu::power_of_e(y) * sum; });
   }
 };
 

@@ -12,9 +12,8 @@ struct Softmax {
   template <class Row>
   __device__ void operator()(Row& row) const {
     const auto [max, sum] = gpu::max_and_sum<C>(row);
-    const C m = max;
-    const C scale = 1 / sum;
-    row.write(y, [=](auto, C x) { return exp(x - m) * scale; });
+    const gpu::Powers<T> share{max, 1 / sum};
+    row.write(y, [=](auto, C x) { return share(x); });
   }
 };
 

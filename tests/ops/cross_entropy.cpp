@@ -135,6 +135,25 @@ TEST_CASE("cross_entropy: twins agree at ragged sizes, from registers and from m
               tolerance);
 }
 
+TEST_CASE("cross_entropy: of bf16 logits, the loss and its gradient are rounded once") {
+  for (const std::int64_t classes : {3, 64, 1000, 50257, 50304})
+    for (const double smoothing : {0.0, 0.1}) {
+      const Tensor x = randn({6, classes}, 5, Dtype::bf16, cpu_device, 3);
+      const Tensor t = some_labels(6, classes);
+      const CrossEntropyOptions options{.label_smoothing = smoothing};
+      const Tensor wide = leaf(x.to(Dtype::f64));
+      const Tensor reference = cross_entropy(wide, t, {}, options);
+      reference.backward();
+      for (const Device device : devices()) {
+        const Tensor in = leaf(x.to(device));
+        const Tensor y = cross_entropy(in, t.to(device), {}, options);
+        check_close(y, reference.detach(), {0, 0x1p-8}, "loss");
+        y.backward();
+        check_close(in.grad(), wide.grad(), {1e-6 / double(classes), 0x1p-8}, "dx");
+      }
+    }
+}
+
 TEST_CASE("cross_entropy: a target that is no class is named, and the next call works") {
   for (const Device device : devices()) {
     const Tensor x = zeros({3, 2}, {.device = device});

@@ -88,6 +88,46 @@ TEST_CASE("softmax: twins agree on rows wider than the registers of a block") {
       check_twins(f, {randn({1, cols}, 6, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
 }
 
+TEST_CASE("softmax: twins agree on either side of what each number of threads keeps of a row") {
+  for (const std::int64_t cols : {32,   36,   128,  132,  512,   516,   1024,  1028,  2048,  2052,
+                                  4096, 4100, 8192, 8196, 16384, 16388, 32768, 32772, 65536, 65540})
+    for (const auto f : {p, log_p})
+      check_twins(f, {randn({3, cols}, 10, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
+}
+
+TEST_CASE("softmax: twins agree on more rows than a GPU holds at a time") {
+  for (const Shape& shape : {Shape{9000, 132}, Shape{1500, 2052}, Shape{300, 8196},
+                             Shape{150, 20000}, Shape{140, 32772}})
+    check_twins(p, {randn(shape, 11, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
+}
+
+TEST_CASE("softmax: bf16 rows of any width are rounded once, a gradient from what was") {
+  for (const std::int64_t cols : {3, 64, 781, 1000, 4096, 20000, 40000, 50304}) {
+    const Tensor x = randn({3, cols}, 12, Dtype::bf16, cpu_device, 3);
+    const Tensor dy = randn({3, cols}, 13, Dtype::bf16);
+    for (const Device device : devices()) {
+      const Tensor in = leaf(x.to(device));
+      check_close(log_softmax(in.detach()), log_softmax(x.to(Dtype::f64)), {1e-30, 0x1p-8},
+                  "log y");
+      const Tensor y = softmax(in);
+      check_close(y, softmax(x.to(Dtype::f64)), {1e-30, 0x1p-8}, "y");
+      y.backward(dy.to(device));
+      const Tensor own = y.detach().to(cpu_device).to(Dtype::f64);
+      const Tensor wide_dy = dy.to(Dtype::f64);
+      const Tensor dot = sum(own * wide_dy, {.dim = {1}, .keepdim = true});
+      check_close(in.grad(), own * (wide_dy - dot), {1e-5, 0x1p-8}, "dx");
+    }
+  }
+}
+
+TEST_CASE("softmax: a share below the smallest normal number is not lost") {
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Tensor x = tensor<float>({0, -90}, {1, 2}).to(dtype).to(device);
+      CHECK(std::abs(values(softmax(x))[1] - std::exp(-90)) <= 4.6e-41);  // half a bf16 step
+    }
+}
+
 TEST_CASE("softmax: twins agree along a dimension that is not the last") {
   for (const Shape& shape : {Shape{2, 7, 3}, Shape{1, 300, 1}, Shape{3, 10, 257}, Shape{2, 1, 4}}) {
     check_twins([](const Tensors& in) { return softmax(in[0], {1}); }, {randn(shape, 7)},
