@@ -8,15 +8,24 @@ namespace {
 template <class T>
 struct Normalize {
   using C = gpu::Compute<T>;
+  // Between these no square that matters has vanished or overflowed.
+  static constexpr double lowest = sizeof(C) == 4 ? 0x1p-80 : 0x1p-900;
+  static constexpr double highest = sizeof(C) == 4 ? 0x1p127 : 0x1p1023;
   double eps;
   T* y;
   C* scale;
 
   template <class Row>
   __device__ void operator()(Row& row) const {
-    double square = 0;
-    row.each([&](auto, C x) { square += static_cast<double>(x) * static_cast<double>(x); });
-    const double norm = sqrt(row.reduce(gpu::Sum{}, square));
+    double square = row.sum([](auto, C x) { return x * x; });
+    const bool lost = !(lowest < square && square < highest);
+    if (__syncthreads_or(lost)) {  // the block adds up together, for the rows that need it
+      double exact = 0;
+      row.each([&](auto, C x) { exact += static_cast<double>(x) * static_cast<double>(x); });
+      exact = row.reduce(gpu::Sum{}, exact);
+      if (lost) square = exact;
+    }
+    const double norm = sqrt(square);
     const C s = static_cast<C>(norm <= eps ? 1 / eps : 1 / norm);
     row.write(y, [=](auto, C x) { return x * s; });
     if (row.leader()) scale[row.index()] = norm <= eps ? -s : s;

@@ -49,6 +49,14 @@ TEST_CASE("l2_normalize: a long row between two others, one of them 0 and one Na
     }
 }
 
+TEST_CASE("l2_normalize: squares that f32 cannot hold are no loss") {
+  for (const float scale : {1e-30f, 1e-19f, 1e18f, 1e30f})
+    for (const std::int64_t cols : {4, 300, 5000, 40000}) {
+      const Tensor x = randn({2, cols}, 7, Dtype::f64, cpu_device, scale);
+      check_twins(f(1), {x}, {row, row_gradient});
+    }
+}
+
 TEST_CASE("l2_normalize: gradients agree with finite differences, along any dimension") {
   for (const std::int64_t dim : {-1, 0, 1}) check_gradients(f(dim), {randn({3, 4, 5}, 1)});
   check_gradients([](const Tensors& in) { return l2_normalize(in[0], {.dim = 0, .eps = 100}); },
