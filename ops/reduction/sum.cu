@@ -73,41 +73,77 @@ void sum_any(const Tensor& x, const View& v, double factor, Tensor& y) {
   }
 }
 
-// One 16-byte pack a thread; Index is 32 bits wide where that suffices, for the divisions.
+constexpr int repeat_threads = 256;
+constexpr int repeat_packs = 4;  // of 16 bytes that a thread writes
+
+// The pack of dx that begins at `first`, wherever its elements come from; `left` are in dx.
 template <class T, class Index>
-__global__ void repeat_kernel(const T* dy, Index n, Index inner, double factor, Index total,
-                              T* dx) {
-  constexpr int width = pack_size<T>;
-  const Index first = (static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x) * width;
-  if (first >= total) return;
+__device__ Pack<T, pack_size<T>> repeat_any(const T* dy, Index first, Index n, Index inner,
+                                            Compute<T> factor, Index left) {
   const Index row = first / inner;
   Index o = row / n;
   Index k = row - o * n;
   Index i = first - row * inner;
-  Pack<T, width> out;
+  Pack<T, pack_size<T>> out;
 #pragma unroll
-  for (int j = 0; j < width; ++j) {
-    if (j < total - first)
-      out.v[j] = narrow<T>(static_cast<Compute<T>>(factor) * widen(dy[o * inner + i]));
+  for (int j = 0; j < pack_size<T>; ++j) {
+    if (j < left) out.v[j] = narrow<T>(factor * widen(dy[o * inner + i]));
     if (++i == inner) i = 0, ++k;
     if (k == n) k = 0, ++o;
   }
-  if (total - first >= width) {
-    *reinterpret_cast<Pack<T, width>*>(dx + first) = out;
-    return;
-  }
+  return out;
+}
+
+// Index is 32 bits wide where that suffices, for the divisions. `packed`: no pack of dx crosses a
+// line of n, or of inner when that is not 1, and dy's packs are aligned.
+template <class T, class Index>
+__global__ void __launch_bounds__(repeat_threads)
+    repeat_kernel(const T* dy, Index n, Index inner, double factor, Index total, bool packed,
+                  T* dx) {
+  constexpr int width = pack_size<T>;
+  using C = Compute<T>;
+  using P = Pack<T, width>;
+  const C by = static_cast<C>(factor);
+  const Index start = static_cast<Index>(blockIdx.x) * (repeat_threads * repeat_packs * width);
 #pragma unroll
-  for (int j = 0; j < width; ++j)
-    if (j < total - first) dx[first + j] = out.v[j];
+  for (int p = 0; p < repeat_packs; ++p) {
+    const Index first = start + static_cast<Index>(p * repeat_threads + threadIdx.x) * width;
+    if (first >= total) return;
+    P out;
+    if (packed && inner == 1) {
+      const T same = narrow<T>(by * widen(dy[first / n]));
+#pragma unroll
+      for (int j = 0; j < width; ++j) out.v[j] = same;
+    } else if (packed) {
+      const Index row = first / inner;
+      const P in = *reinterpret_cast<const P*>(dy + row / n * inner + (first - row * inner));
+#pragma unroll
+      for (int j = 0; j < width; ++j) out.v[j] = narrow<T>(by * widen(in.v[j]));
+    } else {
+      out = repeat_any<T>(dy, first, n, inner, by, total - first);
+    }
+    if (packed || total - first >= width) {
+      store(reinterpret_cast<P*>(dx + first), out);
+      continue;
+    }
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      if (j < total - first) dx[first + j] = out.v[j];
+  }
 }
 
 template <class T, class Index>
 void repeat(const Tensor& dy, const View& v, double factor, Tensor& dx) {
-  constexpr int threads = 256;
-  const std::int64_t packs = divide_up<std::int64_t>(dx.numel(), pack_size<T>);
-  launch("sum", repeat_kernel<T, Index>,
-         dim3(static_cast<unsigned>(divide_up<std::int64_t>(packs, threads))), threads, 0,
-         dy.data<T>(), v.n, v.inner, factor, dx.numel(), dx.data<T>());
+  constexpr int width = pack_size<T>;
+  const bool packed =
+      v.inner == 1
+          ? v.n % width == 0
+          : v.inner % width == 0 &&
+                reinterpret_cast<std::uintptr_t>(dy.data<T>()) % sizeof(Pack<T, width>) == 0;
+  const std::int64_t blocks =
+      divide_up<std::int64_t>(dx.numel(), repeat_threads * repeat_packs * width);
+  launch("sum", repeat_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)), repeat_threads, 0,
+         dy.data<T>(), v.n, v.inner, factor, dx.numel(), packed, dx.data<T>());
 }
 
 }  // namespace
