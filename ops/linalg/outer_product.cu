@@ -1,128 +1,225 @@
 #include "ebb/ops/linalg/outer_product.h"
 
-#include "ebb/ops/columns.cuh"
-#include "ebb/ops/lanes.cuh"
+#include <algorithm>
+
+#include "ebb/core/cuda.cuh"
+#include "ebb/core/tensor.h"
+#include "ebb/ops/rows.cuh"
 
 namespace ebb {
 namespace gpu {
 namespace {
 
 constexpr const char* op = "outer_product";
-constexpr int rows_each = 64;  // that a thread walks, or a warp in the backward pass
-
-// threadIdx.x owns a pack of columns of b, kept in registers, and walks rows of a; neighbouring
-// threadIdx.y take neighbouring rows, so that narrow outputs fill a block too.
-template <class T>
-__global__ void __launch_bounds__(256)
-    product_kernel(const T* a, const T* b, std::int64_t m, std::int64_t n, std::int64_t tiles,
-                   bool packed, T* y) {
-  constexpr int width = pack_size<T>;
-  using P = Pack<T, width>;
-  const std::int64_t tile = blockIdx.x % tiles;
-  const std::int64_t first = blockIdx.x / tiles * (blockDim.y * rows_each) + threadIdx.y;
-  const std::int64_t start = tile * blockDim.x * width;
-  const std::int64_t step = packed ? 1 : blockDim.x;  // from one of its columns to the next
-  const std::int64_t column = start + (packed ? threadIdx.x * width : threadIdx.x);
-  P own{};
-#pragma unroll
-  for (int j = 0; j < width; ++j)
-    if (column + j * step < n) own.v[j] = b[column + j * step];
-  if (column >= n) return;
-#pragma unroll 4
-  for (int k = 0; k < rows_each; ++k) {
-    const std::int64_t row = first + k * blockDim.y;
-    if (row >= m) return;
-    const Compute<T> left = widen(a[row]);
-    P out;
-#pragma unroll
-    for (int j = 0; j < width; ++j) out.v[j] = narrow<T>(left * widen(own.v[j]));
-    T* const to = y + row * n + column;
-    if (packed) {
-      *reinterpret_cast<P*>(to) = out;
-      continue;
-    }
-#pragma unroll
-    for (int j = 0; j < width; ++j)
-      if (column + j * step < n) to[j * step] = out.v[j];
-  }
-}
-
-// A warp owns a tile of columns, with b and the sums over its rows in registers, and reads G once.
-// It writes its part of da, [tiles][m], and of db, [row parts][n]; either may be null.
-template <class T, int width>
-__global__ void __launch_bounds__(128)
-    gradients_kernel(const T* a, const T* b, const T* g, std::int64_t m, std::int64_t n,
-                     std::int64_t tiles, Compute<T>* part_a, Compute<T>* part_b) {
-  using C = Compute<T>;
-  constexpr int packs = 4 * pack_size<T> / width;
-  using L = Lanes<T, warp_size, packs, width>;
-  const std::int64_t warp =
-      static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / warp_size) + threadIdx.x / warp_size;
-  const std::int64_t tile = warp % tiles;
-  const std::int64_t part = warp / tiles;
-  const std::int64_t start = tile * L::columns;
-  const std::int64_t first = part * rows_each;
-  if (first >= m) return;
-  const std::int64_t last = m - first < rows_each ? m : first + rows_each;
-  const std::int64_t rest = n - start;
-  const L lanes{static_cast<int>(rest < L::columns ? rest : L::columns),
-                static_cast<int>(threadIdx.x % warp_size)};
-  typename L::P right[packs];
-#pragma unroll
-  for (int k = 0; k < packs; ++k) right[k] = lanes.load(b + start, k);
-  C sums[packs][width] = {};
-#pragma unroll 2
-  for (std::int64_t row = first; row < last; ++row) {
-    typename L::P in[packs];
-#pragma unroll
-    for (int k = 0; k < packs; ++k) in[k] = lanes.load(g + row * n + start, k);
-    const C left = widen(a[row]);
-    C dot = 0;
-    lanes.each([&](int k, int j) {
-      const C v = widen(in[k].v[j]);
-      dot += v * widen(right[k].v[j]);
-      sums[k][j] += v * left;
-    });
-    dot = warp_reduce(dot, Sum{});
-    if (part_a && lanes.lane == 0) part_a[tile * m + row] = dot;
-  }
-  if (!part_b) return;
-  lanes.each([&](int k, int j) { part_b[part * n + start + lanes.at(k) + j] = sums[k][j]; });
-}
-
-template <class T>
-struct Total {
-  T* y;
-  __device__ void operator()(std::int64_t column, const double (&sum)[1]) const {
-    y[column] = narrow<T>(static_cast<Compute<T>>(sum[0]));
-  }
-};
 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
+constexpr int product_threads = 256;
+constexpr int product_packs = 4;  // of a thread
+
+// Packs of y side by side, so that the GPU writes from one end to the other: 16 bytes where rows
+// are a multiple of that, else single elements. `n` of them are a row. Index is 32 bits wide where
+// that suffices, for the division.
+template <class T, int width, class Index>
+__global__ void __launch_bounds__(product_threads)
+    product_kernel(const T* a, const Pack<T, width>* b, Index n, Index total, Pack<T, width>* y) {
+  const Index start = static_cast<Index>(blockIdx.x) * (product_threads * product_packs);
+#pragma unroll
+  for (int p = 0; p < product_packs; ++p) {
+    const Index i = start + p * product_threads + threadIdx.x;
+    if (i >= total) return;
+    const Index row = i / n;
+    const Compute<T> left = widen(a[row]);
+    const Pack<T, width> right = b[i - row * n];
+    Pack<T, width> out;
+#pragma unroll
+    for (int j = 0; j < width; ++j) out.v[j] = narrow<T>(left * widen(right.v[j]));
+    store(y + i, out);
+  }
+}
+
+template <class T, int width>
+void product(const Tensor& a, const Tensor& b, Tensor& y) {
+  using P = Pack<T, width>;
+  const auto* right = reinterpret_cast<const P*>(b.data<T>());
+  auto* to = reinterpret_cast<P*>(y.data<T>());
+  const std::int64_t packs = y.numel() / width;
+  const auto go = [&]<class Index>(Index total) {
+    launch(op, product_kernel<T, width, Index>,
+           dim3(static_cast<unsigned>(
+               divide_up<std::int64_t>(packs, product_threads * product_packs))),
+           product_threads, 0, a.data<T>(), right, b.numel() / width, total, to);
+  };
+  constexpr std::int64_t small = std::int64_t{1} << 31;
+  packs < small ? go(static_cast<std::uint32_t>(packs)) : go(static_cast<std::uint64_t>(packs));
+}
+
+template <class T>
+struct Gradients {
+  using C = Compute<T>;
+  const T* a;
+  const T* b;
+  const T* g;
+  std::int64_t m;
+  std::int64_t n;
+  std::int64_t tiles;
+  std::int64_t rows;  // of a part: 8 to 64 for each warp
+  C* part_a;          // [tiles][m], or null
+  C* part_b;          // [parts][n], or null
+};
+
+constexpr int warps = 4;  // of a block
+template <class T>
+constexpr std::int64_t tile_columns = sizeof(T) == 8 ? 256 : 512;
+template <class T>
+constexpr int rows_at_once = sizeof(T) == 2 ? 4 : 2;
+
+// A block owns a tile of columns and a part of the rows, each warp a share of those, with its
+// columns of b and their sums in registers; G is read once, some rows at a time.
+template <class T, bool packed>
+__global__ void __launch_bounds__(warps* warp_size, sizeof(T) == 2 ? 6 : 4)
+    gradients_kernel(Gradients<T> s) {
+  using C = Compute<T>;
+  using P = Pack<T, pack_size<T>>;
+  constexpr int width = pack_size<T>;
+  constexpr int tile = tile_columns<T>;
+  constexpr int packs = tile / (warp_size * width);
+  constexpr int together = rows_at_once<T>;
+  const int lane = threadIdx.x % warp_size;
+  const int warp = threadIdx.x / warp_size;
+  const std::int64_t part = blockIdx.x / s.tiles;
+  const std::int64_t column = blockIdx.x - part * s.tiles;
+  const std::int64_t start = column * tile;
+  const std::int64_t first = part * s.rows + warp * (s.rows / warps);
+  const std::int64_t end = s.m - first < s.rows / warps ? s.m : first + s.rows / warps;
+  const int cols = static_cast<int>(s.n - start < tile ? s.n - start : tile);
+  const auto at = [&](int k, int j) {
+    return k * (warp_size * width) + (packed ? lane * width + j : j * warp_size + lane);
+  };
+  const auto load = [&](Words& x, const T* p, int k) {
+    if constexpr (packed) {
+      if (at(k, 0) < cols) x = *reinterpret_cast<const Words*>(p + at(k, 0));
+    } else {
+      P pack{};
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if (at(k, j) < cols) pack.v[j] = p[at(k, j)];
+      x = __builtin_bit_cast(Words, pack);
+    }
+  };
+  Words right[packs] = {};  // 0 beyond the columns
+#pragma unroll
+  for (int k = 0; k < packs; ++k) load(right[k], s.b + start, k);
+  C sums[packs][width] = {};
+  for (std::int64_t row = first; row < end; row += together) {
+    Words in[together][packs] = {};
+    C left[together] = {};
+#pragma unroll
+    for (int r = 0; r < together; ++r) {
+      if (row + r >= end) continue;
+      left[r] = widen(s.a[row + r]);
+#pragma unroll
+      for (int k = 0; k < packs; ++k) load(in[r][k], s.g + (row + r) * s.n + start, k);
+    }
+    C dot[together] = {};
+#pragma unroll
+    for (int k = 0; k < packs; ++k)
+#pragma unroll
+      for (int j = 0; j < width; ++j) {
+        const C b = element<T>(right[k], j);
+#pragma unroll
+        for (int r = 0; r < together; ++r) {
+          const C g = element<T>(in[r][k], j);
+          dot[r] += g * b;
+          sums[k][j] += g * left[r];
+        }
+      }
+    if (!s.part_a) continue;
+#pragma unroll
+    for (int r = 0; r < together; ++r) {
+      dot[r] = warp_reduce(dot[r], Sum{});
+      if (lane == 0 && row + r < end) s.part_a[column * s.m + row + r] = dot[r];
+    }
+  }
+  if (!s.part_b) return;
+  __shared__ C shared[warps][tile];
+#pragma unroll
+  for (int k = 0; k < packs; ++k)
+#pragma unroll
+    for (int j = 0; j < width; ++j) shared[warp][at(k, j)] = sums[k][j];
+  __syncthreads();
+  for (int i = threadIdx.x; i < cols; i += warps * warp_size) {
+    C total = shared[0][i];
+#pragma unroll
+    for (int w = 1; w < warps; ++w) total += shared[w][i];
+    s.part_b[part * s.n + start + i] = total;
+  }
+}
+
+// `count` parts of each of `elements` sums.
+template <class T>
+struct Parts {
+  const Compute<T>* part;
+  std::int64_t count;
+  std::int64_t elements;
+  T* y;
+};
+
+constexpr int finish_threads = 32;  // that share an element
+
+// A block adds up the parts of 32 elements of da, or in later blocks of db.
+template <class T>
+__global__ void __launch_bounds__(warp_size* finish_threads)
+    finish_kernel(Parts<T> a, Parts<T> b, std::int64_t blocks_a) {
+  const bool first = blockIdx.x < blocks_a;
+  const Parts<T> s = first ? a : b;
+  const std::int64_t i = (blockIdx.x - (first ? 0 : blocks_a)) * warp_size + threadIdx.x;
+  double sum = 0;
+  if (i < s.elements) {
+#pragma unroll 4
+    for (std::int64_t k = threadIdx.y; k < s.count; k += finish_threads)
+      sum += s.part[k * s.elements + i];
+  }
+  __shared__ double sums[finish_threads][warp_size];
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || i >= s.elements) return;
+  for (int t = 1; t < finish_threads; ++t) sum += sums[t][threadIdx.x];
+  s.y[i] = narrow<T>(static_cast<Compute<T>>(sum));
+}
+
+// The number of parts is fixed by the shape, so that every GPU adds in the same order.
 template <class T>
 void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, Tensor& db) {
   using C = Compute<T>;
-  constexpr int warps = 4;  // a block
   const std::int64_t m = a.numel();
   const std::int64_t n = b.numel();
-  const std::int64_t tiles = divide_up<std::int64_t>(n, warp_size * 4 * pack_size<T>);
-  const std::int64_t parts = divide_up<std::int64_t>(m, rows_each);
+  const std::int64_t tiles = divide_up(n, tile_columns<T>);
+  const std::int64_t rows =
+      std::clamp<std::int64_t>(divide_up<std::int64_t>(m, 512 * warps), 8, 64) * warps;
+  const std::int64_t parts = divide_up(m, rows);
   const TensorOptions wide{dtype_of<C>, a.device()};
   Tensor part_a = da.defined() ? empty({tiles, m}, wide) : Tensor();
   Tensor part_b = db.defined() ? empty({parts, n}, wide) : Tensor();
-  C* const to_a = da.defined() ? part_a.data<C>() : nullptr;
-  C* const to_b = db.defined() ? part_b.data<C>() : nullptr;
+  const Gradients<T> state{a.data<T>(),
+                           b.data<T>(),
+                           dy.data<T>(),
+                           m,
+                           n,
+                           tiles,
+                           rows,
+                           da.defined() ? part_a.data<C>() : nullptr,
+                           db.defined() ? part_b.data<C>() : nullptr};
   const bool packed = n % pack_size<T> == 0 && aligned(b.data<T>()) && aligned(dy.data<T>());
-  launch(op, packed ? gradients_kernel<T, pack_size<T>> : gradients_kernel<T, 1>,
-         dim3(static_cast<unsigned>(divide_up<std::int64_t>(tiles * parts, warps))),
-         warps * warp_size, 0, a.data<T>(), b.data<T>(), dy.data<T>(), m, n, tiles, to_a, to_b);
-  if (da.defined())
-    columns<C, 1>(op, InputSums<C>{}, Total<T>{da.data<T>()}, {1, tiles, m}, a.device(),
-                  static_cast<const C*>(to_a));
-  if (db.defined())
-    columns<C, 1>(op, InputSums<C>{}, Total<T>{db.data<T>()}, {1, parts, n}, a.device(),
-                  static_cast<const C*>(to_b));
+  launch(op, packed ? gradients_kernel<T, true> : gradients_kernel<T, false>,
+         dim3(static_cast<unsigned>(tiles * parts)), warps * warp_size, 0, state);
+  Parts<T> to_a{}, to_b{};
+  if (da.defined()) to_a = {state.part_a, tiles, m, da.data<T>()};
+  if (db.defined()) to_b = {state.part_b, parts, n, db.data<T>()};
+  const std::int64_t blocks_a = divide_up<std::int64_t>(to_a.elements, warp_size);
+  const std::int64_t blocks_b = divide_up<std::int64_t>(to_b.elements, warp_size);
+  launch(op, finish_kernel<T>, dim3(static_cast<unsigned>(blocks_a + blocks_b)),
+         dim3(warp_size, finish_threads), 0, to_a, to_b, blocks_a);
 }
 
 }  // namespace
@@ -132,15 +229,9 @@ void gpu::outer_product(const Tensor& a, const Tensor& b, Tensor& y) {
   if (y.numel() == 0) return;
   visit<float, double, bf16>(a.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t n = b.numel();
-    unsigned across = 256;
-    while (across > 1 && across / 2 * pack_size<T> >= n) across /= 2;
-    const unsigned along = 256 / across;
-    const std::int64_t tiles = divide_up<std::int64_t>(n, across * pack_size<T>);
-    const std::int64_t rows = divide_up<std::int64_t>(a.numel(), along * rows_each);
-    const bool packed = n % pack_size<T> == 0 && aligned(y.data<T>());
-    launch(op, product_kernel<T>, dim3(static_cast<unsigned>(tiles * rows)), dim3(across, along), 0,
-           a.data<T>(), b.data<T>(), a.numel(), n, tiles, packed, y.data<T>());
+    constexpr int width = pack_size<T>;
+    const bool packed = b.numel() % width == 0 && aligned(b.data<T>());
+    packed ? product<T, width>(a, b, y) : product<T, 1>(a, b, y);
   });
 }
 

@@ -42,6 +42,24 @@ TEST_CASE("outer_product: twins agree at ragged, 1 and 0 sizes") {
     check_twins(f, {randn({m}, 10), randn({n}, 11)}, {exact, exact});
 }
 
+TEST_CASE("outer_product: bf16 results are those of f64 rounded") {
+  for (const std::int64_t n : {1, 33, 64, 1000}) {
+    const Tensor a = randn({200}, 16, Dtype::bf16), b = randn({n}, 17, Dtype::bf16);
+    const Tensor dy = randn({200, n}, 18, Dtype::bf16);
+    const Tensor wide_a = leaf(a.to(Dtype::f64)), wide_b = leaf(b.to(Dtype::f64));
+    const Tensor wide = outer_product(wide_a, wide_b);
+    wide.backward(dy.to(Dtype::f64));
+    for (const Device device : devices()) {
+      const Tensor in_a = leaf(a.to(device)), in_b = leaf(b.to(device));
+      const Tensor y = outer_product(in_a, in_b);
+      y.backward(dy.to(device));
+      check_close(y, wide.detach(), {1e-30, 0x1p-8}, "y");
+      check_close(in_a.grad(), wide_a.grad(), {1e-4, 0x1p-8}, "da");
+      check_close(in_b.grad(), wide_b.grad(), {1e-4, 0x1p-8}, "db");
+    }
+  }
+}
+
 TEST_CASE("outer_product: only the gradient that is asked for is made") {
   for (const Device device : devices())
     for (const bool first : {true, false}) {
