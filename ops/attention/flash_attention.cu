@@ -2,6 +2,7 @@
 
 #include "ebb/ops/attention/cores.cuh"
 #include "ebb/ops/attention/flash_attention.h"
+#include "ebb/ops/attention/hopper.h"
 #include "ebb/ops/map.cuh"
 #include "ebb/ops/rows.cuh"
 
@@ -433,6 +434,7 @@ void launch_gradients(const FlashAttentionSize& s, bool packed, const Inputs<T>&
 
 void gpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                           const Tensor& v, Tensor& y, Tensor& lse) {
+  if (hopper::flash_attention(s, q, k, v, y, lse)) return;
   visit<float, double, bf16>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const auto in = attention_parts<T>(s, q, k, v);
@@ -451,6 +453,7 @@ void gpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Te
 void gpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                                    const Tensor& v, const Tensor& y, const Tensor& lse,
                                    const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv) {
+  if (hopper::flash_attention_backward(s, q, k, v, y, lse, dy, dq, dk, dv)) return;
   visit<float, double, bf16>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     using V = Compute<T>;
