@@ -363,6 +363,7 @@ class TensorCore {
   // By way of `staging`, of which each warp overwrites its own rows: whole chunks are written.
   template <class Factor>
   __device__ static void store(const Sums& sums, Factor factor, const Rows<T>& to, Own& staging) {
+    __syncwarp();  // all lanes have read what was there: a warp's rows are its own
 #pragma unroll
     for (int r = 0; r < own_rows; ++r)
 #pragma unroll
