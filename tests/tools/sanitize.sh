@@ -7,7 +7,8 @@
 #
 # After a build with CUDA, on a machine with a GPU. EBB_MEMORY=exact gives each tensor an allocation
 # of its own, so that memcheck sees a byte too far. Finite differences launch the same kernels a
-# million times over, and are left out. Logs in $LOGS, seconds for each check in $LIMIT.
+# million times over, and some tensors have 2^31 elements: both are left out. The operations' tests
+# run in shares side by side. Logs in $LOGS, seconds for each check in $LIMIT.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 logs=${LOGS:-build/sanitize}
@@ -21,12 +22,17 @@ check() { # TOOL NAME PROGRAM ARGUMENT...
   return $status
 }
 [ $# -gt 0 ] || set -- memcheck racecheck initcheck synccheck
+left_out='*finite differences*,*times 0.1 is right*,large*'
+tests=$(build/bin/test_ops -c -tc="${TESTS:-*}" -tce="$left_out" | grep -oE '[0-9]+$')
+share=40
 running=()
 for tool in "$@"; do
-  check "$tool" ops test_ops -tc="${TESTS:-*}" \
-    -tce='*finite differences*,*times 0.1 is right*' & running+=($!)
+  for ((first = 1; first <= tests; first += share)); do
+    check "$tool" "ops-$first" test_ops -tc="${TESTS:-*}" -tce="$left_out" \
+      -f="$first" -l=$((first + share - 1)) & running+=($!)
+  done
   [ -n "${TESTS:-}" ] && continue
-  check "$tool" nn test_nn & running+=($!)
+  check "$tool" nn test_nn -tce="$left_out" & running+=($!)
   check "$tool" golden test_golden & running+=($!)
 done
 failed=0
