@@ -238,4 +238,15 @@ struct MomentTerms {
   }
 };
 
+// The same of channels whose first elements are `step` apart.
+template <class T>
+struct MomentsFromFirst {
+  const T* x;
+  std::int64_t step;
+  using Column = MomentTerms<Compute<T>>;
+  __device__ Column column(std::int64_t channel) const {
+    return {static_cast<double>(widen(x[channel * step]))};
+  }
+};
+
 }  // namespace ebb::gpu

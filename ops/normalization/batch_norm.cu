@@ -9,16 +9,6 @@ namespace {
 
 constexpr const char* op = "batch_norm";
 
-template <class T>
-struct ChannelMoments {
-  const T* x;
-  std::int64_t plane;
-  using Column = MomentTerms<Compute<T>>;
-  __device__ Column column(std::int64_t c) const {
-    return {static_cast<double>(widen(x[c * plane]))};
-  }
-};
-
 // What becomes of a channel's Σ (x − c) and Σ (x − c)², c its first element.
 template <class T>
 struct Statistics {
@@ -187,7 +177,7 @@ void gpu::batch_norm_statistics(const Tensor& x, const Planes& s, const BatchNor
                                running(running_mean),
                                running(running_var),
                                alike};
-    reduce<T>(s, ChannelMoments<T>{v, s.plane}, result, x.device(), v);
+    reduce<T>(s, MomentsFromFirst<T>{v, s.plane}, result, x.device(), v);
   });
 }
 

@@ -269,12 +269,7 @@ void backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows&
            threads, static_cast<size_t>(stages * stage + scratch), x.data<T>(), dy.data<T>(), w,
            data_or_null<double>(mean), rstd.data<C>(), s.rows, s.cols, stages, dx.data<T>(), to);
     if (!sums) return;
-    const ColumnLayout layout{1, blocks, s.cols};
-    if constexpr (centred)
-      columns<C, 2>(op, InputSums<C>{}, finish, layout, x.device(), as_const(to),
-                    as_const(to + blocks * s.cols));
-    else
-      columns<C, 1>(op, InputSums<C>{}, finish, layout, x.device(), as_const(to));
+    add_parts(op, to, blocks, s.cols, finish, x.device());
   };
   packed ? with_group<T, pack_size<T>>(packs, go) : with_group<T, 1>(packs, go);
 }

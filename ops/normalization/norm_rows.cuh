@@ -4,6 +4,7 @@
 #pragma once
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
+#include "ebb/ops/columns.cuh"
 #include "ebb/ops/normalization/norm_rows.h"
 
 namespace ebb::gpu {
@@ -40,6 +41,18 @@ struct AffineGradients {
   }
 };
 
+// dw and db, from the sums of some parts of the rows, [count][parts][cols].
+template <class T, int count>
+void add_parts(const char* op, const Compute<T>* sums, std::int64_t parts, std::int64_t cols,
+               const AffineGradients<T, count>& finish, Device device) {
+  using C = Compute<T>;
+  const ColumnLayout layout{1, parts, cols};
+  if constexpr (count == 2)
+    columns<C, 2>(op, InputSums<C>{}, finish, layout, device, sums, sums + parts * cols);
+  else
+    columns<C, 1>(op, InputSums<C>{}, finish, layout, device, sums);
+}
+
 // Groups of more than a warp have a block for themselves.
 constexpr int block_threads(int group, int small) { return group <= warp_size ? small : group; }
 
@@ -57,11 +70,6 @@ const T* data_or_null(const Tensor& x) {
 template <class T>
 T* data_or_null(Tensor& x) {
   return x.defined() ? x.data<T>() : nullptr;
-}
-
-template <class T>
-const T* as_const(T* p) {
-  return p;
 }
 
 template <class... P>

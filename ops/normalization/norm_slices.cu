@@ -9,16 +9,6 @@ namespace gpu {
 namespace {
 
 template <class T>
-struct RowMoments {
-  const T* x;
-  std::int64_t cols;
-  using Column = MomentTerms<Compute<T>>;
-  __device__ Column column(std::int64_t row) const {
-    return {static_cast<double>(widen(x[row * cols]))};
-  }
-};
-
-template <class T>
 struct KeepMoments {
   const T* x;
   std::int64_t cols;
@@ -199,7 +189,7 @@ void forward(const char* op, const Tensor& x, const NormRows& s, const Tensor& w
   double* const means = data_or_null<double>(mean);
   C* const r = rstd.data<C>();
   if constexpr (centred)
-    channel_sums<T, 2, 0>(op, RowMoments<T>{from, s.cols},
+    channel_sums<T, 2, 0>(op, MomentsFromFirst<T>{from, s.cols},
                           KeepMoments<T>{from, s.cols, eps, means, r}, 1, s.rows, s.cols,
                           x.device(), from);
   else
@@ -242,12 +232,7 @@ void backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows&
                0, x.data<T>(), dy.data<T>(), w, of, s.rows, s.cols, chunk, dx.data<T>(), finish,
                to);
         if (!in_parts) return;
-        const ColumnLayout layout{1, parts, s.cols};
-        if constexpr (centred)
-          columns<C, 2>(op, InputSums<C>{}, finish, layout, x.device(), as_const(to),
-                        as_const(to + parts * s.cols));
-        else
-          columns<C, 1>(op, InputSums<C>{}, finish, layout, x.device(), as_const(to));
+        add_parts(op, to, parts, s.cols, finish, x.device());
       },
       x.data<T>(), dy.data<T>(), w, static_cast<const T*>(dx.data<T>()),
       static_cast<const T*>(finish.dweight), static_cast<const T*>(finish.dbias));
