@@ -9,22 +9,10 @@ as the trainer's metrics.jsonl has them). The first seed is trained twice: same_
 the two checkpoints are equal. --peer names a command that prints a JSON line with img_per_s; it
 runs just before and just after ours, and the better of the two counts.
 """
-import argparse, concurrent.futures, datetime, filecmp, json, os, platform, shlex, statistics
-import subprocess, sys, tempfile
+import argparse, concurrent.futures, datetime, filecmp, json, os, shlex, statistics, subprocess, sys
+import tempfile
 
-
-def output(*command):
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
-
-
-def cpu_name():
-    for line in open("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+from machine import cpu_name, output
 
 
 def train(a, seed, out):

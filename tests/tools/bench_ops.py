@@ -10,7 +10,7 @@ of 20 or more), and wall time of a call in a loop of 100. On a GPU PyTorch runs 
 has something to fuse, compiled; ratios are the time of its faster side over ours. Share is of the
 bandwidth of a copy, measured first in the same run. A short table comes last.
 """
-import argparse, datetime, json, math, os, pathlib, platform, statistics, subprocess, sys, time
+import argparse, datetime, json, math, os, pathlib, statistics, subprocess, sys, time
 
 root = pathlib.Path(__file__).resolve().parents[2]
 library_ops = ("matmul", "linear", "conv1d", "conv2d", "attention", "flash_attention")
@@ -34,6 +34,7 @@ a = arguments()
 os.environ["OMP_NUM_THREADS"] = str(a.threads)
 import torch
 
+from machine import cpu_name, output
 from pytorch_ops import build
 
 torch.set_num_threads(a.threads)
@@ -147,20 +148,6 @@ def copy_gbps():
     return max(8e-3 * n / cold(lambda: y.copy_(x)) for _ in range(1 if a.device == "cuda" else 3))
 
 
-def output(*command):
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip()
-    except OSError:
-        return ""
-
-
-def cpu_name():
-    for line in open("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def machine():
     if a.device == "cuda":
         return torch.cuda.get_device_name()
@@ -224,7 +211,7 @@ def main():
     about = {
         "date": datetime.date.today().isoformat(), "device": a.device,
         "machine": machine(),
-        "pytorch": torch.__version__, "commit": output("git", "rev-parse", "--short", "HEAD"),
+        "pytorch": torch.__version__, "commit": output("git", "rev-parse", "--short", "HEAD", cwd=root),
         "copy_gbps": round(copy, 1),
     }
     print(json.dumps(about), flush=True)

@@ -8,21 +8,15 @@ The best validation loss and its step, the median of the sections' tokens/s, and
 tensors. --twice trains again and says whether the checkpoints are equal. --peer names a command
 that prints a JSON line with tok_per_s and peak_GB; it runs just before ours.
 """
-import argparse, datetime, filecmp, json, os, platform, shlex, statistics, subprocess, sys, tempfile
+import argparse, datetime, filecmp, json, os, shlex, statistics, subprocess, sys, tempfile
 
-
-def output(*command):
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
+from machine import cpu_name, output
 
 
 def machine(a):
     if a.device == "cuda":
         return output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    names = [l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {a.threads or os.cpu_count()} threads"
+    return f"{cpu_name()}, {a.threads or os.cpu_count()} threads"
 
 
 def peer(named):
