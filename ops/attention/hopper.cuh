@@ -285,6 +285,7 @@ struct Ring {
   }
   __device__ void wait(int t) { full[t % stages].wait(t / stages % 2); }
   __device__ void release(int t) {
+    __syncwarp();  // its other lanes have read, too
     if (threadIdx.x % warp_size == 0) empty[t % stages].arrive();
   }
 };
