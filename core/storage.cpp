@@ -18,16 +18,18 @@
 namespace ebb {
 namespace {
 
-std::atomic<bool> poison{false};
+bool asked_for(std::string_view memory) {
+  const char* value = std::getenv("EBB_MEMORY");
+  return value && value == memory;
+}
+
+std::atomic<bool> poison{asked_for("poison")};
 thread_local MemoryPool* pool_in_use = nullptr;
 
 // EBB_MEMORY=exact is for memory checkers: no size classes and no cache, so that a byte past a
 // tensor is a byte past its allocation, and what is freed is gone.
 bool exact_memory() {
-  static const bool exact = [] {
-    const char* value = std::getenv("EBB_MEMORY");
-    return value && std::string_view(value) == "exact";
-  }();
+  static const bool exact = asked_for("exact");
   return exact;
 }
 
@@ -238,6 +240,6 @@ MemoryStats memory_stats(Device device) { return allocator(device).stats(); }
 void reset_peak(Device device) { allocator(device).reset_peak(); }
 void release_cache(Device device) { allocator(device).release_cache(); }
 void limit_memory(Device device, std::int64_t bytes) { allocator(device).limit(bytes); }
-void poison_memory(bool on) { poison = on; }
+void poison_memory(bool on) { poison = on || asked_for("poison"); }
 
 }  // namespace ebb

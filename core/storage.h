@@ -3,7 +3,8 @@
 // Freed blocks are kept by size class and handed out again, so that a steady training step asks
 // neither the driver nor the operating system for memory. When an allocation fails, the cache of
 // that device is released and the allocation tried once more before error `oom` is raised.
-// EBB_MEMORY=exact in the environment turns classes and cache off, for memory checkers.
+// EBB_MEMORY=exact in the environment turns classes and cache off, for memory checkers;
+// EBB_MEMORY=poison starts with poison_memory on.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# NVIDIA's compute-sanitizer over the tests that use the GPU, its tools all at once; fails when one
-# finds something, or does not end in time.
+# NVIDIA's compute-sanitizer over the tests that use the GPU; fails when one of its tools finds
+# something, or does not end in time.
 #
 #   tests/tools/sanitize.sh [TOOL...]      memcheck racecheck initcheck synccheck; default: all
 #   TESTS='silu*' tests/tools/sanitize.sh memcheck
@@ -8,33 +8,37 @@
 # After a build with CUDA, on a machine with a GPU. EBB_MEMORY=exact gives each tensor an allocation
 # of its own, so that memcheck sees a byte too far. Finite differences launch the same kernels a
 # million times over, and some tensors have 2^31 elements: both are left out. The operations' tests
-# run in shares side by side. Logs in $LOGS, seconds for each check in $LIMIT.
+# run in shares, as many at once as there are processors. Logs in $LOGS, seconds for each check in
+# $LIMIT.
+#
+# Some of what initcheck would name is not so: it does not see the bulk stores of cuBLASLt's Hopper
+# kernels, and judges the copies of a captured graph before the graph has run. test_nn and captured
+# graphs are left to EBB_MEMORY=poison, where what nobody wrote is NaN and no test would pass.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
-logs=${LOGS:-build/sanitize}
-mkdir -p "$logs"
-export EBB_MEMORY=exact
+export LOGS=${LOGS:-build/sanitize} LIMIT=${LIMIT:-1200} TESTS=${TESTS:-*} EBB_MEMORY=exact
+export LEFT_OUT='*finite differences*,*times 0.1 is right*,large*'
+mkdir -p "$LOGS"
 check() { # TOOL NAME PROGRAM ARGUMENT...
-  local log=$logs/$1-$2.log status=0
-  timeout "${LIMIT:-1200}" compute-sanitizer --tool "$1" --error-exitcode 9 \
-    "build/bin/$3" "${@:4}" >"$log" 2>&1 || status=$?
-  echo "$1 $2: exit $status, $(grep -oE 'ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -1)"
-  return $status
+  local log=$LOGS/$1-$2.log status=0 left_out=$LEFT_OUT options=()
+  case $1 in
+    memcheck) options=(--report-api-errors no) ;; # tests ask for more memory than there is
+    initcheck) left_out+=',*captured graph*' ;;
+  esac
+  timeout "$LIMIT" compute-sanitizer --tool "$1" --error-exitcode 9 "${options[@]}" \
+    "build/bin/$3" -tc="$TESTS" -tce="$left_out" --duration=true "${@:4}" >"$log" 2>&1 || status=$?
+  echo "$1 $2: exit $status, $(grep -c ' s: ' "$log") tests," \
+    "$(grep -oE 'ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -1)"
+  [ $status -eq 0 ]
 }
+export -f check
 [ $# -gt 0 ] || set -- memcheck racecheck initcheck synccheck
-left_out='*finite differences*,*times 0.1 is right*,large*'
-tests=$(build/bin/test_ops -c -tc="${TESTS:-*}" -tce="$left_out" | grep -oE '[0-9]+$')
-share=40
-running=()
+tests=$(build/bin/test_ops -c -tc="$TESTS" -tce="$LEFT_OUT" | grep -oE '[0-9]+$')
+share=4
 for tool in "$@"; do
+  [ "$TESTS" = '*' ] && echo "$tool golden test_golden"
+  [ "$TESTS" = '*' ] && [ "$tool" != initcheck ] && echo "$tool nn test_nn"
   for ((first = 1; first <= tests; first += share)); do
-    check "$tool" "ops-$first" test_ops -tc="${TESTS:-*}" -tce="$left_out" \
-      -f="$first" -l=$((first + share - 1)) & running+=($!)
+    echo "$tool ops-$first test_ops -f=$first -l=$((first + share - 1))"
   done
-  [ -n "${TESTS:-}" ] && continue
-  check "$tool" nn test_nn -tce="$left_out" & running+=($!)
-  check "$tool" golden test_golden & running+=($!)
-done
-failed=0
-for check in "${running[@]}"; do wait "$check" || failed=1; done
-exit $failed
+done | xargs -P "$(nproc)" -L 1 bash -c 'check "$@"' check
