@@ -186,8 +186,8 @@ struct AttendBarriers {
   Ring<S::stages> k, v;
   __device__ void init() {
     q.init(1);
-    k.init(1, S::workers / warp_size);
-    v.init(1, S::workers / warp_size);
+    k.init(1, S::workers);
+    v.init(1, S::workers);
     show_barriers();
   }
 };
@@ -348,7 +348,7 @@ struct GradientBarriers {
   Ring<S::stages> others;
   __device__ void init() {
     own.init(2);
-    others.init(of_keys ? 4 : 2, S::workers / warp_size);
+    others.init(of_keys ? 4 : 2, S::workers);
     show_barriers();
   }
 };

@@ -284,10 +284,7 @@ struct Ring {
     return full[t % stages];
   }
   __device__ void wait(int t) { full[t % stages].wait(t / stages % 2); }
-  __device__ void release(int t) {
-    __syncwarp();  // its other lanes have read, too
-    if (threadIdx.x % warp_size == 0) empty[t % stages].arrive();
-  }
+  __device__ void release(int t) { empty[t % stages].arrive(); }
 };
 
 // New barriers, or what threads wrote to shared memory, are seen by the TMA and by wgmma.
