@@ -34,11 +34,14 @@ nn::NamedTensors with_prefix(const Checkpoint& checkpoint, const std::string& pr
   return found;
 }
 
+bool is_finite(const Tensor& t) {
+  const auto values = t.to(Dtype::f32).to_vector<float>();
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
 void require_finite(const Checkpoint& checkpoint, std::int64_t step) {
   for (const auto& [name, t] : checkpoint.tensors) {
-    const auto values = t.to(Dtype::f32).to_vector<float>();
-    if (std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
-      continue;
+    if (is_finite(t)) continue;
     throw Stop(exit_code::non_finite,
                "training stopped: after step " + std::to_string(step) + ", " + name +
                    " is not finite; lower --lr, or resume from the last checkpoint");
@@ -88,7 +91,7 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
   const std::uint64_t drawn = number(checkpoint.metadata, "random_drawn");
   require(step <= static_cast<std::uint64_t>(last_step), Kind::format, "resume",
           "the checkpoint is past the end", step, text("at most ", last_step));
-  run.model.load_state(with_prefix(checkpoint, "model."));
+  run.model.load_state(weights(checkpoint, path));
   run.step = static_cast<std::int64_t>(step);
   run.optimizer.load_state(with_prefix(checkpoint, "optimizer."), run.step);
   for (auto& [key, value] : run.notes) value = there(key);
@@ -104,6 +107,12 @@ const std::string& described(const Checkpoint& checkpoint, const std::string& ke
   return found->second;
 }
 
-nn::NamedTensors weights(const Checkpoint& checkpoint) { return with_prefix(checkpoint, "model."); }
+nn::NamedTensors weights(const Checkpoint& checkpoint, const std::filesystem::path& path) {
+  nn::NamedTensors found = with_prefix(checkpoint, "model.");
+  for (const auto& [name, t] : found)
+    require(is_finite(t), Kind::format, "checkpoint", text(path.string(), ": bad ", name),
+            "NaN or infinity in it", "finite numbers");
+  return found;
+}
 
 }  // namespace example

@@ -34,8 +34,9 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
 const std::string& described(const ebb::Checkpoint& checkpoint, const std::string& key,
                              const std::filesystem::path& path, const std::string& program);
 
-// The model's part of a checkpoint, for load_state().
-ebb::nn::NamedTensors weights(const ebb::Checkpoint& checkpoint);
+// The model's part of a checkpoint, for load_state(). Error `format` when it is not all finite:
+// such a net answers everything with NaN.
+ebb::nn::NamedTensors weights(const ebb::Checkpoint& checkpoint, const std::filesystem::path& path);
 
 // The shortest text that reads back as the same number, in every locale.
 std::string shown(std::int64_t value);

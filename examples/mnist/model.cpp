@@ -68,7 +68,7 @@ std::unique_ptr<ebb::nn::Module> make_model(const std::string& name) {
 std::unique_ptr<nn::Module> load_model(const std::filesystem::path& path, Device device) {
   const Checkpoint checkpoint = load_safetensors(path);
   auto model = make_model(example::described(checkpoint, "model", path, "train_mnist"));
-  model->load_state(example::weights(checkpoint));
+  model->load_state(example::weights(checkpoint, path));
   model->to(device);
   model->eval();
   return model;

@@ -124,7 +124,7 @@ Loaded load_model(const std::filesystem::path& path, Device device) {
           text(path.string(), " has more characters than its net"), vocabulary.size(),
           text("at most ", options.vocabulary));
   auto model = std::make_unique<nn::Transformer>(options);
-  nn::NamedTensors weights = example::weights(checkpoint);
+  nn::NamedTensors weights = example::weights(checkpoint, path);
   for (auto& [name, w] : weights) w = w.to(Dtype::f32);
   model->load_state(weights);
   model->to(device);

@@ -140,6 +140,11 @@ TEST_CASE("predict_digit: a checkpoint that is none of ours is refused") {
   check_refused(predict(tiny, {"three.png"}), 3, {"fc2.weight"});
   ebb::save_safetensors(path, {{{"model.fc2.weight", weight}}, {{"model", "resnet"}}});
   check_refused(predict(tiny, {"three.png"}), 3, {"resnet"});
+  REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
+  ebb::Checkpoint spoiled = ebb::load_safetensors(path);
+  spoiled.tensors.front().second.fill_(NAN);
+  ebb::save_safetensors(path, spoiled);
+  check_refused(predict(tiny, {"three.png"}), 3, {path, "conv1.weight", "NaN"});
   check_refused(predict(tiny, {"three.png"}, "cuda:9"), 4, {"cuda"});
 }
 

@@ -235,6 +235,10 @@ TEST_CASE("train_transformer and generate: a damaged or foreign checkpoint is re
     std::erase_if(c.tensors, [](const auto& t) { return t.first == "model.norm.weight"; });
   });
   all_refuse(3, {"norm.weight"});
+  write(path, good);
+  rewrite(path, [](ebb::Checkpoint& c) { c.tensors.front().second.fill_(INFINITY); });
+  all_refuse(3, {"tok.weight", "infinity"});
+  check_run_refused(tiny, {"--max-iters", "2", "--resume"}, 3, {"tok.weight", "infinity"});
   fs::remove(path);
   all_refuse(7, {"checkpoint.safetensors"});
   check_run_refused(tiny, {"--resume"}, 7, {"checkpoint.safetensors"});
