@@ -136,7 +136,7 @@ void Flags::rest(const std::string& name, std::vector<std::string>& values, int 
                  const std::string& help) {
   CLI::Option* option = impl_->app.add_option(name, values, help);
   option->type_name("");
-  if (least > 0) option->required()->expected(least, 1 << 20);
+  if (least > 0) option->required()->expected(-least);  // or more
 }
 
 bool Flags::parse(int argc, char** argv) {
