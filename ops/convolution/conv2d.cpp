@@ -33,7 +33,7 @@ void require_channels(std::string_view op, const Tensor& x, const Tensor& w, std
   require(w.size(0) % groups == 0, Kind::value, op, "groups do not divide the output channels",
           text(groups, " groups, ", w.size(0), " channels"), "a divisor");
   require(x.size(1) / groups == w.size(1), Kind::shape, op, "x and w differ in channels",
-          text("input ", x.size(1)), text("weight expects ", w.size(1) * groups));
+          text("input ", x.size(1), ", weight expects ", w.size(1) * groups), "as many");
 }
 
 // ⌊(size + 2·padding − dilation·(kernel−1) − 1) / stride⌋ + 1
