@@ -57,7 +57,7 @@ std::string shortest(T value) {
 }  // namespace
 
 std::string shown(std::int64_t value) { return shortest(value); }
-std::string shown(double value) { return shortest(value); }
+std::string shown(double value) { return shortest(std::isnan(value) ? std::abs(value) : value); }
 
 void save_run(const std::filesystem::path& path, const Run& run) {
   Checkpoint checkpoint;
