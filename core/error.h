@@ -1,8 +1,8 @@
 // Errors: one exception type, one way to raise it, one line of text.
 //
-//   require(x.rank() == 4, Kind::shape, "conv2d", "x must be [N,C,H,W]", x.shape(), "4
-//   dimensions"); → ebb::Error of kind shape: "conv2d: x must be [N,C,H,W]; got [3,28,28]; expected
-//   4 dimensions"
+//   require(x.rank() == 4, Kind::shape, "conv2d", "x must be [N,C,H,W]", x.shape(), "rank 4");
+//
+// raises an ebb::Error of kind shape: "conv2d: x must be [N,C,H,W]; got [3,28,28]; expected rank 4"
 #pragma once
 #include <sstream>
 #include <stdexcept>

@@ -46,8 +46,8 @@ struct Stream {
 };
 
 // Hands out streams: each call to next() is a new one. Its state is two integers, which a
-// checkpoint keeps.
-
+// checkpoint keeps: seed() and drawn(), which restore() takes back. A generator belongs to one
+// thread at a time.
 class Generator {
  public:
   explicit Generator(std::uint64_t seed = 0) : seed_(seed) {}

@@ -10,7 +10,7 @@ void catch_signals();
 // The signal that asked to stop; 0 when none has.
 int stop_signal();
 
-// What to return then: 130 after Ctrl-C, 143 after SIGTERM.
+// What to return then: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 int stop_code();
 
 }  // namespace example

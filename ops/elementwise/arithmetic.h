@@ -1,5 +1,5 @@
-// a + b, a − b, a · b, a / b, −x                        shapes: broadcast as in NumPy → the
-// result's
+// a + b, a − b, a · b, a / b, −x
+// Shapes: broadcast as in NumPy → that of the broadcast.
 //
 // Gradients, summed over the dimensions along which an operand was broadcast:
 // add: dy, dy    sub: dy, −dy    mul: dy · b, dy · a    div: dy / b, −(dy / b) · (a / b)
