@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdlib>
 #include <string_view>
@@ -16,16 +17,6 @@ namespace {
 bool environment_set(const char* name) {
   const char* value = std::getenv(name);
   return value != nullptr && *value != '\0';
-}
-
-// As the C library decides: LC_ALL, else LC_CTYPE, else LANG.
-bool unicode_locale() {
-  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
-    if (!environment_set(name)) continue;
-    const std::string_view value = std::getenv(name);
-    return value.find("UTF-8") != value.npos || value.find("utf8") != value.npos;
-  }
-  return false;
 }
 
 bool is_terminal(std::FILE* out) {
@@ -81,6 +72,17 @@ std::vector<std::string> figures(const Status& status, const std::string& unit) 
 }
 
 }  // namespace
+
+bool unicode_locale() {
+  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
+    if (!environment_set(name)) continue;
+    std::string value = std::getenv(name);
+    std::transform(value.begin(), value.end(), value.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return value.find("utf-8") != value.npos || value.find("utf8") != value.npos;
+  }
+  return false;
+}
 
 std::string with_commas(double count) {
   std::string out = fixed(std::max(0.0, count), count < 10 ? 1 : 0);

@@ -37,6 +37,9 @@ struct Style {
 // The parts in order of worth: what does not fit into `columns` is left out, the bar first shrinks.
 std::string bar_text(const Status& status, const std::string& unit, const Style& style);
 
+// Whether LC_ALL, LC_CTYPE or LANG (the first that is set) asks for UTF-8.
+bool unicode_locale();
+
 // All of it, without a bar.
 std::string plain_text(const Status& status, const std::string& unit);
 

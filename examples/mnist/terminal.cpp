@@ -1,25 +1,10 @@
 #include "mnist/terminal.h"
 
-#include <algorithm>
-#include <cctype>
-#include <cstdlib>
 #include <string_view>
 
 #include "mnist/data.h"
 
 namespace mnist {
-
-bool utf8_terminal() {
-  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
-    const char* value = std::getenv(name);
-    if (!value || !*value) continue;
-    std::string locale(value);
-    std::transform(locale.begin(), locale.end(), locale.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    return locale.find("utf-8") != std::string::npos || locale.find("utf8") != std::string::npos;
-  }
-  return false;
-}
 
 std::string show(const std::uint8_t* pixels, bool utf8) {
   constexpr std::string_view shades = " .:-=+*#%@";

@@ -369,7 +369,9 @@ TEST_CASE("terminal: blocks in UTF-8, shades in ASCII, 14 lines either way") {
   CHECK(std::count(blocks.begin(), blocks.end(), '\n') == 14);
   CHECK(std::count(ascii.begin(), ascii.end(), '\n') == 14);
   const Setting all("LC_ALL", "C");
-  CHECK(!utf8_terminal());
-  const Setting utf8("LC_ALL", "de_DE.UTF-8");
-  CHECK(utf8_terminal());
+  CHECK(show(pixels.data()) == ascii);
+  for (const char* locale : {"de_DE.UTF-8", "de_DE.utf8", "C.utf-8"}) {
+    const Setting utf8("LC_ALL", locale);
+    CHECK(show(pixels.data()) == blocks);
+  }
 }
