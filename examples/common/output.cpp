@@ -10,6 +10,7 @@
 #include <cstring>
 #include <span>
 
+#include "common/file.h"
 #include "ebb/core/error.h"
 
 namespace example {
@@ -54,10 +55,11 @@ ebb::Descriptor lock(const std::filesystem::path& path) {
 }  // namespace
 
 OutputFolder::OutputFolder(const std::filesystem::path& path) : path_(path) {
-  std::error_code failed;
+  std::error_code failed, unknown;
   std::filesystem::create_directories(path, failed);
-  require(!failed || std::filesystem::is_directory(path), Kind::io, "out",
-          text("cannot create ", path.string()), failed.message(), "a folder that can be written");
+  require(!failed || std::filesystem::is_directory(path, unknown), Kind::io, "out",
+          text("cannot create ", quoted(path.string())), failed.message(),
+          "a folder that can be written");
   lock_ = lock(path);
   if (ftruncate(lock_.get(), 0) == 0 && dprintf(lock_.get(), "%d", getpid()) > 0) return;
   const std::string why = reason();

@@ -141,6 +141,8 @@ Image read_image(const std::string& path) {
   const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
       stbi_load_from_memory(bytes.data(), size, &loaded_width, &loaded_height, &loaded_channels, 4),
       stbi_image_free);
+  require(pixels != nullptr || failure() != "outofmem", Kind::oom, "image",
+          text("no memory for ", quoted(path)), text(width, "x", height), "a smaller picture");
   require(pixels != nullptr, Kind::format, "image", text(quoted(path), ": damaged ", format),
           failure(), "");
   require(loaded_width == width && loaded_height == height && loaded_channels == channels,

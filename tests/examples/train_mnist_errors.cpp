@@ -270,7 +270,8 @@ TEST_CASE("train_mnist: an --out that cannot be written is refused before the fi
   check_run_refused(tiny, {"--out", "file/below"}, 7, {"file"});
   CHECK(read(tiny.path / "file") == "mine");
   check_run_refused(tiny, {"--out", "/proc/nowhere"}, 7, {"/proc/nowhere"});
-  check_run_refused(tiny, {"--out", std::string(5000, 'x')}, 7, {"xxx"});
+  check_run_refused(tiny, {"--out", std::string(5000, 'x')}, 7,
+                    {"out: ", "(5000 bytes)", "too long"});
   check_run_refused(tiny, {"--out", "/dev/full/a\nb"}, 7, {"/dev/full"});
 }
 
