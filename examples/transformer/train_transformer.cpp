@@ -111,10 +111,10 @@ int report(const Task& task, double measured, double target) {
 
 int train(const Options& o, std::unique_ptr<Task> task, ebb::Device device) {
   Trainer trainer(o.run, std::move(task), o.recompute, device);
+  const std::int64_t sequences = o.run.batch_size * o.run.grad_accum;
   std::printf("%s parameters, %lld steps of %lld sequences\n",
               example::with_commas(static_cast<double>(trainer.parameters())).c_str(),
-              static_cast<long long>(trainer.total_steps()),
-              static_cast<long long>(o.run.batch_size * o.run.grad_accum));
+              static_cast<long long>(trainer.total_steps()), static_cast<long long>(sequences));
   if (const auto code = trainer.carry_out({o.out, o.resume, o.dry_run})) return *code;
   return report(trainer.task(), o.run.task == "text" ? trainer.best() : trainer.measured(),
                 o.target);
