@@ -7,7 +7,8 @@
 // `state` when none does). For each:
 //  - the Jacobian by central differences, step · max(1, |x|), restored bit for bit afterwards;
 //    in full up to `full_limit` entries, by signed random projections above;
-//  - |analytic − numeric| <= atol + rtol · |numeric|, so that NaN fails;
+//  - |analytic − numeric| <= atol + rtol · |numeric|, so that NaN fails; a gradient that is absent
+//    is right only where the numeric one is exactly 0;
 //  - backward twice with the same cotangent gives the same bits;
 //  - a second backward adds to the gradient that is there;
 //  - zero cotangents give zero gradients;

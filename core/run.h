@@ -31,14 +31,14 @@ struct Widened {
 struct WidenedInput {
   Tensor value;
   explicit WidenedInput(const Tensor& x)
-      : value(x.defined() && x.dtype() == Dtype::bf16 ? x.to(Dtype::f32) : x) {}
+      : value(x.defined() && x.dtype() == Dtype::bf16 ? x.detach().to(Dtype::f32) : x) {}
 };
 
 struct WidenedOutput {
   Tensor value;
   Tensor* original;
   explicit WidenedOutput(Tensor& y)
-      : value(y.defined() && y.dtype() == Dtype::bf16 ? y.to(Dtype::f32) : y), original(&y) {}
+      : value(y.defined() && y.dtype() == Dtype::bf16 ? y.detach().to(Dtype::f32) : y), original(&y) {}
   void round_back() {
     if (value.defined() && value.dtype() != original->dtype()) cpu::convert(value, *original);
   }

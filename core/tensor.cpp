@@ -104,21 +104,24 @@ Tensor Tensor::detach() const { return Tensor(storage(), shape(), dtype()); }
 Tensor Tensor::clone() const {
   Tensor y = empty_like(*this);
   copy_bytes(y.raw(), y.device(), raw(), device(), bytes());
-  return y;
+  return record("clone", y, {*this}, [](const Tensor& dy) -> Gradients { return {dy}; });
 }
 
 Tensor Tensor::to(Device target) const {
   if (target == device()) return *this;
   Tensor y = empty(shape(), {dtype(), target});
   copy_bytes(y.raw(), target, raw(), device(), bytes());
-  return y;
+  const auto back = [from = device()](const Tensor& dy) -> Gradients { return {dy.to(from)}; };
+  return record("to", y, {*this}, back);
 }
 
 Tensor Tensor::to(Dtype target) const {
   if (target == dtype()) return *this;
   Tensor y = empty(shape(), {target, device()});
   if (numel()) run_any<cpu::convert, gpu::convert>(device(), *this, y);
-  return y;
+  if (!is_floating(target)) return y;
+  const auto back = [from = dtype()](const Tensor& dy) -> Gradients { return {dy.to(from)}; };
+  return record("to", y, {*this}, back);
 }
 
 void Tensor::move_to(Device target) {

@@ -66,7 +66,7 @@ class Tensor {
   void backward(const Tensor& dy = {}, bool retain_graph = false) const;
   Tensor detach() const;  // same elements, no history
 
-  // Copies. to() returns this tensor when nothing changes; gradients do not flow through to().
+  // Copies, through which gradients flow. to() returns this tensor when nothing changes.
   // Floating numbers become integers towards zero, the nearest that there is, NaN 0.
   Tensor clone() const;
   Tensor to(Device device) const;

@@ -38,7 +38,7 @@ Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
   for (const Tensor& p : parameters_) {
     const bool coarse = p.dtype() == Dtype::bf16;
     const Dtype dtype = coarse ? Dtype::f32 : p.dtype();
-    masters_.push_back(coarse ? p.to(Dtype::f32) : Tensor());
+    masters_.push_back(coarse ? p.detach().to(Dtype::f32) : Tensor());
     for (Tensors& slot : slots_) slot.push_back(zeros(p.shape(), {dtype, p.device()}));
   }
   const Device device = parameters_.front().device();

@@ -51,7 +51,11 @@ inline Tensor randn(const Shape& shape, std::uint64_t seed, Dtype dtype = Dtype:
   return normal(shape, 0, scale, generator, {Dtype::f64, device}).to(dtype);
 }
 
-inline Tensor leaf(Tensor x) { return x.set_requires_grad(true); }
+inline Tensor leaf(const Tensor& x) {
+  Tensor own = x.detach();
+  own.set_requires_grad(true);
+  return own;
+}
 
 // The values of any floating tensor.
 inline std::vector<double> values(const Tensor& x) { return x.to(Dtype::f64).to_vector<double>(); }
@@ -64,7 +68,7 @@ inline void check_gradients(const Function& f, const Tensors& inputs,
   for (const Device device : devices()) {
     Tensors there;
     for (const Tensor& x : inputs) {
-      Tensor own = x.defined() ? x.clone().to(device) : x;
+      Tensor own = x.defined() ? x.detach().clone().to(device) : x;
       if (own.defined() && is_floating(own.dtype())) own.set_requires_grad(true);
       there.push_back(own);
     }

@@ -91,6 +91,19 @@ TEST_CASE("gradcheck: a missing gradient, and one lost by detaching, are caught"
              .ok);
 }
 
+TEST_CASE("gradcheck: no gradient is not a gradient of nearly zero") {
+  for (const Shape& shape : {Shape{3}, Shape{70}})  // in full, by projections
+    for (const double slope : {0., 1e-9}) {
+      const auto f = [&](const Tensors& in) {
+        std::vector<double> y = values(in[0]);
+        for (double& v : y) v *= slope;
+        return record("none", tensor(y, shape), {in[0]},
+                      [](const Tensor&) { return Gradients{{}}; });
+      };
+      CHECK(gradcheck(f, {leaf(randn(shape, 1))}).ok == (slope == 0));
+    }
+}
+
 TEST_CASE("gradcheck: the report names input, element and both values") {
   const GradcheckResult r = check({2}, [](double x, double dy) { return 4 * x * x * dy; });
   for (const char* part :

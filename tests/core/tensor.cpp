@@ -32,6 +32,21 @@ TEST_CASE("tensor: handles share elements; clone does not; detach drops the hist
   CHECK(x.size(-1) == 2);
 }
 
+TEST_CASE("tensor: gradients flow through copies, in the type and on the device of their origin") {
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Tensor x = leaf(tensor<float>({1, 2, 3}, {3}).to(dtype).to(device));
+      const Tensor y = x.to(Dtype::f64).to(cpu_device).clone();
+      y.backward(tensor<double>({0.5, -2, 4}, {3}));
+      CHECK(x.grad().dtype() == dtype);
+      CHECK(x.grad().device() == device);
+      CHECK(values(x.grad()) == std::vector<double>{0.5, -2, 4});
+      CHECK(!x.to(Dtype::i32).requires_grad());
+      const NoGrad guard;
+      CHECK(!x.clone().requires_grad());
+    }
+}
+
 TEST_CASE("tensor: sizes that cannot be are refused before memory is asked for") {
   const std::int64_t large = std::int64_t{1} << 31;
   const MemoryStats before = memory_stats(cpu_device);
