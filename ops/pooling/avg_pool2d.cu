@@ -100,38 +100,31 @@ __global__ void __launch_bounds__(pool_threads)
     avg_pool_block(Places places, M mean, const T* x, T* y) {
   const Extents<int>& s = mean.s;
   using B = Block<Height, Width, T>;
-  constexpr int lines = (B::rows - 1) * Height::stride + Height::kernel;
-  gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
-    const int h = a * B::height - Height::padding, w = b * B::width;
+  gpu::at_place(places, [&](std::int64_t plane, int p, int b) {
+    const int h = p * B::height - Height::padding, w = b * B::width;
     const T* corner = x + plane * s.h * s.w + (h * s.w + w);
-    T in[lines][Width::before + B::width + Width::after];
+    T in[Height::kernel][Width::before + B::width + Width::after];
 #pragma unroll
-    for (int r = 0; r < lines; ++r) {
+    for (int r = 0; r < Height::kernel; ++r) {
       const int length = h + r >= 0 && h + r < s.h ? s.w : 0;
       gpu::load_line<packed, Width::before, B::width, Width::after>(corner + r * s.w, w, length,
                                                                     T{}, in[r]);
     }
-    const int p = a * B::rows, q = b * B::columns;
-    T* to = y + (plane * s.p + p) * s.q + q;
+    const int q = b * B::columns;
+    Pack<T, B::columns> out;
 #pragma unroll
-    for (int i = 0; i < B::rows; ++i, to += s.q) {
-      if (p + i >= s.p) break;
-      Pack<T, B::columns> out;
+    for (int j = 0; j < B::columns; ++j) {
+      Compute<T> sum = 0;
 #pragma unroll
-      for (int j = 0; j < B::columns; ++j) {
-        Compute<T> sum = 0;
+      for (int r = 0; r < Height::kernel; ++r) {
+        Compute<T> line = 0;
 #pragma unroll
-        for (int r = 0; r < Height::kernel; ++r) {
-          Compute<T> line = 0;
-#pragma unroll
-          for (int c = 0; c < Width::kernel; ++c)
-            line += widen(in[i * Height::stride + r][j * Width::stride + c]);
-          sum += line;
-        }
-        out.v[j] = narrow<T>(mean(sum, p + i, q + j));
+        for (int c = 0; c < Width::kernel; ++c) line += widen(in[r][j * Width::stride + c]);
+        sum += line;
       }
-      gpu::store_line<packed>(to, q, s.q, out);
+      out.v[j] = narrow<T>(mean(sum, p, q + j));
     }
+    gpu::store_line<packed>(y + (plane * s.p + p) * s.q + q, q, s.q, out);
   });
 }
 
@@ -160,10 +153,10 @@ __global__ void __launch_bounds__(pool_threads)
     avg_pool_gather_block(Places places, M mean, const T* dy, T* dx) {
   const Extents<int>& s = mean.s;
   using B = Block<Height, Width, T>;
-  constexpr int down = Height::earlier + B::rows + Height::later;
+  constexpr int down = Height::earlier + 1 + Height::later;
   constexpr int across = Width::earlier + B::columns + Width::later;
   gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
-    const int p = a * B::rows - Height::earlier, q = b * B::columns;
+    const int p = a - Height::earlier, q = b * B::columns;
     const T* at = dy + (plane * s.p + p) * s.q + q;
     T from[down][across];
 #pragma unroll

@@ -111,54 +111,48 @@ __global__ void __launch_bounds__(pool_threads)
     max_pool_block(Places places, Extents<int> s, const T* x, std::uint8_t* index, T* y) {
   using A = Abreast<T>;
   using B = Block<Height, Width, T>;
-  constexpr int lines = (B::rows - 1) * Height::stride + Height::kernel;
-  gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
-    const int h = a * B::height - Height::padding, w = b * B::width;
+  gpu::at_place(places, [&](std::int64_t plane, int p, int b) {
+    const int h = p * B::height - Height::padding, w = b * B::width;
     const T* corner = x + plane * s.h * s.w + (h * s.w + w);
-    T in[lines][Width::before + B::width + Width::after];
+    T in[Height::kernel][Width::before + B::width + Width::after];
 #pragma unroll
-    for (int r = 0; r < lines; ++r) {
+    for (int r = 0; r < Height::kernel; ++r) {
       const int length = h + r >= 0 && h + r < s.h ? s.w : 0;
       gpu::load_line<packed, Width::before, B::width, Width::after>(corner + r * s.w, w, length,
                                                                     least<T>(), in[r]);
     }
     const int q = b * B::columns;
-    std::int64_t at = (plane * s.p + a * B::rows) * s.q + q;
+    Pack<T, B::columns> out;
+    Pack<std::uint8_t, B::columns> place;
 #pragma unroll
-    for (int i = 0; i < B::rows; ++i, at += s.q) {
-      if (a * B::rows + i >= s.p) break;
-      Pack<T, B::columns> out;
-      Pack<std::uint8_t, B::columns> place;
-#pragma unroll
-      for (int j = 0; j < B::columns; j += A::outputs) {
-        const auto tap = [&](int k, T(&v)[A::outputs]) {
-#pragma unroll
-          for (int l = 0; l < A::outputs; ++l)
-            v[l] = in[i * Height::stride + k / Width::kernel]
-                     [(j + l) * Width::stride + k % Width::kernel];
-        };
-        T v[A::outputs];
-        int first[A::outputs];  // that are inside the image
+    for (int j = 0; j < B::columns; j += A::outputs) {
+      const auto tap = [&](int k, T(&v)[A::outputs]) {
 #pragma unroll
         for (int l = 0; l < A::outputs; ++l)
-          first[l] = (a == 0 && i == 0 ? Height::padding * Width::kernel : 0) +
-                     (b == 0 && j + l == 0 ? Width::padding : 0);
-        tap(0, v);
-        A best(v, first);
+          v[l] = in[k / Width::kernel][(j + l) * Width::stride + k % Width::kernel];
+      };
+      T v[A::outputs];
+      int first[A::outputs];  // that are inside the image
 #pragma unroll
-        for (int k = 1; k < Height::kernel * Width::kernel; ++k) {
-          tap(k, v);
-          best.see(v, k);
-        }
+      for (int l = 0; l < A::outputs; ++l)
+        first[l] = (p == 0 ? Height::padding * Width::kernel : 0) +
+                   (b == 0 && j + l == 0 ? Width::padding : 0);
+      tap(0, v);
+      A best(v, first);
 #pragma unroll
-        for (int l = 0; l < A::outputs; ++l) {
-          out.v[j + l] = best.value(l);
-          place.v[j + l] = static_cast<std::uint8_t>(best.place(l));
-        }
+      for (int k = 1; k < Height::kernel * Width::kernel; ++k) {
+        tap(k, v);
+        best.see(v, k);
       }
-      gpu::store_line<packed>(y + at, q, s.q, out);
-      if (index) gpu::store_line<packed>(index + at, q, s.q, place);
+#pragma unroll
+      for (int l = 0; l < A::outputs; ++l) {
+        out.v[j + l] = best.value(l);
+        place.v[j + l] = static_cast<std::uint8_t>(best.place(l));
+      }
     }
+    const std::int64_t at = (plane * s.p + p) * s.q + q;
+    gpu::store_line<packed>(y + at, q, s.q, out);
+    if (index) gpu::store_line<packed>(index + at, q, s.q, place);
   });
 }
 
@@ -191,11 +185,11 @@ __global__ void __launch_bounds__(pool_threads)
     max_pool_gather_block(Places places, Extents<int> s, const std::uint8_t* index, const T* dy,
                           T* dx) {
   using B = Block<Height, Width, T>;
-  constexpr int down = Height::earlier + B::rows + Height::later;
+  constexpr int down = Height::earlier + 1 + Height::later;
   constexpr int across = Width::earlier + B::columns + Width::later;
   constexpr std::uint8_t nowhere = 255;
   gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
-    const int p = a * B::rows - Height::earlier, q = b * B::columns;
+    const int p = a - Height::earlier, q = b * B::columns;
     std::int64_t at = (plane * s.p + p) * s.q + q;
     T from[down][across];
     std::uint8_t place[down][across];
