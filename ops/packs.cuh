@@ -5,16 +5,32 @@
 
 namespace ebb::gpu {
 
+// Whether no cache keeps so many T until they are read again.
+template <class T>
+bool passes(std::int64_t elements) {
+  return elements >= (std::int64_t{1} << 26) / std::int64_t{sizeof(T)};
+}
+
+// *from. What is `passing` leaves the caches first: so a sum of a large tensor need not wait until
+// what was written before it has gone to memory.
+template <bool passing, class P>
+__device__ P load(const P* from) {
+  if constexpr (passing && sizeof(P) == 16)
+    return __builtin_bit_cast(P, __ldcs(reinterpret_cast<const uint4*>(from)));
+  else
+    return *from;
+}
+
 // The pack at `from`, or zeros unless it is there.
-template <int N, class T>
+template <int N, bool passing = false, class T>
 __device__ Pack<T, N> load_if(bool there, const T* from) {
   if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
     Pack<unsigned, N / 2> words{};
-    if (there) words = *reinterpret_cast<const Pack<unsigned, N / 2>*>(from);
+    if (there) words = load<passing>(reinterpret_cast<const Pack<unsigned, N / 2>*>(from));
     return __builtin_bit_cast(Pack<T, N>, words);
   } else {
     Pack<T, N> pack{};
-    if (there) pack = *reinterpret_cast<const Pack<T, N>*>(from);
+    if (there) pack = load<passing>(reinterpret_cast<const Pack<T, N>*>(from));
     return pack;
   }
 }

@@ -24,8 +24,8 @@
 #include <limits>
 #include <utility>
 
-#include "ebb/core/cuda.cuh"
 #include "ebb/ops/cluster.cuh"
+#include "ebb/ops/packs.cuh"
 
 namespace ebb::gpu {
 
@@ -71,8 +71,8 @@ __device__ void forget_widened(Words (&window)[inputs][packs]) {
 constexpr int row_threads(int group) { return group < 64 ? 128 : group; }  // of a block
 
 // Where a row is between the steps of a body: in the registers of a group of threads, each slice
-// in those of a block of a cluster, or in memory.
-enum class Held { by_group, by_cluster, nowhere };
+// in those of a block of a cluster, or in memory. `passing` as in load(): by_group, and then gone.
+enum class Held { by_group, passing, by_cluster, nowhere };
 
 // `packed` rows begin at 16 bytes and are a multiple of that long.
 template <class T, int inputs, int group, int packs, Held held, bool packed>
@@ -189,7 +189,8 @@ class Row {
       for (int k = 0; k < packs; ++k) {
         if constexpr (packed) {
           if (at(k, 0) < left)
-            w[i][k] = __builtin_bit_cast(Words, *reinterpret_cast<const P*>(x + at(k, 0)));
+            w[i][k] =
+                gpu::load<held == Held::passing>(reinterpret_cast<const Words*>(x + at(k, 0)));
         } else {
           P pack{};
 #pragma unroll
@@ -289,10 +290,9 @@ bool rows_are_packed(const RowLayout& layout, const T* y, const X*... x) {
 }
 
 // Rows or slices of up to group · packs · 16 bytes kept in registers, or of any length and not.
-template <class T, int group, int packs, bool kept, class Body, class... X>
+template <class T, int group, int packs, Held held, class Body, class... X>
 void launch_rows(std::string_view op, const Body& body, const RowLayout& layout, const T* y,
                  const X*... x) {
-  constexpr Held held = kept ? Held::by_group : Held::nowhere;
   if (rows_are_packed(layout, y, x...))
     return launch_held<T, group, packs, held, true>(op, body, layout, x...);
   launch_held<T, group, packs, held, false>(op, body, layout, x...);
@@ -352,7 +352,7 @@ void stream_rows(std::string_view op, const Body& body, const RowLayout& layout,
                  const X*... x) {
   const std::int64_t packs = divide_up<std::int64_t>(layout.chunk, pack_size<T>);
   const auto go = [&]<int group, int per_thread>() {
-    launch_rows<T, group, per_thread, false>(op, body, layout, y, x...);
+    launch_rows<T, group, per_thread, Held::nowhere>(op, body, layout, y, x...);
   };
   if (packs <= 8) return go.template operator()<8, 1>();
   if (packs <= 128) return go.template operator()<32, 4>();

@@ -76,7 +76,7 @@ constexpr int rows_at_once = sizeof(T) == 2 ? 4 : 2;
 
 // A block owns a tile of columns and a part of the rows, each warp a share of those, with its
 // columns of b and their sums in registers; G is read once, some rows at a time.
-template <class T, bool packed>
+template <class T, bool packed, bool passing>
 __global__ void __launch_bounds__(warps* warp_size, sizeof(T) == 2 ? 6 : 4)
     gradients_kernel(Gradients<T> s) {
   using C = Compute<T>;
@@ -96,9 +96,9 @@ __global__ void __launch_bounds__(warps* warp_size, sizeof(T) == 2 ? 6 : 4)
   const auto at = [&](int k, int j) {
     return k * (warp_size * width) + (packed ? lane * width + j : j * warp_size + lane);
   };
-  const auto load = [&](Words& x, const T* p, int k) {
+  const auto load = [&]<bool passes>(Words& x, const T* p, int k) {
     if constexpr (packed) {
-      if (at(k, 0) < cols) x = *reinterpret_cast<const Words*>(p + at(k, 0));
+      if (at(k, 0) < cols) x = gpu::load<passes>(reinterpret_cast<const Words*>(p + at(k, 0)));
     } else {
       P pack{};
 #pragma unroll
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(warps* warp_size, sizeof(T) == 2 ? 6 : 4)
   };
   Words right[packs] = {};  // 0 beyond the columns
 #pragma unroll
-  for (int k = 0; k < packs; ++k) load(right[k], s.b + start, k);
+  for (int k = 0; k < packs; ++k) load.template operator()<false>(right[k], s.b + start, k);
   C sums[packs][width] = {};
   for (std::int64_t row = first; row < end; row += together) {
     Words in[together][packs] = {};
@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(warps* warp_size, sizeof(T) == 2 ? 6 : 4)
       if (row + r >= end) continue;
       left[r] = widen(s.a[row + r]);
 #pragma unroll
-      for (int k = 0; k < packs; ++k) load(in[r][k], s.g + (row + r) * s.n + start, k);
+      for (int k = 0; k < packs; ++k)
+        load.template operator()<passing>(in[r][k], s.g + (row + r) * s.n + start, k);
     }
     C dot[together] = {};
 #pragma unroll
@@ -211,8 +212,10 @@ void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, T
                            da.defined() ? part_a.data<C>() : nullptr,
                            db.defined() ? part_b.data<C>() : nullptr};
   const bool packed = n % pack_size<T> == 0 && aligned(b.data<T>()) && aligned(dy.data<T>());
-  launch(op, packed ? gradients_kernel<T, true> : gradients_kernel<T, false>,
-         dim3(static_cast<unsigned>(tiles * parts)), warps * warp_size, 0, state);
+  const auto kernel = !packed            ? gradients_kernel<T, false, false>
+                      : passes<T>(m * n) ? gradients_kernel<T, true, true>
+                                         : gradients_kernel<T, true, false>;
+  launch(op, kernel, dim3(static_cast<unsigned>(tiles * parts)), warps * warp_size, 0, state);
   Parts<T> to_a{}, to_b{};
   if (da.defined()) to_a = {state.part_a, tiles, m, da.data<T>()};
   if (db.defined()) to_b = {state.part_b, parts, n, db.data<T>()};

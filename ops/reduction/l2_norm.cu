@@ -59,7 +59,8 @@ void gpu::l2_norm(const Tensor& x, const View& v, Tensor& y) {
     const Root<T> root{y.data<T>()};
     if (v.inner == 1)
       return sum_slices<T>("l2_norm", Square{}, root, v.outer, v.n, x.device(), x.data<T>());
-    columns<T, 1>("l2_norm", SquareTerm{}, root, {v.outer, v.n, v.inner}, x.device(), x.data<T>());
+    columns<T, 1, true>("l2_norm", SquareTerm{}, root, {v.outer, v.n, v.inner}, x.device(),
+                        x.data<T>());
   });
 }
 

@@ -60,6 +60,15 @@ TEST_CASE("outer_product: bf16 results are those of f64 rounded") {
   }
 }
 
+TEST_CASE("outer_product: gradients of a product of more than caches keep") {
+  for (const Device device : devices()) {
+    Tensor a = leaf(ones({4100}, {.device = device})), b = leaf(ones({4104}, {.device = device}));
+    outer_product(a, b).backward(ones({4100, 4104}, {.device = device}));
+    CHECK(values(a.grad()) == std::vector<double>(4100, 4104));
+    CHECK(values(b.grad()) == std::vector<double>(4104, 4100));
+  }
+}
+
 TEST_CASE("outer_product: only the gradient that is asked for is made") {
   for (const Device device : devices())
     for (const bool first : {true, false}) {
