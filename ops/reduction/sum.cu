@@ -1,6 +1,6 @@
 #include "ebb/ops/columns.cuh"
 #include "ebb/ops/reduction/sum.h"
-#include "ebb/ops/rows.cuh"
+#include "ebb/ops/slices.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -36,31 +36,26 @@ struct ColumnTotal {
   }
 };
 
-// Few rows are cut into slices, whose sums are rows of a second stage. The numbers are fixed, so
-// that every GPU adds in the same order.
+// y[slice] = factor · Σ of it. Long ones of large tensors by many threads with two packs each: the
+// more evenly all blocks move through memory, the more loads that pass the caches help.
+template <class T, class Y>
+void add_rows(const RowLayout& layout, double factor, const T* x, Y* y) {
+  const SumRow<Y> body{factor, y};
+  const T* const nothing = nullptr;
+  const std::int64_t packs = divide_up<std::int64_t>(layout.chunk, pack_size<T>);
+  if (packs <= 512 || packs > 2048 || !passes<T>(layout.rows * layout.cols))
+    return stream_rows<T>("sum", body, layout, nothing, x);
+  if (packs <= 1024) return launch_rows<T, 512, 2, Held::passing>("sum", body, layout, nothing, x);
+  launch_rows<T, 1024, 2, Held::passing>("sum", body, layout, nothing, x);
+}
+
 template <class T, class Y>
 void sum_rows(const Tensor& x, std::int64_t rows, std::int64_t n, double factor, Tensor& y) {
-  constexpr std::int64_t enough_rows = 512;
-  constexpr std::int64_t shortest = 16384;
-  constexpr std::int64_t most_slices = 2048;
-  RowLayout layout{rows, n};
-  if (rows < enough_rows && n > shortest) {
-    const std::int64_t wanted = divide_up(most_slices, rows);
-    const std::int64_t slice = divide_up(n, wanted);
-    constexpr std::int64_t width = pack_size<T>;
-    layout.chunk = divide_up(slice > shortest ? slice : shortest, width) * width;
-    layout.slices = divide_up(n, layout.chunk);
-  }
-  if (layout.slices == 1) {
-    layout.chunk = n;
-    stream_rows<T>("sum", SumRow<Y>{factor, y.data<Y>()}, layout, nullptr, x.data<T>());
-    return;
-  }
+  const RowLayout layout = slice_rows(rows, n);
+  if (layout.slices == 1) return add_rows(layout, factor, x.data<T>(), y.data<Y>());
   Tensor partial = empty({rows, layout.slices}, {Dtype::f64, x.device()});
-  double* sums = partial.data<double>();
-  stream_rows<T>("sum", SumRow<double>{1, sums}, layout, nullptr, x.data<T>());
-  stream_rows<double>("sum", SumRow<Y>{factor, y.data<Y>()}, {rows, layout.slices}, nullptr,
-                      static_cast<const double*>(sums));
+  add_rows(layout, 1, x.data<T>(), partial.data<double>());
+  add_rows<double>({rows, layout.slices}, factor, partial.data<double>(), y.data<Y>());
 }
 
 template <class T, class Y>
@@ -68,8 +63,8 @@ void sum_any(const Tensor& x, const View& v, double factor, Tensor& y) {
   if (v.inner == 1) {
     sum_rows<T, Y>(x, v.outer, v.n, factor, y);
   } else {
-    columns<T, 1>("sum", InputSums<Compute<T>>{}, ColumnTotal<Y>{factor, y.data<Y>()},
-                  {v.outer, v.n, v.inner}, x.device(), x.data<T>());
+    columns<T, 1, true>("sum", InputSums<Compute<T>>{}, ColumnTotal<Y>{factor, y.data<Y>()},
+                        {v.outer, v.n, v.inner}, x.device(), x.data<T>());
   }
 }
 
@@ -153,7 +148,8 @@ void gpu::sum_along(const Tensor& x, const View& v, double factor, Tensor& y) {
   visit<float, double, bf16>(x.dtype(), "sum", [&](auto zero) {
     using T = decltype(zero);
     if (y.dtype() == x.dtype()) return sum_any<T, T>(x, v, factor, y);
-    sum_any<T, float>(x, v, factor, y);  // what lies between is f32
+    if constexpr (std::is_same_v<T, float>) return sum_any<T, bf16>(x, v, factor, y);
+    sum_any<T, float>(x, v, factor, y);
   });
 }
 

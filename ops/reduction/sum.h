@@ -15,7 +15,7 @@ Tensor sum(const Tensor& x, const ReduceOptions& options = {});
 // factor · sum over the passes of `axes`, and its gradient; what sum and mean are made of.
 Tensor scaled_sum(const char* op, const Tensor& x, const Axes& axes, double factor);
 
-// y[o, i] = factor · Σₖ x[o, k, i]; y may be f32 when x is bf16.
+// y[o, i] = factor · Σₖ x[o, k, i]; on the GPU y may be f32 when x is bf16, or the other way round.
 using SumAlong = void(const Tensor& x, const View& view, double factor, Tensor& y);
 // dx[o, k, i] = factor · dy[o, i]
 using RepeatAlong = void(const Tensor& dy, const View& view, double factor, Tensor& dx);

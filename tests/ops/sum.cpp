@@ -59,6 +59,24 @@ TEST_CASE("sum: twins agree at ragged, 1 and 0 sizes") {
   check_twins(f({.dim = {0, 2, 3}}), {randn({8, 5, 7, 9}, 9)}, sums(504));
 }
 
+TEST_CASE("sum: of more than caches keep, rows and columns lose nothing") {
+  constexpr std::int64_t rows = 4100, cols = 4104;  // small whole numbers: exact in any order
+  std::vector<float> x(static_cast<size_t>(rows * cols));
+  std::vector<double> of_rows(rows), of_columns(cols);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < cols; ++c) {
+      const auto value = static_cast<float>((r * 31 + c * 17) % 13 - 6);
+      x[static_cast<size_t>(r * cols + c)] = value;
+      of_rows[static_cast<size_t>(r)] += value;
+      of_columns[static_cast<size_t>(c)] += value;
+    }
+  for (const Device device : devices()) {
+    const Tensor in = tensor<float>(x, {rows, cols}, device);
+    CHECK(values(sum(in, {.dim = {1}})) == of_rows);
+    CHECK(values(sum(in, {.dim = {0}})) == of_columns);
+  }
+}
+
 TEST_CASE("sum: in bf16 only the result is rounded") {
   for (const Device device : devices()) {
     const Tensor x = full({4, 3, 1000}, 1.0078125, {Dtype::bf16, device});   // 1 + 2⁻⁷
