@@ -14,6 +14,7 @@
 // a pointer is null.
 #pragma once
 #include "ebb/ops/columns.cuh"
+#include "ebb/ops/map.cuh"
 
 namespace ebb::gpu {
 
@@ -90,25 +91,37 @@ struct ChannelWindow {
   __device__ int size() const { return count * width; }
   __device__ Compute<T> first() const { return widen(packs[0][0], 0); }
 
-  // f(u, j, x…)
-  template <class F>
-  __device__ void visit(F f) const {
-    visit(f, std::make_index_sequence<inputs>{});
-  }
+  // Where element j of every pack is of the same column.
+  __device__ ColumnRows<T, inputs, most, width> of_column(int j) const { return {packs, j, count}; }
+
+  // f(x…)
   template <class F>
   __device__ void each(F f) const {
-    visit([&](int, int, auto... x) { f(x...); });
+#pragma unroll
+    for (int u = 0; u < most; ++u)
+      if (u < count)
+        visit(
+            u, [&](int, auto... x) { f(x...); }, std::make_index_sequence<inputs>{});
+  }
+
+  // y = f(j, x…)
+  template <class F>
+  __device__ void map(T* y, F f) const {
+#pragma unroll
+    for (int u = 0; u < most; ++u) {
+      if (u >= count) continue;
+      Compute<T> out[width];
+      visit(
+          u, [&](int j, auto... x) { out[j] = f(j, x...); }, std::make_index_sequence<inputs>{});
+      store(reinterpret_cast<Pack<T, width>*>(y + place[u]), narrow<T>(out));
+    }
   }
 
  private:
   template <class F, size_t... I>
-  __device__ void visit(F& f, std::index_sequence<I...>) const {
+  __device__ void visit(int u, const F& f, std::index_sequence<I...>) const {
 #pragma unroll
-    for (int u = 0; u < most; ++u) {
-      if (u >= count) continue;
-#pragma unroll
-      for (int j = 0; j < width; ++j) f(u, j, widen(packs[u][I], j)...);
-    }
+    for (int j = 0; j < width; ++j) f(j, widen(packs[u][I], j)...);
   }
 };
 
@@ -142,12 +155,7 @@ __global__ void __launch_bounds__(channel_threads)
   ChannelWindow<T, inputs, channel_packs, width> window;
   for (ChannelWalk walk(s, width, channel, gridDim.y - 1 - blockIdx.y); walk.inside();) {
     window.template load<shared>(walk, from);
-    Compute<T> out[channel_packs][width];
-    window.visit([&](int u, int j, auto... v) { out[u][j] = own(v...); });
-#pragma unroll
-    for (int u = 0; u < channel_packs; ++u)
-      if (u < window.count)
-        *reinterpret_cast<Pack<T, width>*>(y + window.place[u]) = narrow<T>(out[u]);
+    window.map(y, [&](int, auto... v) { return own(v...); });
   }
 }
 
@@ -217,22 +225,22 @@ void channel_map(std::string_view op, const Body& body, std::int64_t samples, st
 // found in C and made small as x − c of finite numbers may overflow.
 template <class C>
 struct MomentTerms {
-  double c;
+  C c;
 
   template <class Rows>
   __device__ void add(const Rows& rows, double (&sum)[2]) const {
     constexpr C small = C(1) / 128;
-    const C n = static_cast<C>(rows.size());
     const C origin = rows.first() * small;
     C total = 0;
-    rows.each([&](C x) { total += x * small - origin; });
-    const C mean = total / n;
+    rows.each([&](C x, auto...) { total += x * small - origin; });
+    const C mean = total * reciprocal(static_cast<C>(rows.size()));
     C square = 0;
-    rows.each([&](C x) {
+    rows.each([&](C x, auto...) {
       const C d = (x * small - origin) - mean;
       square += d * d;
     });
-    const double off = (static_cast<double>(origin) + static_cast<double>(mean)) / small - c;
+    const double off =
+        (static_cast<double>(origin) + static_cast<double>(mean)) / small - static_cast<double>(c);
     sum[0] += rows.size() * off;
     sum[1] += static_cast<double>(square) / (small * small) + rows.size() * off * off;
   }
@@ -244,9 +252,7 @@ struct MomentsFromFirst {
   const T* x;
   std::int64_t step;
   using Column = MomentTerms<Compute<T>>;
-  __device__ Column column(std::int64_t channel) const {
-    return {static_cast<double>(widen(x[channel * step]))};
-  }
+  __device__ Column column(std::int64_t channel) const { return {widen(x[channel * step])}; }
 };
 
 }  // namespace ebb::gpu

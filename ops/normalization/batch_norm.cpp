@@ -61,37 +61,31 @@ Tensor batch_norm(const Tensor& x, Tensor running_mean, Tensor running_var, cons
   const TensorOptions wide{x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, device};
   Tensor mean = empty({planes.channels}, wide);
   Tensor inverse = empty({planes.channels}, wide);
+  Tensor y = empty_like(x);
   if (options.training) {
     running_mean.require_writable(op);
     running_var.require_writable(op);
-    run<cpu::batch_norm_statistics, gpu::batch_norm_statistics>(
-        device, x, planes, options, running_mean, running_var, mean, inverse);
+    run<cpu::batch_norm_train, gpu::batch_norm_train>(device, x, planes, options, weight, bias,
+                                                      running_mean, running_var, mean, inverse, y);
     running_mean.bump_version();
     running_var.bump_version();
   } else {
     run<cpu::batch_norm_running, gpu::batch_norm_running>(device, running_mean, running_var,
                                                           options.eps, mean, inverse);
+    run<cpu::batch_norm_apply, gpu::batch_norm_apply>(device, x, planes, mean, inverse, weight,
+                                                      bias, y);
   }
-  Tensor y = empty_like(x);
-  run<cpu::batch_norm_apply, gpu::batch_norm_apply>(device, x, planes, mean, inverse, weight, bias,
-                                                    y);
   const auto backward = [x = Saved(x), weight = Saved(weight), mean, inverse, planes,
                          training = options.training, needs_x = x.requires_grad(),
                          needs_weight = weight.requires_grad(),
                          needs_bias = bias.requires_grad()](const Tensor& dy) -> Gradients {
-    Tensor sum_dy = empty_like(mean);
-    Tensor sum_dy_x = empty_like(mean);
-    if (training || needs_weight || needs_bias) {
-      run<cpu::batch_norm_sums, gpu::batch_norm_sums>(dy.device(), x.get(), dy, planes, mean,
-                                                      inverse, sum_dy, sum_dy_x);
-    }
-    Tensor dx;
-    if (needs_x) {
-      dx = empty_like(x);
-      run<cpu::batch_norm_backward, gpu::batch_norm_backward>(dy.device(), x.get(), dy, planes,
-                                                              mean, inverse, weight.get(), sum_dy,
-                                                              sum_dy_x, training, dx);
-    }
+    const bool sums = training || needs_weight || needs_bias;
+    Tensor sum_dy = sums ? empty_like(mean) : Tensor();
+    Tensor sum_dy_x = sums ? empty_like(mean) : Tensor();
+    Tensor dx = needs_x ? empty_like(x.get()) : Tensor();
+    run<cpu::batch_norm_backward, gpu::batch_norm_backward>(dy.device(), x.get(), dy, planes, mean,
+                                                            inverse, weight.get(), training, sum_dy,
+                                                            sum_dy_x, dx);
     return {dx, needs_weight ? sum_dy_x.to(dy.dtype()) : Tensor(),
             needs_bias ? sum_dy.to(dy.dtype()) : Tensor()};
   };
@@ -203,11 +197,8 @@ void move_running(Tensor& running, double batch, double momentum, std::int64_t c
   r = R((1 - momentum) * static_cast<double>(r) + momentum * batch);
 }
 
-}  // namespace
-
-void cpu::batch_norm_statistics(const Tensor& x, const Planes& s, const BatchNormOptions& options,
-                                Tensor& running_mean, Tensor& running_var, Tensor& mean,
-                                Tensor& inverse) {
+void statistics(const Tensor& x, const Planes& s, const BatchNormOptions& options,
+                Tensor& running_mean, Tensor& running_var, Tensor& mean, Tensor& inverse) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const double n = static_cast<double>(s.count());
@@ -226,6 +217,15 @@ void cpu::batch_norm_statistics(const Tensor& x, const Planes& s, const BatchNor
       }
     });
   });
+}
+
+}  // namespace
+
+void cpu::batch_norm_train(const Tensor& x, const Planes& s, const BatchNormOptions& options,
+                           const Tensor& weight, const Tensor& bias, Tensor& running_mean,
+                           Tensor& running_var, Tensor& mean, Tensor& inverse, Tensor& y) {
+  statistics(x, s, options, running_mean, running_var, mean, inverse);
+  batch_norm_apply(x, s, mean, inverse, weight, bias, y);
 }
 
 void cpu::batch_norm_running(const Tensor& running_mean, const Tensor& running_var, double eps,
@@ -325,10 +325,8 @@ std::vector<double> plane_sums(const T* x, const T* dy, const Planes& s, const T
   return sums;
 }
 
-}  // namespace
-
-void cpu::batch_norm_sums(const Tensor& x, const Tensor& dy, const Planes& s, const Tensor& mean,
-                          const Tensor& inverse, Tensor& sum_dy, Tensor& sum_dy_x) {
+void find_sums(const Tensor& x, const Tensor& dy, const Planes& s, const Tensor& mean,
+               const Tensor& inverse, Tensor& sum_dy, Tensor& sum_dy_x) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const auto sums =
@@ -340,10 +338,13 @@ void cpu::batch_norm_sums(const Tensor& x, const Tensor& dy, const Planes& s, co
   });
 }
 
+}  // namespace
+
 void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s,
                               const Tensor& mean, const Tensor& inverse, const Tensor& weight,
-                              const Tensor& sum_dy, const Tensor& sum_dy_x, bool training,
-                              Tensor& dx) {
+                              bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dx) {
+  if (sum_dy.defined()) find_sums(x, dy, s, mean, inverse, sum_dy, sum_dy_x);
+  if (!dx.defined()) return;
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t channels = s.channels;

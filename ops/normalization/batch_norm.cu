@@ -1,21 +1,53 @@
-#include "ebb/ops/channels.cuh"
+#include "ebb/ops/held.cuh"
 #include "ebb/ops/normalization/batch_norm.h"
 
-// Channels are reduced in slices and mapped in a second read: those of images by their planes,
-// those of [N,C] as columns. The maps see [N,C] as N rows whose columns are the channels.
+// Channels are held by clusters of blocks between their sums and the map that needs them; or they
+// are reduced in slices and mapped in a second read: those of images by their planes, those of
+// [N,C] as columns. The maps see [N,C] as N rows whose columns are the channels.
 namespace ebb {
 namespace gpu {
 namespace {
 
 constexpr const char* op = "batch_norm";
 
-// What becomes of a channel's Σ (x − c) and Σ (x − c)², c its first element.
+// y = (x − μ) · scale + shift. x − μ of finite numbers may overflow, and times an inverse of 0 be
+// NaN; (x/2 − μ/2) · 2 may not, and has the same bits.
+template <class C>
+struct ApplyChannel {
+  C mean, scale, shift;  // half, twice
+  __device__ C operator()(C x) const { return (C(0.5) * x - mean) * scale + shift; }
+};
+
+template <class T>
+struct Apply {
+  using C = Compute<T>;
+  const T* weight;  // or null
+  const T* bias;    // or null
+  const C* mean;
+  const C* inverse;
+
+  struct Known {
+    C weight, bias;
+    __device__ ApplyChannel<C> channel(C mean, C inverse) const {
+      return {C(0.5) * mean, 2 * inverse * weight, bias};
+    }
+  };
+  __device__ Known known(std::int64_t c) const {
+    return {weight ? widen(weight[c]) : C(1), bias ? widen(bias[c]) : C(0)};
+  }
+  __device__ ApplyChannel<C> channel(std::int64_t c) const {
+    return known(c).channel(mean[c], inverse[c]);
+  }
+};
+
+// What becomes of a channel's Σ (x − first) and Σ (x − first)².
 template <class T>
 struct Statistics {
   using C = Compute<T>;
   const T* x;
   std::int64_t plane;
   double count;
+  double over_count;
   double momentum;
   double eps;
   C* mean;
@@ -24,28 +56,71 @@ struct Statistics {
   void* running_var;
   bool alike;  // the running statistics are T, not f32
 
-  __device__ void operator()(std::int64_t c, const double (&sum)[2]) const {
-    const double off = sum[0] / count;
+  struct Known {
+    C first, running_mean, running_var;
+  };
+  __device__ Known known(std::int64_t c) const {
+    return {widen(x[c * plane]), running(running_mean, c), running(running_var, c)};
+  }
+  struct Moments {
+    double mean, square;
+  };
+  __device__ Moments moments(const Known& k, const double (&sum)[2]) const {
+    const double off = sum[0] * over_count;
     const double rest = sum[1] - off * sum[0];
-    const double m = static_cast<double>(widen(x[c * plane])) + off;
-    const double square = rest < 0 ? 0 : rest;
-    mean[c] = static_cast<C>(m);
-    inverse[c] = static_cast<C>(1 / sqrt(square / count + eps));
-    alike ? move<T>(c, m, square / (count - 1)) : move<float>(c, m, square / (count - 1));
+    return {static_cast<double>(k.first) + off, rest < 0 ? 0 : rest};
   }
-  template <class R>
-  __device__ void move(std::int64_t c, double m, double var) const {
-    move(static_cast<R*>(running_mean)[c], m);
-    move(static_cast<R*>(running_var)[c], var);
+  __device__ C inverse_of(const Moments& m) const {
+    return static_cast<C>(rsqrt(m.square * over_count + eps));
   }
-  template <class R>
-  __device__ void move(R& running, double batch) const {
-    const double old = static_cast<double>(widen(running));
-    running = narrow<R>(static_cast<Compute<R>>((1 - momentum) * old + momentum * batch));
+  __device__ void keep(std::int64_t c, const Known& k, const Moments& m) const {
+    mean[c] = static_cast<C>(m.mean);
+    inverse[c] = inverse_of(m);
+    move(running_mean, c, k.running_mean, m.mean);
+    move(running_var, c, k.running_var, m.square / (count - 1));
+  }
+  __device__ void operator()(std::int64_t c, const double (&sum)[2]) const {
+    const Known k = known(c);
+    keep(c, k, moments(k, sum));
+  }
+
+ private:
+  __device__ C running(const void* r, std::int64_t c) const {
+    return alike ? widen(static_cast<const T*>(r)[c]) : static_cast<const float*>(r)[c];
+  }
+  __device__ void move(void* r, std::int64_t c, C old, double batch) const {
+    const double now = (1 - momentum) * static_cast<double>(old) + momentum * batch;
+    if (alike)
+      static_cast<T*>(r)[c] = narrow<T>(static_cast<C>(now));
+    else
+      static_cast<float*>(r)[c] = static_cast<float>(now);
   }
 };
 
-// Σ dy and Σ dy · x̂. (x/2 − μ/2) · 2 may not overflow where x − μ of finite numbers may.
+// All of training, of a channel that is held.
+template <class T>
+struct Train {
+  using C = Compute<T>;
+  MomentsFromFirst<T> terms;
+  Statistics<T> statistics;
+  Apply<T> apply;
+
+  struct Known {
+    typename Statistics<T>::Known statistics;
+    typename Apply<T>::Known apply;
+  };
+  __device__ MomentTerms<C> column(std::int64_t c) const { return terms.column(c); }
+  __device__ Known known(std::int64_t c) const { return {statistics.known(c), apply.known(c)}; }
+  __device__ ApplyChannel<C> channel(const Known& k, const double (&sum)[2]) const {
+    const auto m = statistics.moments(k.statistics, sum);
+    return k.apply.channel(static_cast<C>(m.mean), statistics.inverse_of(m));
+  }
+  __device__ void keep(std::int64_t c, const Known& k, const double (&sum)[2]) const {
+    statistics.keep(c, k.statistics, statistics.moments(k.statistics, sum));
+  }
+};
+
+// Σ dy and Σ dy · x̂, x̂ from halves as above.
 template <class C>
 struct GradientTerms {
   struct Column {
@@ -77,6 +152,46 @@ struct KeepSums {
   }
 };
 
+// dx = scale · (dy − a − b · (x − μ))
+template <class C>
+struct InputGradientChannel {
+  C mean, scale, a, b;  // half, once, once, twice
+  __device__ C operator()(C x, C dy) const { return scale * (dy - a - b * (C(0.5) * x - mean)); }
+};
+
+template <class T>
+struct InputGradient {
+  using C = Compute<T>;
+  GradientTerms<C> terms;
+  KeepSums<C> sums;
+  const T* weight;  // or null
+  C over_count;     // 1 / m in training, else 0
+
+  struct Known {
+    C mean, inverse, weight;
+  };
+  __device__ Known known(std::int64_t c) const {
+    return {terms.mean[c], terms.inverse[c], weight ? widen(weight[c]) : C(1)};
+  }
+  __device__ InputGradientChannel<C> channel(const Known& k, C sum_dy, C sum_dy_x) const {
+    return {C(0.5) * k.mean, k.inverse * k.weight, sum_dy * over_count,
+            sum_dy_x * (2 * k.inverse) * over_count};
+  }
+  __device__ InputGradientChannel<C> channel(std::int64_t c) const {
+    if (over_count == 0) return channel(known(c), 0, 0);
+    return channel(known(c), sums.sum_dy[c], sums.sum_dy_x[c]);
+  }
+
+  // Of a channel that is held.
+  __device__ typename GradientTerms<C>::Column column(std::int64_t c) const {
+    return terms.column(c);
+  }
+  __device__ InputGradientChannel<C> channel(const Known& k, const double (&sum)[2]) const {
+    return channel(k, static_cast<C>(sum[0]), static_cast<C>(sum[1]));
+  }
+  __device__ void keep(std::int64_t c, const Known&, const double (&sum)[2]) const { sums(c, sum); }
+};
+
 // Two sums over every channel of x….
 template <class T, class Terms, class Finish, class... X>
 void reduce(const Planes& s, const Terms& terms, const Finish& finish, Device device,
@@ -84,6 +199,13 @@ void reduce(const Planes& s, const Terms& terms, const Finish& finish, Device de
   if (s.plane == 1)
     return columns<T, 2>(op, terms, finish, {1, s.samples, s.channels}, device, x...);
   channel_sums<T, 2, 0>(op, terms, finish, s.samples, s.channels, s.plane, device, x...);
+}
+
+// y = channel(x…) by its sums, in one kernel; false where that cannot be.
+template <class T, class Body, class... X>
+bool hold(const Planes& s, const Body& body, Device device, T* y, const X*... x) {
+  if (s.plane == 1) return hold_columns<T, 2>(op, body, s.samples, s.channels, device, y, x...);
+  return hold_channels<T, 2, 0>(op, body, s.samples, s.channels, s.plane, device, y, x...);
 }
 
 // y = channel(x…)
@@ -103,62 +225,21 @@ __global__ void __launch_bounds__(128)
   inverse[c] = static_cast<C>(1 / sqrt(static_cast<double>(widen(running_var[c])) + eps));
 }
 
-// y = (x − μ) · scale + shift. x − μ of finite numbers may overflow, and times an inverse of 0 be
-// NaN; (x/2 − μ/2) · 2 may not, and has the same bits.
-template <class T>
-struct Apply {
-  using C = Compute<T>;
-  struct Channel {
-    C mean, scale, shift;  // half, twice
-    __device__ C operator()(C x) const { return (C(0.5) * x - mean) * scale + shift; }
-  };
-  const C* mean;
-  const C* inverse;
-  const T* weight;  // or null
-  const T* bias;    // or null
-
-  __device__ Channel channel(std::int64_t c) const {
-    return {C(0.5) * mean[c], 2 * inverse[c] * (weight ? widen(weight[c]) : C(1)),
-            bias ? widen(bias[c]) : C(0)};
-  }
-};
-
-// dx = scale · (dy − a − b · (x − μ))
-template <class T>
-struct InputGradient {
-  using C = Compute<T>;
-  struct Channel {
-    C mean, scale, a, b;  // half, once, once, twice
-    __device__ C operator()(C x, C dy) const { return scale * (dy - a - b * (C(0.5) * x - mean)); }
-  };
-  C over_count;  // 1 / m in training, else 0
-  const C* mean;
-  const C* inverse;
-  const T* weight;  // or null
-  const C* sum_dy;
-  const C* sum_dy_x;
-
-  __device__ Channel channel(std::int64_t c) const {
-    Channel k{C(0.5) * mean[c], inverse[c] * (weight ? widen(weight[c]) : C(1)), 0, 0};
-    if (over_count != 0) {
-      k.a = sum_dy[c] * over_count;
-      k.b = sum_dy_x[c] * (2 * inverse[c]) * over_count;
-    }
-    return k;
-  }
-};
-
 template <class T>
 const T* data_or_null(const Tensor& x) {
+  return x.defined() ? x.data<T>() : nullptr;
+}
+template <class T>
+T* data_or_null(Tensor& x) {
   return x.defined() ? x.data<T>() : nullptr;
 }
 
 }  // namespace
 }  // namespace gpu
 
-void gpu::batch_norm_statistics(const Tensor& x, const Planes& s, const BatchNormOptions& options,
-                                Tensor& running_mean, Tensor& running_var, Tensor& mean,
-                                Tensor& inverse) {
+void gpu::batch_norm_train(const Tensor& x, const Planes& s, const BatchNormOptions& options,
+                           const Tensor& weight, const Tensor& bias, Tensor& running_mean,
+                           Tensor& running_var, Tensor& mean, Tensor& inverse, Tensor& y) {
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     using C = Compute<T>;
@@ -167,17 +248,15 @@ void gpu::batch_norm_statistics(const Tensor& x, const Planes& s, const BatchNor
     const auto running = [&](Tensor& r) -> void* {
       return alike ? static_cast<void*>(r.data<T>()) : r.data<float>();
     };
-    const Statistics<T> result{v,
-                               s.plane,
-                               static_cast<double>(s.count()),
-                               options.momentum,
-                               options.eps,
-                               mean.data<C>(),
-                               inverse.data<C>(),
-                               running(running_mean),
-                               running(running_var),
-                               alike};
-    reduce<T>(s, MomentsFromFirst<T>{v, s.plane}, result, x.device(), v);
+    const auto n = static_cast<double>(s.count());
+    const Train<T> body{
+        {v, s.plane},
+        {v, s.plane, n, 1 / n, options.momentum, options.eps, mean.data<C>(), inverse.data<C>(),
+         running(running_mean), running(running_var), alike},
+        {data_or_null<T>(weight), data_or_null<T>(bias), mean.data<C>(), inverse.data<C>()}};
+    if (hold<T>(s, body, x.device(), y.data<T>(), v)) return;
+    reduce<T>(s, body.terms, body.statistics, x.device(), v);
+    map<T>(s, body.apply, y.data<T>(), v);
   });
 }
 
@@ -203,36 +282,28 @@ void gpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     using C = Compute<T>;
-    const Apply<T> body{mean.data<C>(), inverse.data<C>(), data_or_null<T>(weight),
-                        data_or_null<T>(bias)};
+    const Apply<T> body{data_or_null<T>(weight), data_or_null<T>(bias), mean.data<C>(),
+                        inverse.data<C>()};
     map<T>(s, body, y.data<T>(), x.data<T>());
-  });
-}
-
-void gpu::batch_norm_sums(const Tensor& x, const Tensor& dy, const Planes& s, const Tensor& mean,
-                          const Tensor& inverse, Tensor& sum_dy, Tensor& sum_dy_x) {
-  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    using C = Compute<T>;
-    reduce<T>(s, GradientTerms<C>{mean.data<C>(), inverse.data<C>()},
-              KeepSums<C>{sum_dy.data<C>(), sum_dy_x.data<C>()}, x.device(), x.data<T>(),
-              dy.data<T>());
   });
 }
 
 void gpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s,
                               const Tensor& mean, const Tensor& inverse, const Tensor& weight,
-                              const Tensor& sum_dy, const Tensor& sum_dy_x, bool training,
-                              Tensor& dx) {
-  if (x.numel() == 0) return;
+                              bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dx) {
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     using C = Compute<T>;
+    const GradientTerms<C> terms{mean.data<C>(), inverse.data<C>()};
+    const KeepSums<C> sums{data_or_null<C>(sum_dy), data_or_null<C>(sum_dy_x)};
     const C over_count = training ? C(1) / static_cast<C>(s.count()) : C(0);
-    const InputGradient<T> body{over_count,        mean.data<C>(),
-                                inverse.data<C>(), data_or_null<T>(weight),
-                                sum_dy.data<C>(),  sum_dy_x.data<C>()};
-    map<T>(s, body, dx.data<T>(), x.data<T>(), dy.data<T>());
+    const InputGradient<T> body{terms, sums, data_or_null<T>(weight), over_count};
+    const T* const v = x.data<T>();
+    const T* const g = dy.data<T>();
+    T* const to = data_or_null<T>(dx);
+    if (sums.sum_dy && to && hold<T>(s, body, x.device(), to, v, g)) return;
+    if (sums.sum_dy) reduce<T>(s, terms, sums, x.device(), v, g);
+    if (to && x.numel() > 0) map<T>(s, body, to, v, g);
   });
 }
 

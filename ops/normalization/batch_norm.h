@@ -35,35 +35,31 @@ struct Planes {
   std::int64_t count() const { return samples * plane; }  // values of one channel
 };
 
-// mean and inverse standard deviation are f32, or f64 for f64.
-using BatchNormStatistics = void(const Tensor& x, const Planes& planes,
-                                 const BatchNormOptions& options, Tensor& running_mean,
-                                 Tensor& running_var, Tensor& mean, Tensor& inverse);
+// Training's y, what backward needs to know (mean and inverse standard deviation, f32, or f64 for
+// f64), and the moved running statistics.
+using BatchNormTrain = void(const Tensor& x, const Planes& planes, const BatchNormOptions& options,
+                            const Tensor& weight, const Tensor& bias, Tensor& running_mean,
+                            Tensor& running_var, Tensor& mean, Tensor& inverse, Tensor& y);
+// mean and inverse out of training, and y by them.
 using BatchNormRunning = void(const Tensor& running_mean, const Tensor& running_var, double eps,
                               Tensor& mean, Tensor& inverse);
 using BatchNormApply = void(const Tensor& x, const Planes& planes, const Tensor& mean,
                             const Tensor& inverse, const Tensor& weight, const Tensor& bias,
                             Tensor& y);
-// Σ dy and Σ dy · x̂, of mean's dtype
-using BatchNormSums = void(const Tensor& x, const Tensor& dy, const Planes& planes,
-                           const Tensor& mean, const Tensor& inverse, Tensor& sum_dy,
-                           Tensor& sum_dy_x);
+// Σ dy and Σ dy · x̂, of mean's dtype, and dx; any may be undefined, but the sums not in training.
 using BatchNormBackward = void(const Tensor& x, const Tensor& dy, const Planes& planes,
                                const Tensor& mean, const Tensor& inverse, const Tensor& weight,
-                               const Tensor& sum_dy, const Tensor& sum_dy_x, bool training,
-                               Tensor& dx);
+                               bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dx);
 namespace cpu {
-BatchNormStatistics batch_norm_statistics;
+BatchNormTrain batch_norm_train;
 BatchNormRunning batch_norm_running;
 BatchNormApply batch_norm_apply;
-BatchNormSums batch_norm_sums;
 BatchNormBackward batch_norm_backward;
 }  // namespace cpu
 namespace gpu {
-BatchNormStatistics batch_norm_statistics;
+BatchNormTrain batch_norm_train;
 BatchNormRunning batch_norm_running;
 BatchNormApply batch_norm_apply;
-BatchNormSums batch_norm_sums;
 BatchNormBackward batch_norm_backward;
 }  // namespace gpu
 
