@@ -96,6 +96,60 @@ TEST_CASE("batch_norm: twins agree at ragged sizes, with few and with large plan
     check_twins(f(train), {randn(shape, 11)}, cancelled);
 }
 
+// f64, and bf16 in planes of odd length, are never held between the sums and the map.
+TEST_CASE("batch_norm: f64 is exact, and bf16 rounds only results, at every width of a pack") {
+  const auto run = [](Dtype dtype, const Shape& shape, Device device) {
+    const auto in = [&](const Shape& of, std::uint64_t seed) {
+      return randn(of, seed, Dtype::bf16).to(dtype).to(device);
+    };
+    const Tensor x = leaf(in(shape, 20)), w = leaf(in({shape[1]}, 21)),
+                 b = leaf(in({shape[1]}, 22));
+    const Tensor y = f(train)({x, w, b});
+    y.backward(in(shape, 23));
+    return Tensors{y.detach(), x.grad(), w.grad(), b.grad()};
+  };
+  for (const Shape& shape :
+       {Shape{70, 1000}, Shape{600, 40}, Shape{33, 64}, Shape{50, 9}, Shape{3, 20, 8, 9},
+        Shape{5, 6, 26, 26}, Shape{4, 12, 5, 7}, Shape{90, 100, 2, 2}, Shape{2, 3, 96, 100}}) {
+    const Tensors exact = run(Dtype::f64, shape, cpu_device);
+    for (const Device device : devices())
+      for (const Dtype dtype : {Dtype::f64, Dtype::bf16}) {
+        const Tensors got = run(dtype, shape, device);
+        const Tolerance tolerance =
+            dtype == Dtype::f64 ? Tolerance{1e-11, 1e-11} : Tolerance{2e-5, 1.0 / 255};
+        for (size_t i = 0; i < got.size(); ++i) check_close(got[i], exact[i], tolerance, "");
+      }
+  }
+}
+
+// A GPU has all blocks of a group at a time, which go from channel to channel, or from strip to
+// strip of columns, the last of which is not full. The last tensor has one channel for them all.
+TEST_CASE("batch_norm: twins agree where groups of blocks have large channels, and many of them") {
+  for (const Shape& shape : {Shape{40, 8, 112, 112}, Shape{9, 140, 60, 60}, Shape{9000, 548},
+                             Shape{24000, 260}, Shape{3, 400, 8, 16}, Shape{2, 1, 1000, 1000}})
+    check_twins(f(train), {randn(shape, 24)}, {row, row_gradient});
+}
+
+TEST_CASE("batch_norm: a captured step gives the bytes of an ordinary one") {
+  for (const Device device : devices()) {
+    const auto run = [&](bool captured) {
+      const Tensor x = randn({16, 40, 30, 30}, 25, Dtype::f32, device);
+      const Running r = running(40, {.device = device});
+      const auto step = [&] {
+        const Tensor in = leaf(x.detach());
+        const Tensor y = batch_norm(in, r.mean, r.var, {}, {}, train);
+        y.backward(tanh(y.detach()));
+        Tensor(x).copy_(add(y.detach(), in.grad()));
+      };
+      Graph graph(device, step);
+      for (int i = 0; i < 6; ++i) captured ? graph.run() : step();
+      CHECK(graph.captured() == (captured && device.is_cuda()));
+      return std::vector{values(x), values(r.mean), values(r.var)};
+    };
+    CHECK(run(true) == run(false));
+  }
+}
+
 TEST_CASE(
     "batch_norm: training leaves mean 0 and variance 1 in every channel, whatever the offset") {
   for (const Device device : devices()) {
