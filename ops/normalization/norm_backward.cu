@@ -248,6 +248,7 @@ void backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows&
   constexpr std::int64_t most_packs = sizeof(T) == 2 ? 1024 : 2048;
   if (packs > (packed ? most_packs : 8192) || few(s))
     return normalize_slices_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias);
+  if (normalize_ring_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias)) return;
   const AffineGradients<T, count> finish{data_or_null<T>(dweight), data_or_null<T>(dbias)};
   const auto go = [&]<int group, int each, int width>() {
     constexpr int threads = block_threads(group, backward_threads);

@@ -1,6 +1,6 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// What the kernels of norm_rows.h share: rows that a group of threads holds (norm_rows.cu), and
-// rows in slices (norm_slices.cu).
+// What the kernels of norm_rows.h share: rows that a group of threads holds (norm_rows.cu, and on
+// Hopper norm_ring.cu), and rows in slices (norm_slices.cu).
 #pragma once
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
@@ -21,7 +21,8 @@ template <class C>
 struct Hat {
   C half_mean = 0;
   C rest = 0;
-  C twice_r;
+  C twice_r = 0;
+  Hat() = default;
   __device__ Hat(double mean, C r) : half_mean(static_cast<C>(mean) / 2), twice_r(2 * r) {
     rest = static_cast<C>(mean / 2 - static_cast<double>(half_mean)) * -twice_r;
   }
@@ -53,6 +54,13 @@ void add_parts(const char* op, const Compute<T>* sums, std::int64_t parts, std::
     columns<C, 1>(op, InputSums<C>{}, finish, layout, device, sums);
 }
 
+// *to = pack of 16 bytes: of words, as narrow() makes them, where store() joins elements.
+template <class P>
+__device__ void put(P* to, const P& pack) {
+  static_assert(sizeof(P) == 16);
+  *reinterpret_cast<uint4*>(to) = __builtin_bit_cast(uint4, pack);
+}
+
 // Groups of more than a warp have a block for themselves.
 constexpr int block_threads(int group, int small) { return group <= warp_size ? small : group; }
 
@@ -62,6 +70,11 @@ inline bool few(const NormRows& s) { return s.rows < 128 && s.cols > 4096; }
 // Those, and rows that are too wide for a group.
 NormalizeRows normalize_slices;
 NormalizeRowsBackward normalize_slices_backward;
+
+// Rows that pass through a Hopper's shared memory (norm_ring.cu); false, and nothing done, if not.
+bool normalize_ring_backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
+                             const Tensor& weight, const Tensor& mean, const Tensor& rstd,
+                             Tensor& dx, Tensor& dweight, Tensor& dbias);
 
 template <class T>
 const T* data_or_null(const Tensor& x) {

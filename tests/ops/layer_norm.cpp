@@ -1,3 +1,4 @@
+#include "ebb/core/graph.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -102,17 +103,63 @@ TEST_CASE("layer_norm: twins agree at ragged sizes, from short rows to long ones
     check_twins(f(), {randn(shape, 23), randn({shape[shape.rank() - 1]}, 24)}, {exact, exact});
 }
 
-TEST_CASE("layer_norm: few long rows are shared by many blocks") {
-  for (const std::int64_t cols : {20000, 70001})
-    check_twins(f(), {randn({2, cols}, 25), randn({cols}, 26), randn({cols}, 27)},
-                {row, row_gradient});
-  for (const Device device : devices()) {
-    Tensor x = randn({1, 50000}, 28, Dtype::f64);
-    for (std::int64_t i = 0; i < 50000; ++i) x.data<double>()[i] = 1e4 + 3 * x.data<double>()[i];
-    const Tensor rounded = x.to(Dtype::f32);
-    check_close(layer_norm(rounded.to(device)), layer_norm(rounded.to(Dtype::f64)),
-                {2e-6, 2e-6, true}, "y");
+TEST_CASE("layer_norm: many rows add up their columns") {
+  for (const Shape& shape : {Shape{3001, 264}, Shape{601, 768}, Shape{301, 1000}, Shape{301, 2048},
+                             Shape{701, 4096}, Shape{141, 8192}}) {
+    const Shape cols{shape[1]};
+    check_twins(f(), {randn(shape, 40), randn(cols, 41), randn(cols, 42)}, {row, row_gradient});
   }
+  check_twins(f(), {randn({501, 768}, 43)}, {row, row_gradient});
+  check_twins(f(), {randn({501, 768}, 44), randn({768}, 45)}, {row, row_gradient});
+}
+
+TEST_CASE("large: layer_norm adds up its columns by windows of rows") {
+  check_twins(f(), {randn({70000, 132}, 49), randn({132}, 50), randn({132}, 51)},
+              {row, row_gradient});
+}
+
+TEST_CASE("layer_norm: replays of a step give the bytes of an ordinary one") {
+  for (const Device device : devices())
+    for (const Shape& shape : {Shape{300, 768}, Shape{3, 9000}}) {
+      Tensor x = leaf(randn(shape, 46, Dtype::f32, device));
+      Tensor w = leaf(randn({shape[1]}, 47, Dtype::f32, device));
+      const Tensor dy = randn(shape, 48, Dtype::f32, device);
+      Tensor y, dx, dw;
+      Graph step(device, [&] {
+        y = layer_norm(x, w);
+        y.backward(dy);
+        dx = x.grad();
+        dw = w.grad();
+        x.zero_grad();
+        w.zero_grad();
+      });
+      const auto run = [&] {
+        step.run();
+        return std::vector{values(y), values(dx), values(dw)};
+      };
+      const auto ordinary = run();
+      for (int i = 0; i < 4; ++i) CHECK(run() == ordinary);
+      CHECK(step.captured() == device.is_cuda());
+    }
+}
+
+TEST_CASE("layer_norm: few long rows are shared by many blocks") {
+  for (const Shape& shape : {Shape{2, 20000}, Shape{2, 70001}, Shape{64, 4104}, Shape{100, 4104},
+                             Shape{33, 6000}, Shape{1, 400008}, Shape{20, 271000}}) {
+    const Shape cols{shape[1]};
+    check_twins(f(), {randn(shape, 25), randn(cols, 26), randn(cols, 27)}, {row, row_gradient});
+  }
+  check_twins(f(), {randn({3, 9000}, 34)}, {row, row_gradient});
+  check_twins(f(), {randn({3, 9000}, 35), Tensor(), randn({9000}, 36)}, {row, row_gradient});
+  for (const Device device : devices())
+    for (const double first : {1e4, 1e7}) {  // a row far from 0, and one with an outlier
+      Tensor x = randn({1, 50000}, 28, Dtype::f64);
+      for (std::int64_t i = 0; i < 50000; ++i) x.data<double>()[i] = 1e4 + 3 * x.data<double>()[i];
+      x.data<double>()[0] = first;
+      const Tensor rounded = x.to(Dtype::f32);
+      check_close(layer_norm(rounded.to(device)), layer_norm(rounded.to(Dtype::f64)),
+                  {2e-6, 2e-6, true}, "y");
+    }
 }
 
 TEST_CASE("layer_norm: adding a number to a row, or scaling it, changes nothing") {
@@ -128,13 +175,14 @@ TEST_CASE("layer_norm: adding a number to a row, or scaling it, changes nothing"
 
 TEST_CASE("layer_norm: bf16 rounds only the result, and gradients, whatever the width") {
   for (const Device device : devices())
-    for (const std::int64_t cols : {8, 96, 100, 768, 1032, 4096, 20000}) {
+    for (const std::int64_t cols : {8, 96, 100, 768, 1032, 4096, 8000, 20000, 600000}) {
+      const std::int64_t rows = cols < 5000 ? 301 : 6;
       const auto run = [&](Dtype dtype) {
-        const Tensor x = leaf(randn({6, cols}, 30, Dtype::bf16, device).to(dtype).detach());
+        const Tensor x = leaf(randn({rows, cols}, 30, Dtype::bf16, device).to(dtype).detach());
         const Tensor w = leaf(randn({cols}, 31, Dtype::bf16, device).to(dtype).detach());
         const Tensor b = leaf(randn({cols}, 32, Dtype::bf16, device).to(dtype).detach());
         const Tensor y = layer_norm(x, w, b);
-        y.backward(randn({6, cols}, 33, Dtype::bf16, device).to(dtype));
+        y.backward(randn({rows, cols}, 33, Dtype::bf16, device).to(dtype));
         return Tensors{y, x.grad(), w.grad(), b.grad()};
       };
       const Tensors got = run(Dtype::bf16);
