@@ -1,6 +1,6 @@
 // Internal: not in <ebb/ebb.h>, not installed.
 // What the kernels of norm_rows.h share: rows that a group of threads holds (norm_rows.cu, and on
-// Hopper norm_ring.cu), and rows in slices (norm_slices.cu).
+// Hopper norm_ring.cu), rows in slices (norm_slices.cu), and few long ones (norm_held.cu).
 #pragma once
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
@@ -70,6 +70,13 @@ inline bool few(const NormRows& s) { return s.rows < 128 && s.cols > 4096; }
 // Those, and rows that are too wide for a group.
 NormalizeRows normalize_slices;
 NormalizeRowsBackward normalize_slices_backward;
+
+// Of those, what a GPU can keep between two passes (norm_held.cu); false, and nothing done, if not.
+bool normalize_held(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
+                    const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y);
+bool normalize_held_backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
+                             const Tensor& weight, const Tensor& mean, const Tensor& rstd,
+                             Tensor& dx, Tensor& dweight, Tensor& dbias);
 
 // Rows that pass through a Hopper's shared memory (norm_ring.cu); false, and nothing done, if not.
 bool normalize_ring_backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,

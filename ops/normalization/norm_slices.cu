@@ -243,6 +243,7 @@ void backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows&
 
 void gpu::normalize_slices(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
                            const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
+  if (normalize_held(op, x, s, weight, bias, eps, mean, rstd, y)) return;
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     (mean.defined() ? forward<T, true> : forward<T, false>)(op, x, s, weight, bias, eps, mean, rstd,
@@ -254,6 +255,7 @@ void gpu::normalize_slices_backward(const char* op, const Tensor& x, const Tenso
                                     const NormRows& s, const Tensor& weight, const Tensor& mean,
                                     const Tensor& rstd, Tensor& dx, Tensor& dweight,
                                     Tensor& dbias) {
+  if (normalize_held_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias)) return;
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     (mean.defined() ? backward<T, true> : backward<T, false>)(op, x, dy, s, weight, mean, rstd, dx,
