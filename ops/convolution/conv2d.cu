@@ -9,6 +9,7 @@
 #include "ebb/core/basic.h"
 #include "ebb/ops/convolution/filters_mma.cuh"
 #include "ebb/ops/convolution/gather_mma.cuh"
+#include "ebb/ops/convolution/hopper.h"
 
 namespace ebb {
 namespace {
@@ -46,9 +47,11 @@ __global__ void __launch_bounds__(direct_threads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-void run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& bias, Tensor& out) {
+void run(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
+         const Tensor& bias, Tensor& out) {
   constexpr std::string_view op = "conv2d";
-  if (out.numel() == 0) return;
+  if (out.numel() == 0 || hopper::convolve(size, transposed, in, weight, bias, out)) return;
+  const Gather g = gather_of(op, size, transposed);
   if (gaps(g)) gpu::fill(0, out);
   if (run_gather_mma(op, g, in, weight, bias, out)) return;
   run_gather(op, g, in, weight, bias, out);
@@ -58,12 +61,12 @@ void run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& 
 
 void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
                  Tensor& y) {
-  run(gather_of("conv2d", size, false), x, w, b, y);
+  run(size, false, x, w, b, y);
 }
 
 void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
                                 Tensor& dx) {
-  run(gather_of("conv2d", size, true), dy, w, {}, dx);
+  run(size, true, dy, w, {}, dx);
 }
 
 void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
@@ -71,6 +74,7 @@ void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const 
   constexpr std::string_view op = "conv2d";
   if (dw.numel() == 0) return;
   if (dy.numel() == 0) return gpu::fill(0, dw);
+  if (hopper::weight_gradient(size, x, dy, dw)) return;
   const Weights g = weights_of(op, size);
   if (!far(g) && run_weight_gradient_mma(op, g, size.n, x, dy, dw)) return;
   visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {

@@ -209,6 +209,11 @@ TEST_CASE("conv2d: on tensor cores, sums are those of the numbers given, in f32 
        {.stride = {2, 1}, .padding = 2, .dilation = {2, 3}, .groups = 2}},
       {{4, 24, 1, 1999}, {56, 24, 1, 9}, {.padding = {0, 4}}},  // one row
       {{3, 65, 40, 40}, {8, 65, 4, 4}, {.stride = 4}},          // few filters, stride = kernel
+      // What Hopper shifts instead: ragged tiles, a kernel without padding, long rows, gaps.
+      {{9, 40, 59, 61}, {72, 40, 3, 3}, {.padding = 1}},
+      {{7, 70, 66, 64}, {130, 70, 2, 2}, {}},
+      {{8, 72, 1, 4500}, {80, 72, 1, 9}, {.padding = {0, 4}}},
+      {{10, 64, 50, 41}, {96, 32, 3, 2}, {.padding = {3, 1}, .dilation = {2, 3}, .groups = 2}},
   };
   for (const Dtype dtype : {Dtype::bf16, Dtype::f32})
     for (const Case& c : large) {
