@@ -2,7 +2,7 @@
 // of 16 bytes, zeros beyond the last; for TF32, rounded to it.
 #pragma once
 #include "ebb/core/device.h"
-#include "ebb/ops/convolution/gather.cuh"
+#include "ebb/ops/convolution/geometry.cuh"
 #include "ebb/ops/mma_tiles.cuh"
 
 namespace ebb::gpu::convolution {
@@ -80,7 +80,49 @@ __global__ void pack_filters(Gather g, std::int64_t slabs, const T* weight, Chun
   packed[(group * g.rows + row) * g.columns + m] = chunk;
 }
 
+// The second stage: dw [filter, c, tap] = Σ over slices of partial [slice, filter, chunk, tap, c in
+// the chunk], in a fixed order. A thread adds one chunk of every eighth slice, 8 rows of threads
+// all.
+template <class T>
+__global__ void add_filter_slices(std::int64_t size, std::int64_t slices, int taps, int chunks,
+                                  int channels, const float* partial, T* dw) {
+  constexpr int width = pack_size<T>;
+  __shared__ float sums[7][width][32];
+  const std::int64_t i = std::int64_t{blockIdx.x} * 32 + threadIdx.x;
+  float sum[width] = {};
+  if (i < size / width) {
+#pragma unroll 2
+    for (std::int64_t slice = threadIdx.y; slice < slices; slice += 8) {
+      const auto add =
+          *reinterpret_cast<const Pack<float, width>*>(partial + slice * size + i * width);
+#pragma unroll
+      for (int e = 0; e < width; ++e) sum[e] += add.v[e];
+    }
+  }
+  if (threadIdx.y > 0) {
+#pragma unroll
+    for (int e = 0; e < width; ++e) sums[threadIdx.y - 1][e][threadIdx.x] = sum[e];
+  }
+  __syncthreads();
+  if (threadIdx.y > 0 || i >= size / width) return;
+  const int tap = static_cast<int>(i % taps);
+  const int c = static_cast<int>(i / taps % chunks) * width;
+  T* const to = dw + (i / taps / chunks * channels + c) * taps + tap;
+#pragma unroll
+  for (int e = 0; e < width; ++e) {
+    for (int row = 0; row < 7; ++row) sum[e] += sums[row][e][threadIdx.x];
+    if (c + e < channels) to[e * taps] = narrow<T>(sum[e]);
+  }
+}
+
 // Launchers.
+
+template <class T>
+void launch_add_filter_slices(std::string_view op, std::int64_t size, std::int64_t slices, int taps,
+                              int chunks, int channels, const Tensor& partial, Tensor& dw) {
+  launch(op, add_filter_slices<T>, grid_of(op, divide_up<std::int64_t>(size / pack_size<T>, 32)),
+         dim3(32, 8), 0, size, slices, taps, chunks, channels, partial.data<float>(), dw.data<T>());
+}
 
 template <class T>
 Tensor packed_pixels(std::string_view op, std::int64_t images, int channels, std::int64_t plane,
@@ -121,5 +163,14 @@ inline bool on_tensor_cores(Dtype dtype) {
 
 // Whether that many products are worth packing their operands.
 inline bool worth_packing(std::int64_t products) { return products >= std::int64_t{1} << 26; }
+
+// Whether each point of out is the pixel in its place, in whole chunks.
+template <class T>
+bool in_place(const Gather& g) {
+  const auto along = [](const Side& side) {
+    return side.kernel == 1 && side.stride == 1 && side.padding == 0;
+  };
+  return along(g.h) && along(g.w) && g.in_plane % pack_size<T> == 0;
+}
 
 }  // namespace ebb::gpu::convolution

@@ -5,7 +5,7 @@
 //   weight gradient  dw[k, (c,r,s)] = Σ over n,p,q  dy[k, (n,p,q)] · x[(n,p,q), (c,r,s)]
 //
 // The first two are one kernel, gather.cuh; the third is filters.cuh. On tensor cores they are
-// gather_mma.cuh and filters_mma.cuh.
+// gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu.
 #include "ebb/core/basic.h"
 #include "ebb/ops/convolution/filters_mma.cuh"
 #include "ebb/ops/convolution/gather_mma.cuh"

@@ -194,30 +194,6 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   });
 }
 
-// The second stage: dw [filter, c, tap] = Σ over slices of partial [slice, filter, chunk, tap, c in
-// the chunk], in a fixed order. Each of 8 rows of threads adds every eighth slice.
-template <class T>
-__global__ void add_filter_slices(std::int64_t size, std::int64_t slices, int taps, int chunks,
-                                  int channels, const float* partial, T* dw) {
-  __shared__ float sums[8][32];
-  const std::int64_t i = std::int64_t{blockIdx.x} * 32 + threadIdx.x;
-  float sum = 0;
-  if (i < size) {
-#pragma unroll 4
-    for (std::int64_t slice = threadIdx.y; slice < slices; slice += 8)
-      sum += partial[slice * size + i];
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  constexpr int width = pack_size<T>;
-  const int tap = static_cast<int>(i / width % taps);
-  const int c = static_cast<int>(i / width / taps % chunks * width + i % width);
-  if (threadIdx.y > 0 || i >= size || c >= channels) return;
-  for (int row = 1; row < 8; ++row) sum += sums[row][threadIdx.x];
-  const std::int64_t filter = i / width / taps / chunks;
-  dw[(filter * channels + c) * taps + tap] = narrow<T>(sum);
-}
-
 // Launchers.
 
 template <class T, class Tile, class Copier>
@@ -236,8 +212,7 @@ void launch_weight_gradient_mma(std::string_view op, const ChunkWeights& all, st
   launch(op, weight_gradient_mma<T, Tile, Copier>, grid_of(op, blocks * slices.count),
          Tile::threads, Tile::stages * sizeof(Stage<typename Copier::A, typename Copier::B>), all,
          slices, x_prepared.data<T>(), dy_prepared.data<T>(), partial.data<float>());
-  launch(op, add_filter_slices<T>, grid_of(op, divide_up<std::int64_t>(size, 32)), dim3(32, 8), 0,
-         size, slices.count, g.r * g.s, g.c, all.channels, partial.data<float>(), dw.data<T>());
+  launch_add_filter_slices<T>(op, size, slices.count, g.r * g.s, g.c, all.channels, partial, dw);
 }
 
 // Whether each pixel of dy is that of x in its place, in whole chunks.

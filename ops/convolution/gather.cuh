@@ -1,92 +1,11 @@
 // A convolution read from its outputs, forward and backward, as one tiled matrix product:
 //
 //   out[image, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, c, point's pixel at tap]
-//
-// An input pixel h is reached from output p by tap r where h = p·stride + r·dilation − padding.
-// Forward solves that for h. The input gradient solves it for p, which needs
-// h + padding − r·dilation ≡ 0 (mod stride): the pixels h that share a remainder share their taps,
-// and along such a class p advances by one as h does by the stride. So each class is a stride-1
-// gather over its own taps, and no product with a hole is computed.
 #pragma once
-#include <algorithm>
-#include <numeric>
-
 #include "ebb/core/basic.h"
-#include "ebb/ops/convolution/conv2d.h"
-#include "ebb/ops/tiles.cuh"
+#include "ebb/ops/convolution/geometry.cuh"
 
 namespace ebb::gpu::convolution {
-
-constexpr int outside = -(1 << 30);  // a coordinate that no tap brings into an image
-
-// One spatial axis of a gather, for all classes. Forward has one class.
-struct Side {
-  bool transposed;  // the input gradient
-  int in;           // extent of what is read
-  int out;          // extent of what is written
-  int kernel, stride, dilation, padding;
-  int period;   // taps r and r + period serve the same class
-  int classes;  // those that have taps: class z is that of tap z
-};
-
-// One class: point i writes out[out_first + i·out_stride] and reads in[i·stride + first + u·step]
-// with the kernel's tap tap_first + u·tap_step, for u < taps.
-struct Axis {
-  int points, out_first, out_stride;
-  int stride, first, step;
-  int taps, tap_first, tap_step;
-  int taps_before;  // of the classes before this one
-};
-
-__host__ __device__ inline Axis axis_of(const Side& side, int z) {
-  if (!side.transposed)
-    return {side.out, 0, 1, side.stride, -side.padding, side.dilation, side.kernel, 0, 1, 0};
-  Axis axis;
-  const int from = z * side.dilation - side.padding;  // of dy's first element, by tap z
-  axis.out_first = (from % side.stride + side.stride) % side.stride;
-  axis.out_stride = side.stride;
-  axis.points = axis.out_first < side.out ? (side.out - axis.out_first - 1) / side.stride + 1 : 0;
-  axis.stride = 1;
-  axis.first = (axis.out_first - from) / side.stride;
-  axis.step = -(side.dilation / (side.stride / side.period));
-  axis.taps = (side.kernel - z - 1) / side.period + 1;
-  axis.tap_first = z;
-  axis.tap_step = side.period;
-  axis.taps_before = z * (side.kernel / side.period) +
-                     (z < side.kernel % side.period ? z : side.kernel % side.period);
-  return axis;
-}
-
-// out[image, group, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, group, c, …].
-struct Gather {
-  Side h, w;
-  std::int64_t images;
-  int groups, m, c;                 // m channels written, c read, of each group
-  std::int64_t in_plane;            // elements of one channel
-  std::int64_t m_stride, c_stride;  // of the weights
-  // Weights are packed to [group][rows][columns]: rows (c, tap) of one class after another, each
-  // beginning a slab; columns m; zeros beyond. `c_packed` is c, or c rounded up to whole slabs,
-  // which then hold one tap each.
-  int c_packed;
-  std::int64_t rows, columns;
-
-  __host__ __device__ int classes() const { return h.classes * w.classes; }
-};
-
-struct Class {
-  Axis h, w;
-  std::int64_t first_row;  // of its packed weights
-  std::int64_t slabs;
-};
-
-__device__ inline Class class_of(const Gather& g, int z, int depth = tile_depth) {
-  Class c{axis_of(g.h, z / g.w.classes), axis_of(g.w, z % g.w.classes), 0, 0};
-  const std::int64_t before =
-      std::int64_t{c.h.taps_before} * g.w.kernel + std::int64_t{c.h.taps} * c.w.taps_before;
-  c.first_row = (divide_up<std::int64_t>(before * g.c_packed, depth) + z) * depth;
-  c.slabs = divide_up<std::int64_t>(std::int64_t{c.h.taps} * c.w.taps * g.c_packed, depth);
-  return c;
-}
 
 // 32 columns × 8 rows of one class of one group a block.
 template <class T>
@@ -123,9 +42,11 @@ class PixelLoader {
   static_assert(Tile::cols * lanes == Tile::threads * columns && loads * lanes == tile_depth);
 
  public:
-  // `places[n]` is set to where column n is written, −1 when there is none; `in` is the group's.
-  __device__ PixelLoader(const Gather& g, const Class& z, const T* in, std::int64_t first_column,
-                         std::int64_t first_slab, std::int64_t* places)
+  static Tensor prepared(std::string_view, const Gather&, const Tensor& in) { return in; }
+
+  // `places[n]` is set to where column n is written, −1 when there is none.
+  __device__ PixelLoader(const Gather& g, const Class& z, const T* in, std::int64_t group,
+                         std::int64_t first_column, std::int64_t first_slab, std::int64_t* places)
       : g_(g),
         h_taps_(z.h.taps),
         w_taps_(z.w.taps),
@@ -143,7 +64,7 @@ class PixelLoader {
       const int w = static_cast<int>(n % points % z.w.points);
       h_[j] = real ? h * z.h.stride + z.h.first : outside;
       w_[j] = w * z.w.stride + z.w.first;
-      from_[j] = in + image * g.groups * g.c * g.in_plane;
+      from_[j] = in + (image * g.groups + group) * g.c * g.in_plane;
       const std::int64_t row = z.h.out_first + std::int64_t{h} * z.h.out_stride;
       const std::int64_t col = z.w.out_first + std::int64_t{w} * z.w.out_stride;
       if (lane_ == 0)
@@ -247,7 +168,10 @@ class PixelLoader {
 
 // Registers: at most what lets so many threads share a multiprocessor.
 template <class Tile>
-inline constexpr int blocks_resident = (Tile::threads > 128 ? 512 : 384) / Tile::threads;
+inline constexpr int blocks_resident = (Tile::threads > 128                          ? 512
+                                        : Tile::thread_rows * Tile::thread_cols > 64 ? 256
+                                                                                     : 384) /
+                                       Tile::threads;
 
 // Writes sums + add to the places of adjacent columns: `together` of them, at least, are adjacent
 // and aligned in out.
@@ -275,7 +199,7 @@ __device__ void store_columns(Out* out, const std::int64_t* places, const Pack<V
 }
 
 // A tile of out for one slice of the sum; slice i of several goes to out + i · out_size.
-template <class T, class Out, class Tile, bool blocked>
+template <class T, class Out, class Tile, class Loader>
 __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
     gather(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles, int together,
            std::int64_t out_size, const T* in, const Compute<T>* packed, const T* bias, Out* out) {
@@ -294,8 +218,7 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
   const std::int64_t slabs = min(slices.length, z.slabs - first_slab);
   const std::int64_t first_row = group * g.rows + z.first_row + first_slab * tile_depth;
   PackedLoader<V, Tile, Tile::rows> a(packed + first_row * g.columns + first_m, g.columns);
-  PixelLoader<T, Tile, blocked> b(g, z, in + group * g.c * g.in_plane, first_column, first_slab,
-                                  places);
+  Loader b(g, z, in, group, first_column, first_slab, places);
   FmaCore<V, Tile> core;
   __syncthreads();  // places, even if there is no slab
   multiply_tiles(memory, a, b, core, static_cast<int>(slabs));
@@ -366,13 +289,6 @@ __global__ void __launch_bounds__(direct_threads)
 
 // Launchers.
 
-// Coordinates are int: sums of three extents must fit. Planes and offsets are 64-bit.
-inline int extent(std::string_view op, std::int64_t value) {
-  constexpr std::int64_t most = std::int64_t{1} << 29;
-  require(value <= most, Kind::limit, op, "an extent is too large for the GPU", value, most);
-  return static_cast<int>(value);
-}
-
 template <class T, bool blocked, class F>
 void with_gather_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f) {
   const int at_once = multiprocessors();
@@ -380,7 +296,8 @@ void with_gather_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f)
     f(TileForDouble{});
   } else if constexpr (blocked) {
     with_tile<Tile<128, 128, 8, 8>, Tile<64, 128, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 128, 8, 8>,
-              Tile<8, 256, 2, 8>, Tile<4, 256, 1, 8>>(m, n, batches, at_once, f);
+              Tile<16, 256, 4, 8>, Tile<8, 256, 2, 8>, Tile<4, 256, 1, 8>>(m, n, batches, at_once,
+                                                                           f);
   } else {
     with_tile<Tile<64, 128, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 128, 8, 8>, Tile<8, 256, 2, 8>,
               Tile<4, 256, 1, 8>>(m, n, batches, at_once, f);
@@ -397,23 +314,13 @@ Tensor packed_weights(std::string_view op, const Gather& g, const Tensor& weight
   return packed;
 }
 
-// Whether every element of out belongs to the one class.
-inline bool dense(const Gather& g) {
-  return !g.h.transposed || (g.h.stride == 1 && g.w.stride == 1);
-}
-
-// How many columns of a tile, aligned in it, are adjacent and aligned in out.
-inline int adjacent_columns(const Gather& g) {
-  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
-  return !dense(g) ? 1 : plane % 8 == 0 ? 8 : plane % 4 == 0 ? 4 : 1;
-}
-
-template <class T, class Tile, bool blocked>
+template <class T, class Tile, class Loader>
 void launch_gather(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
                    const Tensor& weight, const T* bias, Tensor& out) {
   using V = Compute<T>;
   g.columns = round_up(g.m, std::max(Tile::rows, 32));
   const Tensor packed = packed_weights<T>(op, g, weight);
+  const Tensor pixels = Loader::prepared(op, g, in);
   const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
   const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
   const std::int64_t slabs = g.rows / tile_depth - g.classes();  // of all classes
@@ -423,29 +330,15 @@ void launch_gather(std::string_view op, Gather g, std::int64_t points, const Ten
   const int together = adjacent_columns(g);
   const dim3 grid = grid_of(op, blocks * slices.count);
   if (slices.count == 1) {
-    launch(op, gather<T, T, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles,
-           together, out.numel(), in.data<T>(), packed.data<V>(), bias, out.data<T>());
+    launch(op, gather<T, T, Tile, Loader>, grid, Tile::threads, 0, g, slices, column_tiles,
+           together, out.numel(), pixels.data<T>(), packed.data<V>(), bias, out.data<T>());
     return;
   }
   Tensor partial = empty({slices.count, out.numel()}, {dtype_of<V>, out.device()});
-  launch(op, gather<T, V, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles, together,
-         out.numel(), in.data<T>(), packed.data<V>(), static_cast<const T*>(nullptr),
+  launch(op, gather<T, V, Tile, Loader>, grid, Tile::threads, 0, g, slices, column_tiles, together,
+         out.numel(), pixels.data<T>(), packed.data<V>(), static_cast<const T*>(nullptr),
          partial.data<V>());
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
-}
-
-// Groups so thin that tiles would be mostly padding.
-inline bool thin(std::int64_t groups, std::int64_t m, std::int64_t c) {
-  return groups > 1 && m <= 4 && c <= 4;
-}
-
-// Whether no tap reaches some of out.
-inline bool gaps(const Gather& g) {
-  return g.h.transposed && (g.h.classes < g.h.stride || g.w.classes < g.w.stride);
-}
-
-inline int most_points(const Side& side) {
-  return side.transposed ? divide_up(side.out, side.stride) : side.out;
 }
 
 template <class T>
@@ -460,13 +353,18 @@ void launch_direct(std::string_view op, const Gather& g, const Tensor& in, const
          out.data<T>());
 }
 
+// In the order of `blocked` slabs or not.
+inline void set_rows(Gather& g, bool blocked) {
+  g.c_packed = static_cast<int>(blocked ? round_up(g.c, tile_depth) : g.c);
+  g.rows = round_up(std::int64_t{g.h.kernel} * g.w.kernel * g.c_packed, tile_depth) +
+           tile_depth * g.classes();
+}
+
 inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Tensor& weight,
                        const Tensor& bias, Tensor& out) {
   constexpr int few = 5;  // channels: eighths of slabs that blocking would waste
   const bool blocked = g.c > few;
-  g.c_packed = static_cast<int>(blocked ? round_up(g.c, tile_depth) : g.c);
-  g.rows = round_up(std::int64_t{g.h.kernel} * g.w.kernel * g.c_packed, tile_depth) +
-           tile_depth * g.classes();
+  set_rows(g, blocked);
   const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
   visit<float, double, bf16>(out.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
@@ -476,7 +374,8 @@ inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Te
     const auto with_blocking = [&](auto blocking) {
       constexpr bool blocks = decltype(blocking)::value;
       with_gather_tile<T, blocks>(g.m, g.images * points, batches, [&](auto tile) {
-        launch_gather<T, decltype(tile), blocks>(op, g, points, in, weight, b, out);
+        using Tile = decltype(tile);
+        launch_gather<T, Tile, PixelLoader<T, Tile, blocks>>(op, g, points, in, weight, b, out);
       });
     };
     if (blocked) {
@@ -485,46 +384,6 @@ inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Te
       with_blocking(std::false_type{});
     }
   });
-}
-
-inline Side side(std::string_view op, bool transposed, std::int64_t image, std::int64_t output,
-                 std::int64_t kernel, std::int64_t stride, std::int64_t dilation,
-                 std::int64_t padding) {
-  extent(op, (kernel - 1) * dilation);
-  Side side{transposed,
-            extent(op, transposed ? output : image),
-            extent(op, transposed ? image : output),
-            extent(op, kernel),
-            extent(op, stride),
-            extent(op, dilation),
-            extent(op, padding),
-            1,
-            1};
-  if (transposed) {
-    side.period = side.stride / std::gcd(side.stride, side.dilation);
-    side.classes = std::min(side.period, side.kernel);
-  }
-  return side;
-}
-
-inline Gather gather_of(std::string_view op, const Conv2dSize& size, bool transposed) {
-  const Conv2dOptions& o = size.options;
-  const std::int64_t taps = size.r * size.s;
-  Gather g{};
-  g.h = side(op, transposed, size.h, size.p, size.r, o.stride.h, o.dilation.h, o.padding.h);
-  g.w = side(op, transposed, size.w, size.q, size.s, o.stride.w, o.dilation.w, o.padding.w);
-  g.images = size.n;
-  g.groups = extent(op, o.groups);
-  g.m = extent(op, size.filters_in_group());
-  g.c = extent(op, size.channels_in_group());
-  g.in_plane = std::int64_t{g.h.in} * g.w.in;
-  g.m_stride = g.c * taps;
-  g.c_stride = taps;
-  if (transposed) {
-    std::swap(g.m, g.c);
-    std::swap(g.m_stride, g.c_stride);
-  }
-  return g;
 }
 
 }  // namespace ebb::gpu::convolution

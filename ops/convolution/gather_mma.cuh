@@ -2,6 +2,7 @@
 // pixels where they lie, if each point is a pixel.
 #pragma once
 #include "ebb/ops/convolution/chunks.cuh"
+#include "ebb/ops/convolution/gather.cuh"
 
 namespace ebb::gpu::convolution {
 
@@ -267,15 +268,6 @@ void launch_gather_mma(std::string_view op, Gather g, std::int64_t points, const
          column_tiles, together, out.numel(), pixels.data<T>(), chunks_of<T>(filters),
          static_cast<const T*>(nullptr), partial.data<float>());
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
-}
-
-// Whether each point of out is the pixel in its place, in whole chunks.
-template <class T>
-bool in_place(const Gather& g) {
-  const auto along = [](const Side& side) {
-    return side.kernel == 1 && side.stride == 1 && side.padding == 0;
-  };
-  return along(g.h) && along(g.w) && g.in_plane % pack_size<T> == 0;
 }
 
 // Whether it did.

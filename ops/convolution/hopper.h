@@ -5,11 +5,19 @@
 #pragma once
 #include "ebb/ops/convolution/conv2d.h"
 
+namespace ebb::gpu::convolution {
+struct Gather;
+}
+
 namespace ebb::gpu::hopper {
 
 // Forward, or `transposed` the input gradient.
 bool convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
               const Tensor& bias, Tensor& out);
 bool weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw);
+
+// What it is in TF32.
+bool weight_gradient_tf32(const convolution::Gather& g, const Tensor& x, const Tensor& dy,
+                          Tensor& dw);
 
 }  // namespace ebb::gpu::hopper

@@ -1,0 +1,141 @@
+// Pixels in lines: all rows of all images after each other, in chunks of 16 bytes of their
+// channels, with so many zeros between rows and between images as taps reach beyond them. So a tap
+// is a constant shift, and no pixel is asked whether it is inside.
+#pragma once
+#include "ebb/ops/convolution/chunks.cuh"
+
+namespace ebb::gpu::convolution {
+
+// A line of whole tiles of so many pixels, and the reach beyond.
+inline Line line_of(const Gather& g, int tile) {
+  struct Reach {
+    int low = 0, high = 0, extent = 0;
+  };
+  const auto along = [](const Side& side) {
+    Reach a;
+    int end = 0;
+    for (int z = 0; z < side.classes; ++z) {
+      const Axis axis = axis_of(side, z);
+      const int last = axis.first + (axis.taps - 1) * axis.step;
+      const int low = std::min(axis.first, last), high = std::max(axis.first, last);
+      a.low = z == 0 ? low : std::min(a.low, low);
+      a.high = z == 0 ? high : std::max(a.high, high);
+      end = std::max(end, (axis.points - 1) * axis.stride + high);
+    }
+    a.extent = std::max(side.in + std::max({0, -a.low, end + 1 - side.in}), most_points(side));
+    return a;
+  };
+  const Reach h = along(g.h), w = along(g.w);
+  const Axis rows = axis_of(g.h, 0), cols = axis_of(g.w, 0);
+  Line line{};
+  line.images = g.images;
+  line.height = h.extent;
+  line.width = w.extent;
+  line.h_taps = rows.taps;
+  line.w_taps = cols.taps;
+  line.h_step = rows.step * line.width;
+  line.w_step = cols.step;
+  const int low = h.low * line.width + w.low;
+  line.before = low;
+  line.first = rows.first * line.width + cols.first - low;
+  line.reach = (h.high - h.low) * line.width + w.high - w.low;
+  line.size = round_up(line.points(), tile) + std::max(line.reach, -low);
+  return line;
+}
+
+// Some taps, as a block of a weight gradient has them, and what they reach on the line, from shift
+// `low` on.
+template <int together>
+struct TapGroup {
+  int shift[together], low, reach;
+  __host__ __device__ TapGroup(const Line& line, int first) {
+    int high = 0;
+    for (int t = 0; t < together; ++t) {
+      const int last = line.h_taps * line.w_taps - 1, tap = first + t < last ? first + t : last;
+      shift[t] = line.first + tap / line.w_taps * line.h_step + tap % line.w_taps * line.w_step;
+      low = t == 0 || shift[t] < low ? shift[t] : low;
+      high = t == 0 || shift[t] > high ? shift[t] : high;
+    }
+    reach = high - low;
+  }
+};
+
+// Whether its indices are int.
+inline bool line_fits(const Gather& g) {
+  const std::int64_t rows =
+      g.h.in + g.h.padding + g.h.out + std::int64_t{g.h.kernel} * g.h.dilation;
+  const std::int64_t cols =
+      g.w.in + g.w.padding + g.w.out + std::int64_t{g.w.kernel} * g.w.dilation;
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  return rows < most / cols && g.images < most / (rows * cols) - 1;
+}
+
+// x [images, groups, channels, height, width] → [groups, chunks, line], zeros where there is no
+// pixel; rounded to TF32 if it is for tensor cores. A block packs some pixels of one chunk.
+template <class T, bool round>
+struct LinePacker {
+  Line line;
+  int groups, channels, chunks, height, width;
+  const T* x;
+  Chunk<T>* packed;
+
+  __host__ __device__ std::int64_t across() const {
+    return divide_up<std::int64_t>(line.size, pack_threads);
+  }
+  __host__ __device__ std::int64_t blocks() const { return across() * groups * chunks; }
+
+  __device__ void pack(std::int64_t index) const {
+    BlockIndex block{index};
+    const std::int64_t at = std::int64_t{block.next(across())} * pack_threads + threadIdx.x;
+    const int chunk = block.next(chunks);
+    if (at >= line.size) return;
+    const std::int64_t j = at + line.before;
+    const auto place = static_cast<unsigned>(j < 0 ? 0 : j),
+               cols = static_cast<unsigned>(line.width);
+    const unsigned row = place / cols, rows = static_cast<unsigned>(line.height);
+    const unsigned w = place % cols, h = row % rows, image = row / rows;
+    const bool inside = j >= 0 && image < line.images && h < height && w < width;
+    const std::int64_t plane = std::int64_t{height} * width;
+    const int first = chunk * pack_size<T>;
+    const T* from = x + ((std::int64_t{image} * groups + block.left) * channels + first) * plane +
+                    std::int64_t{h} * width + w;
+    Chunk<T> out{};
+#pragma unroll
+    for (int e = 0; e < pack_size<T>; ++e)
+      if (inside && first + e < channels)
+        out.v[e] = round ? for_tensor_cores(from[e * plane]) : from[e * plane];
+    packed[(block.left * chunks + chunk) * line.size + at] = out;
+  }
+};
+
+// Two packers side by side, as neither fills the machine.
+template <class A, class B>
+__global__ void __launch_bounds__(pack_threads) pack_both(A a, B b) {
+  if (blockIdx.x < a.blocks()) {
+    a.pack(blockIdx.x);
+  } else {
+    b.pack(blockIdx.x - a.blocks());
+  }
+}
+template <class A>
+__global__ void __launch_bounds__(pack_threads) pack_one(A a) {
+  a.pack(blockIdx.x);
+}
+
+template <class A, class B>
+void pack(std::string_view op, const A& a, const B& b) {
+  launch(op, pack_both<A, B>, grid_of(op, a.blocks() + b.blocks()), pack_threads, 0, a, b);
+}
+
+template <class T>
+Tensor empty_line(const Line& line, int groups, int chunks, const Tensor& x) {
+  return empty({groups, chunks, line.size, pack_size<T>}, x.options());
+}
+template <class T, bool round>
+LinePacker<T, round> line_packer(const Line& line, int groups, int channels, int chunks, int height,
+                                 int width, const Tensor& x, Tensor& packed) {
+  return {line,   groups, channels,    chunks,
+          height, width,  x.data<T>(), reinterpret_cast<Chunk<T>*>(packed.data<T>())};
+}
+
+}  // namespace ebb::gpu::convolution
