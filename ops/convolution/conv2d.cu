@@ -5,9 +5,12 @@
 //   weight gradient  dw[k, (c,r,s)] = Σ over n,p,q  dy[k, (n,p,q)] · x[(n,p,q), (c,r,s)]
 //
 // The first two are one kernel, gather.cuh; the third is filters.cuh. On tensor cores they are
-// gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu.
+// gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu. Where there are many
+// products for each pixel, gather_line.cuh and filters_line.cuh compute them in float32.
 #include "ebb/core/basic.h"
+#include "ebb/ops/convolution/filters_line.cuh"
 #include "ebb/ops/convolution/filters_mma.cuh"
+#include "ebb/ops/convolution/gather_line.cuh"
 #include "ebb/ops/convolution/gather_mma.cuh"
 #include "ebb/ops/convolution/hopper.h"
 
@@ -54,6 +57,7 @@ void run(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor
   const Gather g = gather_of(op, size, transposed);
   if (gaps(g)) gpu::fill(0, out);
   if (run_gather_mma(op, g, in, weight, bias, out)) return;
+  if (run_gather_line(op, g, in, weight, bias, out)) return;
   run_gather(op, g, in, weight, bias, out);
 }
 
@@ -77,6 +81,7 @@ void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const 
   if (hopper::weight_gradient(size, x, dy, dw)) return;
   const Weights g = weights_of(op, size);
   if (!far(g) && run_weight_gradient_mma(op, g, size.n, x, dy, dw)) return;
+  if (run_weight_gradient_line(op, size, x, dy, dw)) return;
   visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     if (thin(g.groups, g.m, g.c) || far(g)) {

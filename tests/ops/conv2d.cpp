@@ -195,7 +195,7 @@ TEST_CASE("conv2d: a NaN or infinity reaches exactly the outputs whose window se
   }
 }
 
-TEST_CASE("conv2d: on tensor cores, sums are those of the numbers given, in f32 and rounded once") {
+TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or not") {
   if (cuda_device_count() == 0) return;
   const std::vector<Case> large = {
       {{3, 64, 33, 30}, {72, 64, 3, 3}, {.padding = 1}},             // ragged tiles, whole slabs
@@ -209,42 +209,54 @@ TEST_CASE("conv2d: on tensor cores, sums are those of the numbers given, in f32 
        {.stride = {2, 1}, .padding = 2, .dilation = {2, 3}, .groups = 2}},
       {{4, 24, 1, 1999}, {56, 24, 1, 9}, {.padding = {0, 4}}},  // one row
       {{3, 65, 40, 40}, {8, 65, 4, 4}, {.stride = 4}},          // few filters, stride = kernel
-      // What Hopper shifts instead: ragged tiles, a kernel without padding, long rows, gaps.
-      {{9, 40, 59, 61}, {72, 40, 3, 3}, {.padding = 1}},
-      {{7, 70, 66, 64}, {130, 70, 2, 2}, {}},
-      {{8, 72, 1, 4500}, {80, 72, 1, 9}, {.padding = {0, 4}}},
-      {{10, 64, 50, 41}, {96, 32, 3, 2}, {.padding = {3, 1}, .dilation = {2, 3}, .groups = 2}},
+      // What Hopper shifts instead: ragged tiles of each kind, no padding, rows, gaps, groups.
+      {{9, 18, 58, 60}, {24, 18, 3, 3}, {.padding = 1}},
+      {{11, 20, 55, 53}, {70, 20, 2, 2}, {}},
+      {{4, 72, 1, 7500}, {20, 72, 1, 5}, {.padding = {0, 2}}},
+      {{10, 40, 50, 41}, {48, 20, 3, 2}, {.padding = {3, 1}, .dilation = {2, 3}, .groups = 2}},
+      // What float32 without TF32 reads from lines, forward and backward.
+      {{5, 48, 30, 29}, {116, 48, 3, 3}, {.padding = 1}},
+      {{12, 460, 15, 16}, {24, 460, 3, 3}, {.stride = 2, .padding = 1}},
   };
-  for (const Dtype dtype : {Dtype::bf16, Dtype::f32})
-    for (const Case& c : large) {
-      const auto results = [&](Dtype as, Device device) {
-        // Numbers that bf16, and TF32, can say.
-        const auto made = [&](const Shape& shape, std::uint64_t seed) {
-          return randn(shape, seed, Dtype::bf16).to(as).clone().to(device);
-        };
-        const Tensor x = leaf(made(c.x, 23)), w = leaf(made(c.w, 24)), b = leaf(made({c.w[0]}, 25));
-        const Tensor y = conv2d(x, w, b, c.options);
-        y.backward(made(y.shape(), 26));
-        return Tensors{y.detach(), x.grad(), w.grad(), b.grad()};
-      };
-      const Tensors reference = results(Dtype::f64, cpu_device);
-      allow_tf32(dtype == Dtype::f32);
+  struct Mode {
+    Dtype dtype;
+    bool tf32;
+  };
+  const Mode modes[] = {{Dtype::bf16, false}, {Dtype::f32, true}, {Dtype::f32, false}};
+  for (const Case& c : large) {
+    // Numbers that bf16, and TF32, can say.
+    const Tensor given[] = {randn(c.x, 23, Dtype::bf16), randn(c.w, 24, Dtype::bf16),
+                            randn({c.w[0]}, 25, Dtype::bf16)};
+    Tensor dy;
+    const auto results = [&](Dtype as, Device device) {
+      const auto made = [&](const Tensor& t) { return t.to(as).clone().to(device); };
+      const Tensor x = leaf(made(given[0])), w = leaf(made(given[1])), b = leaf(made(given[2]));
+      const Tensor y = conv2d(x, w, b, c.options);
+      if (!dy.defined()) dy = randn(y.shape(), 26, Dtype::bf16);
+      y.backward(made(dy));
+      return Tensors{y.detach(), x.grad(), w.grad(), b.grad()};
+    };
+    const Tensors reference = results(Dtype::f64, cpu_device);
+    const std::int64_t taps = c.w.product(2, 4), filters = c.w[0] / c.options.groups;
+    const std::int64_t pixels = reference[0].numel() / c.w[0];
+    const std::int64_t terms[] = {c.w[1] * taps, filters * taps, pixels, pixels};
+    for (const auto& [dtype, tf32] : modes) {
+      allow_tf32(tf32);
       poison_memory(true);
       const Tensors got = results(dtype, cuda_device), again = results(dtype, cuda_device);
       poison_memory(false);
       allow_tf32(false);
-      const std::int64_t taps = c.w.product(2, 4), filters = c.w[0] / c.options.groups;
-      const std::int64_t pixels = reference[0].numel() / c.w[0];
-      const std::int64_t terms[] = {c.w[1] * taps, filters * taps, pixels, pixels};
       for (size_t i = 0; i < got.size(); ++i) {
         std::ostringstream what;
-        what << "result " << i << " of " << got[0] << " from " << c.x << ' ' << c.w;
+        what << "result " << i << (tf32 ? " in TF32 of " : " of ") << got[0] << " from " << c.x
+             << ' ' << c.w;
         Tolerance tolerance = sums(terms[i], 0).value;
         if (dtype == Dtype::bf16) tolerance.relative = 0x1p-8;  // half an ulp
         check_close(got[i], reference[i], tolerance, what.str());
         check_close(again[i], got[i], exact, what.str() + ", again");
       }
     }
+  }
 }
 
 TEST_CASE("conv2d: TF32 is used where it is allowed, and only there") {
