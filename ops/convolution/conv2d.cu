@@ -13,6 +13,7 @@
 #include "ebb/ops/convolution/gather_line.cuh"
 #include "ebb/ops/convolution/gather_mma.cuh"
 #include "ebb/ops/convolution/hopper.h"
+#include "ebb/ops/convolution/phases.cuh"
 
 namespace ebb {
 namespace {
@@ -70,6 +71,9 @@ void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const
 
 void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
                                 Tensor& dx) {
+  const auto forward = [](const Conv2dSize& phased, const Tensor& x, const Tensor& weight,
+                          Tensor& y) { run(phased, false, x, weight, {}, y); };
+  if (dx.numel() > 0 && run_phases("conv2d", size, w, dy, dx, forward)) return;
   run(size, true, dy, w, {}, dx);
 }
 
