@@ -2,8 +2,8 @@
 // most `most_ranges` ranges.
 //  1. A block a range counts the indices that fall into it.
 //  2. It lists them, in order: (place, row).
-//  3. A block a row and 128 columns goes through its range's list and adds up what is its own, each
-//     of 8 lanes every eighth entry, lanes in order: the same bits at every run.
+//  3. A block a row and 128 columns goes through its range's list, each of 8 warps 32 entries at a
+//     time, and adds up what is its own, warps in order: the same bits at every run.
 #include <limits>
 
 #include "ebb/core/cuda.cuh"
@@ -144,15 +144,17 @@ __global__ void __launch_bounds__(warps* warp_size)
   const int2* uses = list + starts[range];
   const std::int32_t count = counts[range];
   double sum[columns_each] = {};
-#pragma unroll 2
-  for (std::int32_t u = threadIdx.y; u < count; u += warps) {
-    const int2 use = uses[u];
-    if (use.y != row) continue;
-    const T* from = dy + use.x * cols;
+  for (std::int32_t first = threadIdx.y * warp_size; first < count; first += warps * warp_size) {
+    const std::int32_t u = first + threadIdx.x;
+    const int2 use = u < count ? uses[u] : make_int2(0, -1);
+    for (unsigned own = __ballot_sync(~0u, use.y == row); own != 0; own &= own - 1) {
+      const std::int64_t place = __shfl_sync(~0u, use.x, __ffs(own) - 1);
+      const T* from = dy + place * cols;
 #pragma unroll
-    for (int k = 0; k < columns_each; ++k)
-      if (column + k * warp_size < cols)
-        sum[k] += static_cast<double>(widen(from[column + k * warp_size]));
+      for (int k = 0; k < columns_each; ++k)
+        if (column + k * warp_size < cols)
+          sum[k] += static_cast<double>(widen(from[column + k * warp_size]));
+    }
   }
 #pragma unroll
   for (int k = 0; k < columns_each; ++k) sums[threadIdx.y][k * warp_size + threadIdx.x] = sum[k];
