@@ -2,13 +2,14 @@
 // the tiles of the others. Beside them one thread only copies:
 //
 //   that thread   what the block owns, then the others' tiles, one after the other into a ring of
-//                 two stages: full when its bytes are there, empty when every warp has read it
+//                 stages: full when its bytes are there, empty when every warp has read it
 //   a warpgroup   forward: S = q kᵀ of tile t + 1 and sums += P v of tile t are both in flight;
 //                 when S is there, its softmax runs beside the other product
 //                 backward: S and dP, what P and dS are made of; then the products with P and dS
 //
 // Tensor cores stay busy as the warpgroups are at different places: one multiplies while another
-// does its exponentials. P and dS go from registers into the product that needs them.
+// does its exponentials. P and dS go from registers into the product that needs them. A block stays
+// for many places, so that the tiles of the next come while the last is being finished.
 #include "ebb/ops/attention/hopper.h"
 
 #include <limits>
@@ -34,19 +35,28 @@ struct Maps {
 };
 
 // Which head and which of its rows a block owns, of queries or `of_keys`, and which tiles of the
-// others they meet. Blocks of a head follow each other, those with the most to do first.
+// others they meet. There are as many blocks as run at a time, and places are dealt to them in
+// turn: of as many heads as there are blocks first the rows with the most to do, then the next, so
+// that all have the same to do and a block stays with its head; then come other heads.
 template <class S, bool of_keys>
 struct Place {
   std::int64_t line;  // the heads of all sequences are counted
   int head, sequence, first, length, begin, end;
   bool is_causal;
 
-  __device__ explicit Place(const FlashAttentionSize& s)
+  // Of a head.
+  __host__ __device__ static std::int64_t blocks_of(const FlashAttentionSize& s) {
+    return divide_up<std::int64_t>(of_keys ? s.length_k : s.length_q, S::rows);
+  }
+  __device__ Place(const FlashAttentionSize& s, std::int64_t number)
       : length(static_cast<int>(of_keys ? s.length_q : s.length_k)), is_causal(s.is_causal) {
-    const std::int64_t rows = of_keys ? s.length_k : s.length_q;
-    const std::int64_t blocks = divide_up<std::int64_t>(rows, S::rows);
-    const auto block = static_cast<int>(blockIdx.x % blocks);
-    line = blockIdx.x / blocks;
+    const std::int64_t heads = s.batch * s.heads;
+    const std::int64_t blocks = blocks_of(s);
+    const std::int64_t before = number / (blocks * gridDim.x) * gridDim.x;  // heads
+    const std::int64_t wide = min(heads - before, static_cast<std::int64_t>(gridDim.x));
+    const std::int64_t rest = number - before * blocks;
+    const auto block = static_cast<int>(rest / wide);
+    line = before + rest % wide;
     head = static_cast<int>(line % s.heads);
     sequence = static_cast<int>(line / s.heads);
     first = (is_causal && !of_keys ? static_cast<int>(blocks) - 1 - block : block) * S::rows;
@@ -177,36 +187,39 @@ __device__ void store(const float (&sums)[2][S::width / 4], const float (&factor
 
 template <class S>
 struct AttendMemory {
-  Panels<S::rows, S::width> q;
+  Panels<S::rows, S::width> q[S::own_stages];
   Panels<S::cols, S::width> k[S::stages], v[S::stages];
 };
 template <class S>
 struct AttendBarriers {
-  Barrier q;
+  Ring<S::own_stages> q;
   Ring<S::stages> k, v;
   __device__ void init() {
-    q.init(1);
+    q.init(1, S::workers);
     k.init(1, S::workers);
     v.init(1, S::workers);
     show_barriers();
   }
 };
 
+// Of the i-th place of a block; n tiles have been before.
 template <class S>
-__device__ void copy_tiles(const Place<S, false>& at, const Maps& in, AttendMemory<S>& m,
-                           AttendBarriers<S>& there) {
-  fetch(m.q, in.q, at.first, at.head, at.sequence, there.q);
-  for (int t = 0; t < at.end; ++t) {
-    fetch(m.k[t % S::stages], in.k, t * S::cols, at.head, at.sequence, there.k.room(t));
-    fetch(m.v[t % S::stages], in.v, t * S::cols, at.head, at.sequence, there.v.room(t));
+__device__ void copy_tiles(const Place<S, false>& at, int i, int n, const Maps& in,
+                           AttendMemory<S>& m, AttendBarriers<S>& there) {
+  fetch(m.q[i % S::own_stages], in.q, at.first, at.head, at.sequence, there.q.room(i));
+  for (int t = 0; t < at.end; ++t, ++n) {
+    fetch(m.k[n % S::stages], in.k, t * S::cols, at.head, at.sequence, there.k.room(n));
+    fetch(m.v[n % S::stages], in.v, t * S::cols, at.head, at.sequence, there.v.room(n));
   }
 }
 
 template <class S>
-__device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at,
-                            AttendMemory<S>& m, AttendBarriers<S>& there, const bf16* v, bf16* y,
+__device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at, int i, int n,
+                            AttendMemory<S>& m, AttendBarriers<S>& there,
+                            const Turns<S::warpgroups, S::in_turn>& turns, const bf16* v, bf16* y,
                             float* lse) {
   const int group = this_warpgroup();
+  auto& q = m.q[i % S::own_stages];
   const float sign = s.scale > 0 ? 1.0f : s.scale < 0 ? -1.0f : 0.0f;
   const float size = s.scale == 0 ? 1.0f : static_cast<float>(fabs(s.scale));
   Softmax<S> softmax;
@@ -214,11 +227,11 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   unsigned p[S::cols / 16][4];
 
   const auto scores = [&](int t) {
-    there.k.wait(t);
-    multiply_rows(x, m.q, 64 * group, m.k[t % S::stages]);
+    there.k.wait(n + t);
+    multiply_rows(x, q, 64 * group, m.k[(n + t) % S::stages]);
   };
   const auto weigh = [&](int t) {
-    there.k.release(t);
+    there.k.release(n + t);
     if (sign != 1) each(x, [&](int, int, float& score) { score *= sign; });
     if (!at.whole(t)) {
       const Sight sight = at.sight(t);
@@ -230,22 +243,21 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   };
   const auto find_odd = [&](int t) {
     if (!at.diagonal(t)) return false;
-    there.v.wait(t);
-    return clear_odd<S>(m.v[t % S::stages]);
+    there.v.wait(n + t);
+    return clear_odd<S>(m.v[(n + t) % S::stages]);
   };
   const auto values = [&](int t) {
-    there.v.wait(t);
-    add_product(softmax.sums, p, m.v[t % S::stages]);
+    there.v.wait(n + t);
+    add_product(softmax.sums, p, m.v[(n + t) % S::stages]);
   };
   const auto finish = [&](int t, bool odd) {
     wait_for_products<0>(softmax.sums);
-    there.v.release(t);
+    there.v.release(n + t);
     if (odd)
       add_odd(softmax.sums, p, at.sight(t), at.rows_of(s, v, s.length_k, s.row, t * S::cols));
   };
 
-  const Turns<S::warpgroups, S::in_turn> turns(group);
-  there.q.wait(0);
+  there.q.wait(i);
   scores(0);
   wait_for_products<0>(x);
   weigh(0);
@@ -272,31 +284,42 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float total = warp_reduce<4>(softmax.total[r], Sum{});
-    const std::int64_t i = at.first + row(r);
-    if (lane() % 4 == 0 && i < s.length_q)
-      lse[at.line * s.length_q + i] = __fmul_rn(softmax.top[r], size) + logf(total);
+    const std::int64_t own = at.first + row(r);
+    if (lane() % 4 == 0 && own < s.length_q)
+      lse[at.line * s.length_q + own] = __fmul_rn(softmax.top[r], size) + logf(total);
     factor[r] = total == 0 ? 0.0f : 1 / total;
   }
   sync_warpgroup(2 + group);
-  store<S>(softmax.sums, factor, at.rows_of(s, y, s.length_q, s.heads * s.head_dim, at.first), m.q);
+  store<S>(softmax.sums, factor, at.rows_of(s, y, s.length_q, s.heads * s.head_dim, at.first), q);
+  show_to_products();
+  there.q.release(i);
 }
 
 template <class S>
 __global__ void __launch_bounds__(S::threads, 1)
-    attend(FlashAttentionSize s, const __grid_constant__ Maps in, const bf16* v, bf16* y,
-           float* lse) {
+    attend(FlashAttentionSize s, std::int64_t places, const __grid_constant__ Maps in,
+           const bf16* v, bf16* y, float* lse) {
   if constexpr (has_wgmma) {
     __shared__ AttendBarriers<S> there;
     auto& m = swizzled_memory<AttendMemory<S>>();
-    const Place<S, false> at(s);
     if (threadIdx.x == 0) there.init();
     __syncthreads();
+    int i = 0, n = 0;
+    const auto each_place = [&](auto f) {
+      for (std::int64_t number = blockIdx.x; number < places; number += gridDim.x) {
+        const Place<S, false> at(s, number);
+        f(at);
+        ++i, n += at.end;
+      }
+    };
     if (threadIdx.x >= S::workers) {
       keep_registers<registers_of_others>();
-      if (threadIdx.x == S::workers) copy_tiles(at, in, m, there);
+      if (threadIdx.x == S::workers)
+        each_place([&](const auto& at) { copy_tiles(at, i, n, in, m, there); });
     } else {
       take_registers<registers_of_workers<S::warpgroups>>();
-      attend_rows(s, at, m, there, v, y, lse);
+      const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
+      each_place([&](const auto& at) { attend_rows(s, at, i, n, m, there, turns, v, y, lse); });
     }
   } else {
     __trap();
@@ -310,9 +333,9 @@ struct Statistics {
   T *lse, *d;
 };
 
-// Of each head `padded` queries, a multiple of every tile's rows. Half a warp has a row.
+// Of each head `padded` queries, a multiple of every tile's rows.
 constexpr int statistics_threads = 256;
-constexpr int lanes_a_row = 16;
+template <int lanes_a_row>
 __global__ void __launch_bounds__(statistics_threads)
     summarize(FlashAttentionSize s, std::int64_t padded, const bf16* y, const bf16* dy,
               const float* lse, Statistics<float> out) {
@@ -338,16 +361,16 @@ __global__ void __launch_bounds__(statistics_threads)
 
 template <class S>
 struct GradientMemory {
-  Panels<S::rows, S::width> own[2];
+  Panels<S::rows, S::width> own[S::own_stages][2];
   Panels<S::cols, S::width> others[S::stages][2];
   alignas(16) float lse[S::stages][S::cols], d[S::stages][S::cols];
 };
 template <class S, bool of_keys>
 struct GradientBarriers {
-  Barrier own;
+  Ring<S::own_stages> own;
   Ring<S::stages> others;
   __device__ void init() {
-    own.init(2);
+    own.init(2, S::workers);
     others.init(of_keys ? 4 : 2, S::workers);
     show_barriers();
   }
@@ -358,18 +381,19 @@ struct GradientMaps {
   CUtensorMap own[2], others[2];
 };
 
+// Of the i-th place of a block; n tiles have been before.
 template <class S, bool of_keys>
-__device__ void copy_tiles(const Place<S, of_keys>& at, const GradientMaps& in,
+__device__ void copy_tiles(const Place<S, of_keys>& at, int i, int n, const GradientMaps& in,
                            GradientMemory<S>& m, GradientBarriers<S, of_keys>& there,
                            Statistics<const float> statistics, std::int64_t padded) {
-  if (at.begin >= at.end) return;
-  for (int i = 0; i < 2; ++i) fetch(m.own[i], in.own[i], at.first, at.head, at.sequence, there.own);
-  for (int t = at.begin; t < at.end; ++t) {
-    const int n = t - at.begin;
+  Barrier& own = there.own.room(i);
+  for (int j = 0; j < 2; ++j)
+    fetch(m.own[i % S::own_stages][j], in.own[j], at.first, at.head, at.sequence, own);
+  for (int t = at.begin; t < at.end; ++t, ++n) {
     const int stage = n % S::stages;
     Barrier& full = there.others.room(n);
-    for (int i = 0; i < 2; ++i)
-      fetch(m.others[stage][i], in.others[i], t * S::cols, at.head, at.sequence, full);
+    for (int j = 0; j < 2; ++j)
+      fetch(m.others[stage][j], in.others[j], t * S::cols, at.head, at.sequence, full);
     if constexpr (of_keys) {
       fetch(m.lse[stage], statistics.lse + at.line * padded + t * S::cols, full);
       fetch(m.d[stage], statistics.d + at.line * padded + t * S::cols, full);
@@ -399,11 +423,13 @@ __device__ void each_with(float (&x)[2][n], const float (&rows)[2], const float*
 }
 
 template <class S, bool of_keys>
-__device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of_keys>& at,
-                                  GradientMemory<S>& m, GradientBarriers<S, of_keys>& there,
+__device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of_keys>& at, int i,
+                                  int n, GradientMemory<S>& m, GradientBarriers<S, of_keys>& there,
+                                  const Turns<S::warpgroups, S::in_turn>& turns,
                                   Statistics<const float> statistics, std::int64_t padded,
                                   const bf16* other_x, const bf16* other_v, bf16* dx, bf16* dv) {
   const int group = this_warpgroup();
+  auto& own = m.own[i % S::own_stages];
   const auto scale = static_cast<float>(s.scale);
   float x[2][S::cols / 4] = {}, z[2][S::cols / 4] = {};
   float sums_x[2][S::width / 4] = {}, sums_v[2][of_keys ? S::width / 4 : 1] = {};
@@ -415,16 +441,14 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     own_d[r] = statistics.d[at.line * padded + at.first + row(r)];
   }
 
-  const Turns<S::warpgroups, S::in_turn> turns(group);
-  if (at.begin < at.end) there.own.wait(0);
-  for (int t = at.begin; t < at.end; ++t) {
-    const int n = t - at.begin;
+  there.own.wait(i);
+  for (int t = at.begin; t < at.end; ++t, ++n) {
     const int stage = n % S::stages;
     auto& others = m.others[stage];
     there.others.wait(n);
     turns.wait();
-    multiply_rows(x, m.own[0], 64 * group, others[0]);
-    multiply_rows(z, m.own[1], 64 * group, others[1]);
+    multiply_rows(x, own[0], 64 * group, others[0]);
+    multiply_rows(z, own[1], 64 * group, others[1]);
     turns.pass();
     const Sight sight = at.sight(t);
     const auto mask = [&](float(&values)[2][S::cols / 4]) {
@@ -463,28 +487,42 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
 
   sync_warpgroup(2 + group);
   const std::int64_t length = of_keys ? s.length_k : s.length_q;
-  store<S>(sums_x, {scale, scale}, at.rows_of(s, dx, length, s.row, at.first), m.own[0]);
+  store<S>(sums_x, {scale, scale}, at.rows_of(s, dx, length, s.row, at.first), own[0]);
   if constexpr (of_keys)
-    store<S>(sums_v, {1, 1}, at.rows_of(s, dv, length, s.row, at.first), m.own[1]);
+    store<S>(sums_v, {1, 1}, at.rows_of(s, dv, length, s.row, at.first), own[1]);
+  show_to_products();
+  there.own.release(i);
 }
 
 template <class S, bool of_keys>
 __global__ void __launch_bounds__(S::threads, 1)
-    gradients(FlashAttentionSize s, const __grid_constant__ GradientMaps in,
+    gradients(FlashAttentionSize s, std::int64_t places, const __grid_constant__ GradientMaps in,
               Statistics<const float> statistics, std::int64_t padded, const bf16* other_x,
               const bf16* other_v, bf16* dx, bf16* dv) {
   if constexpr (has_wgmma) {
     __shared__ GradientBarriers<S, of_keys> there;
     auto& m = swizzled_memory<GradientMemory<S>>();
-    const Place<S, of_keys> at(s);
     if (threadIdx.x == 0) there.init();
     __syncthreads();
+    int i = 0, n = 0;
+    const auto each_place = [&](auto f) {
+      for (std::int64_t number = blockIdx.x; number < places; number += gridDim.x) {
+        const Place<S, of_keys> at(s, number);
+        f(at);
+        ++i, n += max(at.end - at.begin, 0);
+      }
+    };
     if (threadIdx.x >= S::workers) {
       keep_registers<registers_of_others>();
-      if (threadIdx.x == S::workers) copy_tiles(at, in, m, there, statistics, padded);
+      if (threadIdx.x == S::workers)
+        each_place([&](const auto& at) { copy_tiles(at, i, n, in, m, there, statistics, padded); });
     } else {
       take_registers<registers_of_workers<S::warpgroups>>();
-      gradients_of_rows(s, at, m, there, statistics, padded, other_x, other_v, dx, dv);
+      const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
+      each_place([&](const auto& at) {
+        gradients_of_rows(s, at, i, n, m, there, turns, statistics, padded, other_x, other_v, dx,
+                          dv);
+      });
     }
   } else {
     __trap();
@@ -531,12 +569,12 @@ CUtensorMap map_of(const FlashAttentionSize& s, const bf16* x, std::int64_t leng
 }
 
 // Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128.
-using Attend64 = Blocks<64, 3, 128, 2, true>;
-using Attend128 = Blocks<128, 2, 128, 2, true>;
-using OfQueries64 = Blocks<64, 2, 128, 3, false>;
-using OfQueries128 = Blocks<128, 2, 128, 2, false>;
-using OfKeys64 = Blocks<64, 2, 128, 2, false>;
-using OfKeys128 = Blocks<128, 2, 64, 2, true>;
+using Attend64 = Blocks<64, 3, 128, 2, true, 2>;
+using Attend128 = Blocks<128, 2, 128, 2, true, 2>;
+using OfQueries64 = Blocks<64, 2, 128, 3, false, 2>;
+using OfQueries128 = Blocks<128, 2, 128, 2, false, 1>;
+using OfKeys64 = Blocks<64, 2, 128, 2, false, 2>;
+using OfKeys128 = Blocks<128, 2, 64, 2, true, 1>;
 
 // Code for another architecture has no barriers.
 bool compiled() {
@@ -561,11 +599,9 @@ bool fits(const FlashAttentionSize& s, Dtype dtype) {
          encoder() != nullptr && compiled();
 }
 
-dim3 blocks_for(const FlashAttentionSize& s, std::int64_t length, int rows) {
-  constexpr std::int64_t most = (std::int64_t{1} << 31) - 1;
-  const std::int64_t blocks = s.batch * s.heads * divide_up<std::int64_t>(length, rows);
-  require(blocks <= most, Kind::limit, op, "too many blocks", blocks, most);
-  return dim3(static_cast<unsigned>(blocks));
+// As many as run at a time: one a multiprocessor.
+dim3 blocks_for(std::int64_t places) {
+  return dim3(static_cast<unsigned>(std::min<std::int64_t>(places, multiprocessors())));
 }
 
 template <class S>
@@ -574,8 +610,9 @@ void launch_attend(const FlashAttentionSize& s, const std::array<const bf16*, 3>
   const Maps maps{map_of(s, in[0], s.length_q, s.row, S::rows),
                   map_of(s, in[1], s.length_k, s.row, S::cols),
                   map_of(s, in[2], s.length_k, s.row, S::cols)};
-  launch(op, attend<S>, blocks_for(s, s.length_q, S::rows), S::threads,
-         sizeof(AttendMemory<S>) + 1024, s, maps, in[2], y, lse);
+  const std::int64_t places = s.batch * s.heads * Place<S, false>::blocks_of(s);
+  launch(op, attend<S>, blocks_for(places), S::threads, sizeof(AttendMemory<S>) + 1024, s, places,
+         maps, in[2], y, lse);
 }
 
 template <class S, bool of_keys>
@@ -589,8 +626,9 @@ void launch_gradients(const FlashAttentionSize& s, const std::array<const bf16*,
   const CUtensorMap v = map_of(s, in[2], s.length_k, s.row, of_k);
   const GradientMaps maps =
       of_keys ? GradientMaps{{k, v}, {q, upstream}} : GradientMaps{{q, upstream}, {k, v}};
-  launch(op, gradients<S, of_keys>, blocks_for(s, of_keys ? s.length_k : s.length_q, S::rows),
-         S::threads, sizeof(GradientMemory<S>) + 1024, s, maps, statistics, padded,
+  const std::int64_t places = s.batch * s.heads * Place<S, of_keys>::blocks_of(s);
+  launch(op, gradients<S, of_keys>, blocks_for(places), S::threads,
+         sizeof(GradientMemory<S>) + 1024, s, places, maps, statistics, padded,
          of_keys ? in[0] : in[1], of_keys ? dy : in[2], dx, dv);
 }
 
@@ -624,8 +662,12 @@ bool gpu::hopper::flash_attention_backward(const FlashAttentionSize& s, const Te
   Tensor scratch = empty({2, rows}, lse.options());
   const Statistics<float> own{scratch.data<float>(), scratch.data<float>() + rows};
   const Statistics<const float> statistics{own.lse, own.d};
-  launch(op, summarize, dim3(static_cast<unsigned>(rows / (statistics_threads / lanes_a_row))),
-         statistics_threads, 0, s, padded, y.data<bf16>(), upstream, lse.data<float>(), own);
+  const auto summarize_by = [&]<int lanes_a_row>() {
+    launch(op, summarize<lanes_a_row>,
+           dim3(static_cast<unsigned>(rows * lanes_a_row / statistics_threads)), statistics_threads,
+           0, s, padded, y.data<bf16>(), upstream, lse.data<float>(), own);
+  };
+  s.head_dim <= 64 ? summarize_by.template operator()<8>() : summarize_by.template operator()<16>();
   const auto with = [&](auto of_q, auto of_k) {
     launch_gradients<decltype(of_q), false>(s, in, upstream, statistics, padded, dx[0], nullptr);
     launch_gradients<decltype(of_k), true>(s, in, upstream, statistics, padded, dx[1], dx[2]);

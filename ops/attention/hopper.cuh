@@ -27,7 +27,7 @@ inline constexpr bool has_wgmma = false;
 inline constexpr int warpgroup = 128;
 
 // What a block is made of: `workers` multiply, and one warpgroup more copies.
-template <int width_, int warpgroups_, int cols_, int stages_, bool in_turn_>
+template <int width_, int warpgroups_, int cols_, int stages_, bool in_turn_, int own_stages_>
 struct Blocks {
   static constexpr int width = width_;
   static constexpr int warpgroups = warpgroups_;
@@ -35,6 +35,7 @@ struct Blocks {
   static constexpr int cols = cols_;
   static constexpr int stages = stages_;
   static constexpr bool in_turn = in_turn_;
+  static constexpr int own_stages = own_stages_;
   static constexpr int workers = warpgroups * warpgroup;
   static constexpr int threads = workers + warpgroup;
 };
