@@ -30,6 +30,9 @@ struct Unpacked {
   }
 };
 
+// [batch, length, heads, head_dim] → [batch, length, width], heads side by side.
+Tensor joined(const Tensor& y) { return reshape(y, {y.size(0), y.size(1), y.size(2) * y.size(3)}); }
+
 // 0 up to the diagonal, −∞ after it: what no position sees.
 Tensor future(std::int64_t length, TensorOptions options) {
   std::vector<float> mask(static_cast<size_t>(length * length));
@@ -68,13 +71,15 @@ Tensor MultiHeadAttention::packed(const Tensor& x, std::int64_t first) {
   return options_.rotary ? rotary(y, {.first = first}) : y;
 }
 
-Tensor MultiHeadAttention::joined(const Tensor& y) {
-  return proj(reshape(y, {y.size(0), y.size(1), proj.weight.size(1)}));
-}
-
-Tensor MultiHeadAttention::forward(const Tensor& x) {
+Tensor MultiHeadAttention::attended(const Tensor& x) {
   return joined(
       flash_attention(packed(x, 0), {.is_causal = options_.causal, .dropout = dropout()}));
+}
+
+Tensor MultiHeadAttention::forward(const Tensor& x) { return proj(attended(x)); }
+
+Tensor MultiHeadAttention::onto(const Tensor& residual, const Tensor& x) {
+  return proj.onto(residual, attended(x));
 }
 
 Tensor MultiHeadAttention::forward(const Tensor& x, KeysValues& seen) {
@@ -86,8 +91,8 @@ Tensor MultiHeadAttention::forward(const Tensor& x, KeysValues& seen) {
   const Unpacked u(packed(x, first));
   seen.keys = first ? concat({seen.keys, u.k}, 1) : u.k;
   seen.values = first ? concat({seen.values, u.v}, 1) : u.v;
-  return joined(flash_attention(u.q, seen.keys, seen.values,
-                                {.is_causal = first == 0, .dropout = dropout()}));
+  return proj(joined(flash_attention(u.q, seen.keys, seen.values,
+                                     {.is_causal = first == 0, .dropout = dropout()})));
 }
 
 Tensor MultiHeadAttention::maps(const Tensor& x) {

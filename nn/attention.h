@@ -30,7 +30,8 @@ class MultiHeadAttention : public Module {
  public:
   MultiHeadAttention(std::int64_t width, std::int64_t heads,
                      MultiHeadAttentionOptions options = {});
-  Tensor forward(const Tensor& x) override;  // [batch, length, width] → same
+  Tensor forward(const Tensor& x) override;              // [batch, length, width] → same
+  Tensor onto(const Tensor& residual, const Tensor& x);  // residual + forward(x)
 
   // The positions of x follow those in `seen`, which they join. Causal only: several positions at
   // once when nothing has been seen, else one at a time (error `value`).
@@ -44,7 +45,7 @@ class MultiHeadAttention : public Module {
 
  private:
   Tensor packed(const Tensor& x, std::int64_t first);  // [batch, length, 3, heads, head_dim]
-  Tensor joined(const Tensor& y);                      // heads side by side, projected
+  Tensor attended(const Tensor& x);                    // heads side by side
   double dropout() const { return training() ? options_.dropout : 0; }
   std::int64_t heads_;
   MultiHeadAttentionOptions options_;

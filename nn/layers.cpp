@@ -34,6 +34,10 @@ Linear::Linear(std::int64_t in, std::int64_t out, bool with_bias) {
 
 Tensor Linear::forward(const Tensor& x) { return linear(x, weight, bias); }
 
+Tensor Linear::onto(const Tensor& residual, const Tensor& x) {
+  return linear(x, weight, bias, residual);
+}
+
 Conv2d::Conv2d(std::int64_t in, std::int64_t out, Pair kernel, Conv2dOptions options,
                bool with_bias)
     : options_(options) {

@@ -21,6 +21,7 @@ class Linear : public Module {
  public:
   Linear(std::int64_t in, std::int64_t out, bool with_bias = true);
   Tensor forward(const Tensor& x) override;
+  Tensor onto(const Tensor& residual, const Tensor& x);  // residual + forward(x), in one pass
   void parts(Parts& p) override { p("weight", weight), p("bias", bias); }
   Tensor weight;  // [out, in]
   Tensor bias;    // [out], or undefined
@@ -99,6 +100,7 @@ class Dropout : public Module {
  public:
   explicit Dropout(double p = 0.5) : p_(p) {}
   Tensor forward(const Tensor& x) override;
+  bool active() const { return training() && p_ > 0; }
 
  private:
   double p_;

@@ -8,6 +8,7 @@
 #include "ebb/nn/init.h"
 #include "ebb/ops/elementwise/arithmetic.h"
 #include "ebb/ops/elementwise/swiglu.h"
+#include "ebb/ops/linalg/feed_forward.h"
 #include "ebb/ops/linalg/linear.h"
 #include "ebb/ops/shape/reshape.h"
 #include "ebb/ops/shape/slice.h"
@@ -50,8 +51,9 @@ FeedForward::FeedForward(std::int64_t width, FeedForwardKind kind, bool with_bia
   if (kind == FeedForwardKind::swiglu) gate.emplace(width, hidden(width, kind), with_bias);
 }
 
-Tensor FeedForward::forward(const Tensor& x) {
-  return down(gate ? swiglu((*gate)(x), up(x)) : gelu(up(x)));
+Tensor FeedForward::onto(const Tensor& residual, const Tensor& x) {
+  if (gate) return down.onto(residual, swiglu((*gate)(x), up(x)));
+  return feed_forward(x, up.weight, down.weight, {up.bias, down.bias, residual});
 }
 
 void FeedForward::parts(Parts& p) {
@@ -68,15 +70,19 @@ TransformerBlock::TransformerBlock(const TransformerOptions& o)
       feed_forward(o.width, o.feed_forward, o.bias),
       dropout(o.dropout) {}
 
-Tensor TransformerBlock::after(const Tensor& x, const Tensor& attended) {
-  const Tensor h = x + dropout(attended);
-  return h + dropout(feed_forward((*norm2)(h)));
+template <class Part>
+Tensor TransformerBlock::added(const Tensor& x, Part& part, const Tensor& normed) {
+  return dropout.active() ? x + dropout(part(normed)) : part.onto(x, normed);
 }
 
-Tensor TransformerBlock::forward(const Tensor& x) { return after(x, attention((*norm1)(x))); }
+Tensor TransformerBlock::forward(const Tensor& x) {
+  const Tensor h = added(x, attention, (*norm1)(x));
+  return added(h, feed_forward, (*norm2)(h));
+}
 
 Tensor TransformerBlock::forward(const Tensor& x, KeysValues& seen) {
-  return after(x, attention.forward((*norm1)(x), seen));
+  const Tensor h = x + dropout(attention.forward((*norm1)(x), seen));
+  return added(h, feed_forward, (*norm2)(h));
 }
 
 Tensor TransformerBlock::maps(const Tensor& x) { return attention.maps((*norm1)(x)); }

@@ -43,13 +43,15 @@ struct TransformerOptions {
 class FeedForward : public Module {
  public:
   FeedForward(std::int64_t width, FeedForwardKind kind, bool with_bias);
-  Tensor forward(const Tensor& x) override;
+  Tensor forward(const Tensor& x) override { return onto({}, x); }
+  Tensor onto(const Tensor& residual, const Tensor& x);  // residual + forward(x)
   void parts(Parts& p) override;
   Linear up, down;
   std::optional<Linear> gate;  // of swiglu
 };
 
-// x ← x + attention(norm1(x)), x ← x + feed_forward(norm2(x)).
+// x ← x + attention(norm1(x)), x ← x + feed_forward(norm2(x)); where nothing is dropped, the last
+// product of each adds x.
 class TransformerBlock : public Module {
  public:
   explicit TransformerBlock(const TransformerOptions& options);
@@ -63,7 +65,8 @@ class TransformerBlock : public Module {
   Dropout dropout;
 
  private:
-  Tensor after(const Tensor& x, const Tensor& attended);
+  template <class Part>
+  Tensor added(const Tensor& x, Part& part, const Tensor& normed);
 };
 
 class Transformer : public Module {

@@ -6,6 +6,7 @@
 
 #include "ebb/core/eigen.h"
 #include "ebb/core/parallel.h"
+#include "ebb/ops/elementwise/gelu.h"
 
 // A packet given to a template loses its alignment attribute, which no one needs there.
 #pragma GCC diagnostic ignored "-Wignored-attributes"
@@ -288,12 +289,31 @@ template void cpu::multiply(const GemmSize&, const float*, const float*, const f
 template void cpu::multiply(const GemmSize&, const double*, const double*, const double*, double*);
 
 void cpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
-               const Tensor& bias, Tensor& y) {
+               const Tensor& bias, const Tensor& plus, Tensor& y) {
+  if (plus.defined() && plus.raw() == y.raw()) {
+    Tensor product = empty_like(y);
+    gemm(op, size, a, b, bias, {}, product);
+    return accumulate(product, y);
+  }
   visit<float, double>(y.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     multiply<T>(size, a.data<T>(), b.data<T>(), bias.defined() ? bias.data<T>() : nullptr,
                 y.data<T>());
   });
+  if (plus.defined()) accumulate(plus, y);
+}
+
+void cpu::gemm_gelu(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
+                    const Tensor& bias, Tensor& h, Tensor& y) {
+  gemm(op, size, a, b, bias, {}, h);
+  gelu(h, true, y);
+}
+
+void cpu::gemm_gelu_backward(std::string_view op, const GemmSize& size, const Tensor& a,
+                             const Tensor& b, const Tensor& h, Tensor& dh) {
+  Tensor dy = empty_like(h);
+  gemm(op, size, a, b, {}, {}, dy);
+  gelu_backward(h, dy, true, dh);
 }
 
 }  // namespace ebb

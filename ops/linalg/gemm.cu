@@ -4,8 +4,12 @@
 #include <array>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "ebb/core/cuda.cuh"
+#include "ebb/core/random.h"
+#include "ebb/core/timer.h"
+#include "ebb/ops/elementwise/gelu.h"
 #include "ebb/ops/linalg/gemm.h"
 
 namespace ebb {
@@ -16,6 +20,9 @@ void check(cublasStatus_t status, std::string_view op) {
           cublasLtGetStatusString(status), "success");
 }
 
+// What becomes of the sums, after the bias. gelu keeps them too, gelu_backward reads those.
+enum class Then { nothing, gelu, gelu_backward };
+
 // Everything that the choice of an algorithm depends on.
 struct Key {
   GemmSize size;
@@ -24,8 +31,9 @@ struct Key {
   bool tf32;
   bool bias;      // in the epilogue
   int alignment;  // of the operands, in bytes, at most 256
+  Then then = Then::nothing;
 
-  std::array<std::int64_t, 11> values() const {
+  std::array<std::int64_t, 12> values() const {
     return {size.batch,
             size.m,
             size.n,
@@ -36,16 +44,20 @@ struct Key {
             static_cast<std::int64_t>(result),
             tf32,
             bias,
-            alignment};
+            alignment,
+            static_cast<std::int64_t>(then)};
   }
   friend bool operator<(const Key& a, const Key& b) { return a.values() < b.values(); }
 };
 
+constexpr int most_candidates = 8;
+
 struct Plan {
   cublasLtMatmulDesc_t product = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, y = nullptr;
-  cublasLtMatmulAlgo_t algorithm{};
-  bool found = false;  // else cuBLASLt has no algorithm for it
+  // None where cuBLASLt has no algorithm; several, the likeliest first, until they are measured.
+  std::array<cublasLtMatmulAlgo_t, most_candidates> candidates;
+  int count = 0;
 };
 
 // Of one device. Handles, plans and workspace are kept to the end: there is no safe moment to
@@ -104,7 +116,17 @@ void set(std::string_view op, cublasLtMatmulDesc_t product, cublasLtMatmulDescAt
   check(cublasLtMatmulDescSetAttribute(product, what, &value, sizeof value), op);
 }
 
-void choose_algorithm(std::string_view op, const Library& lib, const Key& key, Plan& plan) {
+// Products of training: what a measurement costs at the first one is soon saved. It takes operands
+// of its own, which are not to be what memory runs out of.
+bool worth_measuring(const Key& key) {
+  constexpr std::int64_t least = std::int64_t{1} << 31, most = std::int64_t{1} << 28;
+  const GemmSize& s = key.size;
+  const std::int64_t h = key.then == Then::gelu_backward ? s.m * s.n : 0;
+  return key.dtype == Dtype::bf16 && key.alignment >= 16 && s.batch * s.m * s.n * s.k >= least &&
+         s.batch * (s.m * s.k + s.k * s.n + h) <= most;
+}
+
+void find_candidates(std::string_view op, const Library& lib, const Key& key, Plan& plan) {
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), op);
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
@@ -120,14 +142,26 @@ void choose_algorithm(std::string_view op, const Library& lib, const Key& key, P
   if (key.dtype == Dtype::bf16)
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
            static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-  cublasLtMatmulHeuristicResult_t best{};
+  cublasLtMatmulHeuristicResult_t found[most_candidates] = {};
   int count = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      lib.handle, plan.product, plan.a, plan.b, plan.y, plan.y, preference, 1, &best, &count);
+      lib.handle, plan.product, plan.a, plan.b, plan.y, plan.y, preference,
+      worth_measuring(key) ? most_candidates : 1, found, &count);
   check(cublasLtMatmulPreferenceDestroy(preference), op);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) check(status, op);
-  plan.found = status == CUBLAS_STATUS_SUCCESS && count > 0 && best.state == CUBLAS_STATUS_SUCCESS;
-  plan.algorithm = best.algo;
+  for (int i = 0; i < count; ++i)
+    if (found[i].state == CUBLAS_STATUS_SUCCESS) plan.candidates[plan.count++] = found[i].algo;
+}
+
+cublasLtEpilogue_t epilogue_of(const Key& key) {
+  switch (key.then) {
+    case Then::gelu:
+      return key.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+    case Then::gelu_backward:
+      return CUBLASLT_EPILOGUE_DGELU;
+    default:
+      return key.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+  }
 }
 
 // Row-major y = a · b is, read column by column, yᵀ = bᵀ · aᵀ: the operands change places, and what
@@ -139,14 +173,15 @@ Plan make_plan(std::string_view op, const Library& lib, const Key& key) {
   check(cublasLtMatmulDescCreate(&plan.product, types.compute, types.scale), op);
   set(op, plan.product, CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(op, plan.product, CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
-  if (key.bias) set(op, plan.product, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+  set(op, plan.product, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(key));
+  if (key.then != Then::nothing) set(op, plan.product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.n);
   const auto made = [&](std::int64_t rows, std::int64_t columns) {
     return layout(op, types.element, rows, columns, s.batch);
   };
   plan.a = s.transpose_b ? made(s.k, s.n) : made(s.n, s.k);
   plan.b = s.transpose_a ? made(s.m, s.k) : made(s.k, s.m);
   plan.y = layout(op, types.result, s.n, s.m, s.batch);
-  choose_algorithm(op, lib, key, plan);
+  find_candidates(op, lib, key, plan);
   return plan;
 }
 
@@ -187,7 +222,7 @@ bool unaligned(const GemmSize& s, const Tensor& a, const Tensor& b, const Tensor
                const Tensor& y) {
   constexpr int width = 8;  // of 16 bytes
   return s.n % width != 0 || s.k % width != 0 || (s.transpose_a && s.m % width != 0) ||
-         alignment_of({a.raw(), b.raw(), bias.raw(), y.raw()}) < 16;
+         alignment_of({a.raw(), b.raw(), bias.defined() ? bias.raw() : nullptr, y.raw()}) < 16;
 }
 
 // y = sums + bias, rounded once.
@@ -204,26 +239,96 @@ struct Call {
   const void* a;
   const void* b;
   const void* bias;  // for the epilogue, or null
+  const void* plus;  // what is added to the product, or null; may be y
   void* y;
-  bool add;  // to what is in y
+  const void* h = nullptr;  // gelu's argument: written by gelu, read by its backward
 };
+
+cublasStatus_t start(std::string_view op, Library& lib, const Key& key, const Plan& plan,
+                     const cublasLtMatmulAlgo_t& algorithm, const Call& call) {
+  if (call.bias) set(op, plan.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
+  if (call.h) set(op, plan.product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, call.h);
+  const float floats[] = {1, call.plus ? 1.0f : 0.0f};
+  const double doubles[] = {1, call.plus ? 1.0 : 0.0};
+  const bool wide = key.dtype == Dtype::f64;
+  const void* alpha = wide ? static_cast<const void*>(doubles) : floats;
+  const void* beta = wide ? static_cast<const void*>(doubles + 1) : floats + 1;
+  return cublasLtMatmul(lib.handle, plan.product, alpha, call.a, plan.a, call.b, plan.b, beta,
+                        call.plus ? call.plus : call.y, plan.y, call.y, plan.y, &algorithm,
+                        lib.workspace.raw(), static_cast<size_t>(lib.workspace.bytes()),
+                        gpu::stream());
+}
+
+__global__ void digest_kernel(const unsigned* words, std::int64_t n, unsigned long long* sum) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
+  unsigned long long own = 0;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride)
+    own += (words[i] + 1ull) * (2654435761ull * static_cast<unsigned long long>(i) + 1);
+  atomicAdd(sum, own);
+}
+
+// A number that another order of the sums in y would almost surely change.
+std::uint64_t digest(std::string_view op, const Key& key, Device device, const void* y) {
+  const std::int64_t bytes = key.size.batch * key.size.m * key.size.n * size_of(key.result);
+  Tensor sum = zeros({2}, {Dtype::i32, device});
+  auto* out = static_cast<unsigned long long*>(sum.raw());
+  gpu::launch(op, digest_kernel, dim3(1024), 256, 0, static_cast<const unsigned*>(y), bytes / 4,
+              out);
+  const std::vector<std::int32_t> halves = sum.to_vector<std::int32_t>();
+  return static_cast<std::uint64_t>(static_cast<std::uint32_t>(halves[1])) << 32 |
+         static_cast<std::uint32_t>(halves[0]);
+}
+
+// Keeps the fastest of the candidates whose result has the bits of the first one's: so the bits
+// depend on no measurement. They are compared on random operands: zeros and small integers have the
+// same sums in any order. Writes over y, and over what gelu keeps.
+void keep_fastest(std::string_view op, Library& lib, const Key& key, Plan& plan, const Call& call) {
+  constexpr int times = 3;
+  const Device device = lib.workspace.device();
+  const GemmSize& s = key.size;
+  Generator generator(1);
+  const auto random = [&](std::int64_t n) {
+    return uniform({n}, -1, 1, generator, {key.dtype, device});
+  };
+  const Tensor a = random(s.batch * s.k * s.n), b = random(s.batch * s.m * s.k);
+  const Tensor bias = random(s.n);
+  const Tensor h = key.then == Then::gelu_backward ? random(s.m * s.n) : Tensor();
+  const Call trial{a.raw(), b.raw(), call.bias ? bias.raw() : nullptr,
+                   nullptr, call.y,  h.defined() ? h.raw() : call.h};
+  Timer timer(device);
+  std::uint64_t bits = 0;
+  double least = 0;
+  int best = 0;
+  for (int i = 0; i < plan.count; ++i) {
+    const auto run = [&] { return start(op, lib, key, plan, plan.candidates[i], trial); };
+    if (run() != CUBLAS_STATUS_SUCCESS) continue;
+    const std::uint64_t own = digest(op, key, device, call.y);
+    if (i == 0) bits = own;
+    if (own != bits) continue;
+    timer.start();
+    for (int n = 0; n < times; ++n) check(run(), op);
+    timer.stop();
+    const double seconds = timer.seconds();
+    if (i == 0 || seconds < least) least = seconds, best = i;
+  }
+  std::swap(plan.candidates[0], plan.candidates[best]);
+  plan.count = 1;
+}
+
+bool capturing() {
+  cudaStreamCaptureStatus status{};
+  gpu::check(cudaStreamIsCapturing(gpu::stream(), &status), "gemm");
+  return status != cudaStreamCaptureStatusNone;
+}
 
 // False, and nothing queued, when cuBLASLt has no algorithm for it.
 bool multiply(std::string_view op, Library& lib, const Key& key, const Call& call) {
   auto at = lib.plans.find(key);
   if (at == lib.plans.end()) at = lib.plans.emplace(key, make_plan(op, lib, key)).first;
-  const Plan& plan = at->second;
-  if (!plan.found) return false;
-  if (call.bias) set(op, plan.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
-  const float floats[] = {1, call.add ? 1.0f : 0.0f};
-  const double doubles[] = {1, call.add ? 1.0 : 0.0};
-  const bool wide = key.dtype == Dtype::f64;
-  const void* alpha = wide ? static_cast<const void*>(doubles) : floats;
-  const void* beta = wide ? static_cast<const void*>(doubles + 1) : floats + 1;
-  check(cublasLtMatmul(lib.handle, plan.product, alpha, call.a, plan.a, call.b, plan.b, beta,
-                       call.y, plan.y, call.y, plan.y, &plan.algorithm, lib.workspace.raw(),
-                       static_cast<size_t>(lib.workspace.bytes()), gpu::stream()),
-        op);
+  Plan& plan = at->second;
+  if (plan.count == 0) return false;
+  if (plan.count > 1 && call.plus != call.y && !capturing()) keep_fastest(op, lib, key, plan, call);
+  check(start(op, lib, key, plan, plan.candidates[0], call), op);
   return true;
 }
 
@@ -238,21 +343,28 @@ void prepare(std::string_view op, Library& lib, Device device) {
 }  // namespace
 
 void gpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
-               const Tensor& bias, Tensor& y) {
+               const Tensor& bias, const Tensor& plus, Tensor& y) {
   if (y.numel() == 0) return;
+  const bool rounds_twice =
+      bias.defined() && y.dtype() == Dtype::bf16 && size.k > 0 && unaligned(size, a, b, bias, y);
+  if (plus.defined() && (size.k == 0 || rounds_twice)) {
+    gemm(op, size, a, b, bias, {}, y);
+    return accumulate(plus, y);
+  }
   if (size.k == 0) return bias.defined() ? spread(op, bias, y) : fill(0, y);
-  if (bias.defined() && y.dtype() == Dtype::bf16 && unaligned(size, a, b, bias, y)) {
+  if (rounds_twice) {
     Tensor sums = empty(y.shape(), {Dtype::f32, y.device()});
-    gemm(op, size, a, b, {}, sums);
+    gemm(op, size, a, b, {}, {}, sums);
     return add_rows(op, sums, bias, y);
   }
   Library& lib = library(y.device());
   const std::lock_guard lock(lib.mutex);
   prepare(op, lib, y.device());
   const void* p = bias.defined() ? bias.raw() : nullptr;
+  const void* c = plus.defined() ? plus.raw() : nullptr;
   Key key{size,      a.dtype(),
           y.dtype(), a.dtype() == Dtype::f32 && tf32_allowed(),
-          false,     alignment_of({a.raw(), b.raw(), y.raw(), p})};
+          false,     alignment_of({a.raw(), b.raw(), y.raw(), p, c})};
   // The library counts batches in 32 bits, and some of its kernels in a grid of 65,535.
   constexpr std::int64_t most = 65535;
   for (std::int64_t first = 0; first < size.batch; first += most) {
@@ -260,20 +372,60 @@ void gpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const
     const auto at = [&](const Tensor& x, std::int64_t matrix) {
       return static_cast<const char*>(x.raw()) + first * matrix * size_of(x.dtype());
     };
-    const Call call{at(b, size.k * size.n), at(a, size.m * size.k), nullptr,
-                    static_cast<char*>(y.raw()) + first * size.m * size.n * size_of(y.dtype()),
-                    false};
-    Call biased = call;
-    biased.bias = p;
+    void* const out = const_cast<char*>(at(y, size.m * size.n));
+    Call call{at(b, size.k * size.n), at(a, size.m * size.k), p,
+              c ? at(plus, size.m * size.n) : nullptr, out};
     key.bias = p != nullptr && y.dtype() != Dtype::f64;  // f64 has no epilogues
-    if (key.bias && multiply(op, lib, key, biased)) continue;
+    if (key.bias && multiply(op, lib, key, call)) continue;
     key.bias = false;
-    if (p && first == 0) spread(op, bias, y);
-    Call plain = call;
-    plain.add = p != nullptr;
-    require(multiply(op, lib, key, plain), Kind::cuda, op, "cuBLASLt has no algorithm",
+    call.bias = nullptr;
+    if (p) {
+      if (first == 0) spread(op, bias, y);
+      if (first == 0 && c) accumulate(plus, y);
+      call.plus = out;
+    }
+    require(multiply(op, lib, key, call), Kind::cuda, op, "cuBLASLt has no algorithm",
             text(y.dtype(), " ", size.m, " x ", size.n, " x ", size.k), "a supported product");
   }
+}
+
+namespace {
+
+// The product with gelu or its backward in it; false, and nothing queued, where cuBLASLt has none.
+bool multiply_with(Then then, std::string_view op, const GemmSize& size, const Tensor& a,
+                   const Tensor& b, const Tensor& bias, const Tensor& h, Tensor& y) {
+  if (y.dtype() != Dtype::bf16 || y.numel() == 0 || size.k == 0) return false;
+  if (unaligned(size, a, b, bias, y)) return false;
+  Library& lib = library(y.device());
+  const std::lock_guard lock(lib.mutex);
+  prepare(op, lib, y.device());
+  const void* p = bias.defined() ? bias.raw() : nullptr;
+  const int alignment = alignment_of({a.raw(), b.raw(), y.raw(), h.raw(), p});
+  const Key key{size, a.dtype(), y.dtype(), false, p != nullptr, alignment, then};
+  return multiply(op, lib, key, {b.raw(), a.raw(), p, nullptr, y.raw(), h.raw()});
+}
+
+}  // namespace
+
+void gpu::gemm_gelu(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
+                    const Tensor& bias, Tensor& h, Tensor& y) {
+  if (multiply_with(Then::gelu, op, size, a, b, bias, h, y)) return;
+  gemm(op, size, a, b, bias, {}, h);
+  gelu(h, true, y);
+}
+
+void gpu::gemm_gelu_backward(std::string_view op, const GemmSize& size, const Tensor& a,
+                             const Tensor& b, const Tensor& h, Tensor& dh) {
+  if (multiply_with(Then::gelu_backward, op, size, a, b, {}, h, dh)) return;
+  Tensor dy = empty_like(h);
+  gemm(op, size, a, b, {}, {}, dy);
+  gelu_backward(h, dy, true, dh);
+}
+
+void gpu::forget_plans(Device device) {
+  Library& lib = library(device);
+  const std::lock_guard lock(lib.mutex);
+  lib.plans.clear();
 }
 
 }  // namespace ebb

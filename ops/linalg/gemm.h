@@ -1,9 +1,12 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// y = op(a) · op(b) (+ bias in every row): the one matrix product under matmul() and linear().
+// y = op(a) · op(b) (+ bias in every row) (+ plus): the one matrix product under matmul() and
+// linear().
 //
 // a [batch,m,k], or [batch,k,m] when it is to be read transposed; b [batch,k,n] or [batch,n,k];
-// bias [n] or undefined; y [batch,m,n]. Ranks are the caller's business: only the elements count.
-// k = 0 gives zeros or the bias; m, n or batch 0 gives nothing and asks no library.
+// bias [n] or undefined; y and plus, if defined, [batch,m,n],
+// one tensor if y is to be added to. Ranks are the caller's business: only
+// the elements count. k = 0 gives zeros or the bias; m, n or batch 0 gives nothing and asks no
+// library.
 //
 // CPU: packed panels and a register-blocked kernel, ours because Eigen's product does not split a
 // long k over threads and is slow where one side is short. GPU: cuBLASLt. In both the order of the
@@ -20,10 +23,20 @@ struct GemmSize {
 };
 
 using Gemm = void(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
-                  const Tensor& bias, Tensor& y);
+                  const Tensor& bias, const Tensor& plus, Tensor& y);
+
+// h = op(a) · op(b) (+ bias), y = gelu(h), and dh = op(a) · op(b) ⊙ gelu'(h), in gelu's tanh form,
+// of one batch. On the GPU in bf16 the product's own last step, where there is one for the sizes:
+// that spares a pass over memory, and gelu takes the sums before they are rounded.
+using GemmGelu = void(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
+                      const Tensor& bias, Tensor& h, Tensor& y);
+using GemmGeluBackward = void(std::string_view op, const GemmSize& size, const Tensor& a,
+                              const Tensor& b, const Tensor& h, Tensor& dh);
 
 namespace cpu {
 Gemm gemm;
+GemmGelu gemm_gelu;
+GemmGeluBackward gemm_gelu_backward;
 // The same on plain arrays, for kernels that make their own; T is float or double, bias may be
 // null.
 template <class T>
@@ -31,6 +44,9 @@ void multiply(const GemmSize& size, const T* a, const T* b, const T* bias, T* y)
 }  // namespace cpu
 namespace gpu {
 Gemm gemm;
-}
+GemmGelu gemm_gelu;
+GemmGeluBackward gemm_gelu_backward;
+void forget_plans(Device device);  // for tests: algorithms are then chosen anew
+}  // namespace gpu
 
 }  // namespace ebb
