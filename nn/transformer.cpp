@@ -9,7 +9,6 @@
 #include "ebb/ops/elementwise/arithmetic.h"
 #include "ebb/ops/elementwise/swiglu.h"
 #include "ebb/ops/linalg/feed_forward.h"
-#include "ebb/ops/linalg/linear.h"
 #include "ebb/ops/shape/reshape.h"
 #include "ebb/ops/shape/slice.h"
 
@@ -123,12 +122,7 @@ Tensor Transformer::embedded(const Tensor& tokens, std::int64_t first) {
   return dropout_(pos ? x + slice(pos->weight, 0, first, end) : x);
 }
 
-Tensor Transformer::logits(const Tensor& x) {
-  const Tensor h = (*norm)(x);
-  return head ? (*head)(h) : linear(h, tok.weight);
-}
-
-Tensor Transformer::forward(const Tensor& tokens) {
+Tensor Transformer::hidden(const Tensor& tokens) {
   Tensor x = embedded(tokens, 0);
   for (TransformerBlock& block : blocks) {
     if (options_.recompute)
@@ -136,7 +130,15 @@ Tensor Transformer::forward(const Tensor& tokens) {
     else
       x = block(x);
   }
-  return logits(x);
+  return (*norm)(x);
+}
+
+Tensor Transformer::forward(const Tensor& tokens) { return logits(hidden(tokens)); }
+
+Tensor Transformer::loss(const Tensor& tokens, const Tensor& targets,
+                         const LinearCrossEntropyOptions& options) {
+  const auto flat = [&] { return reshape(hidden(tokens), {-1, options_.width}); };
+  return linear_cross_entropy(flat(), head_weight(), flatten(targets), options);
 }
 
 Tensor Transformer::attention_maps(const Tensor& tokens) {
@@ -152,7 +154,7 @@ Tensor Transformer::next_logits(const Tensor& tokens, Cache& cache) {
   Tensor x = embedded(tokens, cache.front().positions());
   for (size_t i = 0; i < blocks.size(); ++i) x = blocks[i].forward(x, cache[i]);
   const Tensor last = slice(x, 1, tokens.size(1) - 1);
-  return reshape(logits(last), {tokens.size(0), options_.vocabulary});
+  return reshape(logits((*norm)(last)), {tokens.size(0), options_.vocabulary});
 }
 
 void Transformer::parts(Parts& p) {

@@ -19,6 +19,8 @@
 #include <optional>
 
 #include "ebb/nn/attention.h"
+#include "ebb/ops/linalg/linear.h"
+#include "ebb/ops/reduction/linear_cross_entropy.h"
 
 namespace ebb::nn {
 
@@ -74,6 +76,11 @@ class Transformer : public Module {
   explicit Transformer(const TransformerOptions& options);
   Tensor forward(const Tensor& tokens) override;
 
+  // cross_entropy of the logits, whose rows are those of targets [batch, length], without ever
+  // holding all of them.
+  Tensor loss(const Tensor& tokens, const Tensor& targets,
+              const LinearCrossEntropyOptions& options = {});
+
   // What each head of the last layer looks at, [batch, heads, length, length].
   Tensor attention_maps(const Tensor& tokens);
 
@@ -94,7 +101,9 @@ class Transformer : public Module {
 
  private:
   Tensor embedded(const Tensor& tokens, std::int64_t first);
-  Tensor logits(const Tensor& x);
+  Tensor hidden(const Tensor& tokens);  // what the head sees
+  Tensor logits(const Tensor& x) { return linear(x, head_weight()); }
+  const Tensor& head_weight() const { return head ? head->weight : tok.weight; }
   TransformerOptions options_;
   Dropout dropout_;
 };

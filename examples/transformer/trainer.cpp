@@ -87,12 +87,7 @@ void Trainer::learn() {
          .count = config_.batch_size,
          .steps = optimizer_.count().data<std::int32_t>(),
          .a_step = static_cast<std::uint64_t>(config_.grad_accum * config_.batch_size)});
-    // Nobody but the loss holds the logits, so their gradient may be written over them.
-    const auto logits = [&] {
-      return reshape((*model_)(batch.x), {-1, model_->options().vocabulary});
-    };
-    Tensor loss = cross_entropy(logits(), flatten(batch.y),
-                                {.ignore_index = ignored, .check_targets = false});
+    Tensor loss = model_->loss(batch.x, batch.y, {.ignore_index = ignored, .check_targets = false});
     if (config_.grad_accum > 1) loss = loss / parts;
     loss.backward();
     sum = sum.defined() ? sum + loss.detach() : loss.detach();

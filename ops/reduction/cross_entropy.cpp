@@ -11,16 +11,32 @@ namespace {
 
 constexpr const char* op = "cross_entropy";
 
+}  // namespace
+
+void check_targets(std::string_view op, const Tensor& target, std::int64_t n, std::int64_t classes,
+                   Device device, std::int64_t ignore_index, bool values) {
+  require(target.dtype() == Dtype::i32, Kind::dtype, op, "target must hold class numbers",
+          target.dtype(), "i32");
+  require(target.device() == device, Kind::device, op, "logits and target are on different devices",
+          text(device, " and ", target.device()), "one device");
+  require_shape(op, "target", target, {n});
+  if (!values) return;
+  Tensor found = empty({2}, {Dtype::f64, device});
+  run<cpu::find_bad_target, gpu::find_bad_target>(device, target, classes, ignore_index, found);
+  const auto [row, value] = [&] {
+    const std::vector<double> v = found.to_vector<double>();
+    return std::pair{static_cast<std::int64_t>(v[0]), static_cast<std::int64_t>(v[1])};
+  }();
+  require(row >= n, Kind::index, op, text("target ", value, " not in [0,", classes, "), row ", row),
+          value, text("a class, or ignore_index ", ignore_index));
+}
+
+namespace {
+
 void check(const Tensor& x, const Tensor& target, const Tensor& weight,
            const CrossEntropyOptions& options) {
   require_floating(op, "logits", x);
   require(x.rank() == 2, Kind::shape, op, "logits must be [N,C]", x.shape(), "2 dimensions");
-  require(target.dtype() == Dtype::i32, Kind::dtype, op, "target must hold class numbers",
-          target.dtype(), "i32");
-  require(target.device() == x.device(), Kind::device, op,
-          "logits and target are on different devices", text(x.device(), " and ", target.device()),
-          "one device");
-  require_shape(op, "target", target, {x.size(0)});
   if (weight.defined()) {
     require_alike(op, "logits", x, "weight", weight);
     require_shape(op, "weight", weight, {x.size(1)});
@@ -28,17 +44,8 @@ void check(const Tensor& x, const Tensor& target, const Tensor& weight,
   const double smoothing = options.label_smoothing;
   require(0 <= smoothing && smoothing < 1, Kind::value, op, "label_smoothing out of range",
           smoothing, "[0,1)");
-  if (!options.check_targets) return;
-  Tensor found = empty({2}, {Dtype::f64, x.device()});
-  run<cpu::find_bad_target, gpu::find_bad_target>(x.device(), target, x.size(1),
-                                                  options.ignore_index, found);
-  const auto [row, value] = [&] {
-    const std::vector<double> v = found.to_vector<double>();
-    return std::pair{static_cast<std::int64_t>(v[0]), static_cast<std::int64_t>(v[1])};
-  }();
-  require(row >= x.size(0), Kind::index, op,
-          text("target ", value, " not in [0,", x.size(1), "), row ", row), value,
-          text("a class, or ignore_index ", options.ignore_index));
+  check_targets(op, target, x.size(0), x.size(1), x.device(), options.ignore_index,
+                options.check_targets);
 }
 
 }  // namespace

@@ -31,6 +31,11 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target, const Tensor& w
 Tensor cross_entropy(const Tensor& logits, const Tensor& target,
                      const CrossEntropyOptions& options);
 
+// For losses over classes: errors unless target is [n], i32 and there, and, if its values are to be
+// checked, each is a class or ignore_index.
+void check_targets(std::string_view op, const Tensor& target, std::int64_t n, std::int64_t classes,
+                   Device device, std::int64_t ignore_index, bool values);
+
 // What backward needs beside the logits. The log of Σ exp is kept in two parts, so that it is not
 // rounded at the size of the maximum.
 struct CrossEntropyState {

@@ -121,6 +121,31 @@ TEST_CASE("transformer: gradients of every parameter agree with finite differenc
     }
 }
 
+TEST_CASE("transformer: its loss is that of its logits, and so are the gradients") {
+  for (const Device device : devices())
+    for (const TransformerOptions& o : variants()) {
+      Transformer model = lively(o, Dtype::f64, device);
+      const Tensor input = tokens({2, 6}, 5, 6, device), targets = tokens({2, 6}, 5, 7, device);
+      const auto run = [&](const Tensor& loss) {
+        loss.backward();
+        std::vector<double> all = gradients(model);
+        all.push_back(loss.item());
+        for (Tensor& p : model.parameters()) p.zero_grad();
+        return all;
+      };
+      const auto of_logits =
+          run(cross_entropy(reshape(model(input), {-1, o.vocabulary}), flatten(targets)));
+      for (const std::int64_t at_a_time : {1, 1000}) {
+        const auto own = run(model.loss(input, targets, {.logits_at_a_time = at_a_time}));
+        double worst = 0;
+        for (size_t i = 0; i < own.size(); ++i)
+          worst = worse(worst, std::abs(own[i] - of_logits[i]));
+        CHECK(own.size() == of_logits.size());
+        CHECK(worst <= 1e-12);
+      }
+    }
+}
+
 TEST_CASE("transformer: recomputed blocks give the same bytes, with dropout, in less memory") {
   for (const Device device : devices())
     for (const TransformerOptions& variant : {tiny, llama()}) {

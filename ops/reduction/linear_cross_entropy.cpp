@@ -1,0 +1,135 @@
+#include "ebb/ops/reduction/linear_cross_entropy.h"
+
+#include <bit>
+#include <limits>
+
+#include "ebb/ops/elementwise/arithmetic.h"
+#include "ebb/ops/linalg/gemm.h"
+#include "ebb/ops/map.h"
+#include "ebb/ops/reduction/cross_entropy.h"
+#include "ebb/ops/reduction/sum.h"
+#include "ebb/ops/shape/concat.h"
+#include "ebb/ops/shape/slice.h"
+#include "ebb/ops/sums.h"
+
+namespace ebb {
+namespace {
+
+constexpr const char* op = "linear_cross_entropy";
+
+void check(const Tensor& x, const Tensor& w, const Tensor& target,
+           const LinearCrossEntropyOptions& o) {
+  require_floating(op, "x", x);
+  require_alike(op, "x", x, "w", w);
+  require(x.rank() == 2, Kind::shape, op, "x must be [N,D]", x.shape(), "2 dimensions");
+  require(w.rank() == 2 && w.size(1) == x.size(1), Kind::shape, op, "w must be [C,D]",
+          text(w.shape(), " for x ", x.shape()), text("[C,", x.size(1), "]"));
+  require(o.reduction != Reduction::none, Kind::value, op, "no loss of each row", "none",
+          "mean or sum");
+  require(o.logits_at_a_time >= 1, Kind::value, op, "bad logits_at_a_time", o.logits_at_a_time,
+          "1 or more");
+  check_targets(op, target, x.size(0), w.size(0), x.device(), o.ignore_index, o.check_targets);
+}
+
+void product(const GemmSize& size, const Tensor& a, const Tensor& b, const Tensor& plus,
+             Tensor& y) {
+  run<cpu::gemm, gpu::gemm>(y.device(), op, size, a, b, Tensor(), plus, y);
+}
+
+// As many rows as have that many logits, a power of two: products like such sizes.
+std::int64_t rows_at_a_time(std::int64_t rows, std::int64_t classes, std::int64_t logits) {
+  const auto most = static_cast<std::uint64_t>(std::max<std::int64_t>(logits / (classes + 1), 1));
+  return std::min<std::int64_t>(rows, static_cast<std::int64_t>(std::bit_floor(most)));
+}
+
+Tensor scaled(const Tensor& x, const Tensor& factor) {
+  Tensor y = empty(x.shape(), factor.options());
+  run<cpu::scale, gpu::scale>(x.device(), x, factor, y);
+  return y;
+}
+
+}  // namespace
+
+Tensor linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& target,
+                            const LinearCrossEntropyOptions& o) {
+  check(x, w, target, o);
+  const std::int64_t n = x.size(0), in = x.size(1), classes = w.size(0);
+  const bool needs_x = grad_enabled() && x.requires_grad();
+  const bool needs_w = grad_enabled() && w.requires_grad();
+  const TensorOptions wide{x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, x.device()};
+  Tensor divisor = ones({}, wide), loss = empty({n}, wide), dw;
+  if (o.reduction == Reduction::mean)
+    run<cpu::count_targets, gpu::count_targets>(x.device(), target, o.ignore_index, divisor);
+  if (needs_w) dw = zeros({n > 0 ? 0 : classes, in}, wide);  // without rows it is 0
+  std::vector<Tensor> dx;
+  const std::int64_t step = rows_at_a_time(n, classes, o.logits_at_a_time);
+  const Tensor all = x.detach();
+  for (std::int64_t first = 0; first < n; first += step) {
+    const std::int64_t rows = std::min(step, n - first);
+    const Tensor part = rows == n ? all : slice(all, 0, first, first + rows);
+    Tensor logits = empty({rows, classes}, x.options());
+    product({1, rows, classes, in, false, true}, part, w, {}, logits);
+    run<cpu::loss_and_gradient, gpu::loss_and_gradient>(x.device(), target, first, o.ignore_index,
+                                                        divisor, logits, loss);
+    if (needs_x) product({1, rows, in, classes}, logits, w, {}, dx.emplace_back(empty_like(part)));
+    if (!needs_w) continue;
+    if (first == 0) dw = empty(w.shape(), wide);
+    product({1, classes, in, rows, true}, logits, part, first > 0 ? dw : Tensor(), dw);
+  }
+  const Tensor whole_dx = !needs_x         ? Tensor()
+                          : dx.empty()     ? zeros_like(x)
+                          : dx.size() == 1 ? dx.front()
+                                           : concat(dx, 0);
+  const Tensor y = (sum(loss) / divisor).to(x.dtype());
+  return record(
+      op, y, {x, w}, [dx = Saved(whole_dx), dw = Saved(dw)](const Tensor& dy) -> Gradients {
+        const auto by_dy = [&](const Tensor& d) { return d.defined() ? scaled(d, dy) : Tensor(); };
+        return {by_dy(dx), by_dy(dw)};
+      });
+}
+
+void cpu::count_targets(const Tensor& target, std::int64_t ignore_index, Tensor& count) {
+  const std::int32_t* t = target.data<std::int32_t>();
+  const auto ignored = std::count(t, t + target.numel(), ignore_index);
+  count.fill_(static_cast<double>(target.numel() - ignored));
+}
+
+void cpu::loss_and_gradient(const Tensor& target, std::int64_t first, std::int64_t ignore_index,
+                            const Tensor& divisor, Tensor& logits, Tensor& loss) {
+  visit<float, double>(logits.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const std::int64_t classes = logits.size(1);
+    const T by = 1 / *divisor.data<T>();
+    const std::int64_t grain = 16384 / (classes + 8);
+    parallel_for(logits.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        auto row = array(logits.data<T>() + r * classes, classes);
+        const std::int32_t t = target.data<std::int32_t>()[first + r];
+        T& own = loss.data<T>()[first + r];
+        if (t == ignore_index || t < 0 || t >= classes) {
+          own = t == ignore_index ? T(0) : std::numeric_limits<T>::quiet_NaN();
+          row.setConstant(own);
+          continue;
+        }
+        row -= row.maxCoeff();
+        const T at_target = row[t];
+        row = cpu::exp(row);
+        const T* p = row.data();
+        const auto total = T(cpu::sum_of(0, classes, [p](std::int64_t c) { return p[c]; }));
+        own = std::log(total) - at_target;
+        row *= by / total;
+        row[t] -= by;
+      }
+    });
+  });
+}
+
+void cpu::scale(const Tensor& x, const Tensor& factor, Tensor& y) {
+  visit<float, double>(x.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    map<T>(
+        y, [by = *factor.data<T>()](auto v) { return v * by; }, x);
+  });
+}
+
+}  // namespace ebb
