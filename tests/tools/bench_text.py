@@ -2,11 +2,14 @@
 """Measures train_transformer on text and prints one JSON line, for tests/tools/results/text.jsonl.
 
 usage: bench_text.py [--bin DIR] [--text FILE] [--device cpu|cuda] [--config char|gpt2]
-                     [--max-iters N] [--threads N] [--twice] [--peer "NAME: COMMAND"]...
+                     [--max-iters N] [--eval-interval N] [--threads N] [--twice]
+                     [--peer "NAME: COMMAND"]...
 
 The best validation loss and its step, the median of the sections' tokens/s, and the most memory in
-tensors. --twice trains again and says whether the checkpoints are equal. --peer names a command
-that prints a JSON line with tok_per_s and peak_GB; it runs just before ours.
+tensors. A section is what lies between two evaluations; the first has the run's start in it, which
+peers leave out, so there should be three or more. --twice trains again and says whether the
+checkpoints are equal. --peer names a command that prints a JSON line with tok_per_s and peak_GB;
+it runs just before ours.
 """
 import argparse, datetime, filecmp, json, os, shlex, statistics, subprocess, sys, tempfile
 
@@ -31,6 +34,7 @@ def train(a, out):
                a.config, "--out", out, "--target", "1000"]
     command += ["--text", a.text] if a.text else []
     command += ["--max-iters", str(a.max_iters)] if a.max_iters else []
+    command += ["--eval-interval", str(a.eval_interval)] if a.eval_interval else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr)
@@ -44,6 +48,7 @@ def main():
     p.add_argument("--device", default="cpu")
     p.add_argument("--config", default="char")
     p.add_argument("--max-iters", type=int, default=0)
+    p.add_argument("--eval-interval", type=int, default=0)
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--twice", action="store_true")
     p.add_argument("--peer", action="append", default=[])
