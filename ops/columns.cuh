@@ -29,6 +29,7 @@ struct ColumnLayout {
   std::int64_t outer;
   std::int64_t n;
   std::int64_t inner;
+  bool passing = false;  // as in load()
   std::int64_t slices = 1;
   std::int64_t chunk = n;  // of n, a slice
 
@@ -104,7 +105,7 @@ __device__ void add_warps(const double (&sum)[width][count], const Give& give) {
 }
 
 // Gives sums to `finish`, or to `partial` unless that is null.
-template <class T, int count, int width, bool passing, class Terms, class Finish, class... X>
+template <class T, int count, int width, bool once, class Terms, class Finish, class... X>
 __global__ void __launch_bounds__(column_lanes* column_warps)
     columns_kernel(Terms terms, Finish finish, double* partial, ColumnLayout s, const X*... x) {
   constexpr int inputs = sizeof...(X);
@@ -129,7 +130,8 @@ __global__ void __launch_bounds__(column_lanes* column_warps)
     for (int u = 0; u < most; ++u)
 #pragma unroll
       for (int q = 0; q < inputs; ++q)
-        in[u][q] = load_if<width, passing>(u < rows, from[q] + (k + u * column_warps) * s.inner);
+        in[u][q] =
+            load_if<width>(u < rows, from[q] + (k + u * column_warps) * s.inner, once && s.passing);
 #pragma unroll
     for (int j = 0; j < width; ++j)
       own[j].add(ColumnRows<T, inputs, most, width>{in, j, rows}, sum[j]);
@@ -178,9 +180,10 @@ void columns(std::string_view op, const Terms& terms, const Finish& finish, Colu
   constexpr std::int64_t blocks = 1024;  // that fill every GPU
   if (s.columns() == 0) return;
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
-  const auto go = [&]<int width, bool passing>() {
+  s.passing = once && passes<T>(s.columns() * s.n);
+  const auto go = [&]<int width>() {
     const std::int64_t tiles = s.outer * divide_up<std::int64_t>(s.inner, column_lanes * width);
-    constexpr std::int64_t wanted = passing && sizeof(T) == 2 ? blocks / 2 : blocks;
+    const std::int64_t wanted = s.passing && sizeof(T) == 2 ? blocks / 2 : blocks;
     std::int64_t slices = s.n <= few_rows ? 1 : divide_up(wanted, tiles);
     slices = std::min({slices, divide_up(s.n, shortest), most_slices});
     s.chunk = slices <= 1 ? s.n : divide_up(s.n, slices);
@@ -190,16 +193,14 @@ void columns(std::string_view op, const Terms& terms, const Finish& finish, Colu
     Tensor partial;
     if (s.slices > 1) partial = empty({s.slices, count, s.columns()}, {Dtype::f64, device});
     double* const to = s.slices > 1 ? partial.data<double>() : nullptr;
-    launch(op, columns_kernel<T, count, width, passing, Terms, Finish, X...>, grid, block, 0, terms,
+    launch(op, columns_kernel<T, count, width, once, Terms, Finish, X...>, grid, block, 0, terms,
            finish, to, s, x...);
     if (to) add_slices<count>(op, finish, s.columns(), s.slices, to);
   };
   constexpr int width = pack_size<T>;
   const bool large = s.n > few_rows || s.columns() >= blocks * column_lanes * width;
-  if (!large || s.inner % width != 0 || !(aligned(x) && ...))
-    return go.template operator()<1, false>();
-  if (once && passes<T>(s.columns() * s.n)) return go.template operator()<width, once>();
-  go.template operator()<width, false>();
+  if (large && s.inner % width == 0 && (aligned(x) && ...)) return go.template operator()<width>();
+  go.template operator()<1>();
 }
 
 // y = channel(x…) of [rows, cols]: neighbouring threads own neighbouring packs of columns and walk

@@ -21,16 +21,23 @@ __device__ P load(const P* from) {
     return *from;
 }
 
+// Chosen when it runs: between such loads the compiler puts no arithmetic, so more are under way.
+template <class P>
+__device__ P load(const P* from, bool passing) {
+  if (passing) return load<true>(from);
+  return *from;
+}
+
 // The pack at `from`, or zeros unless it is there.
-template <int N, bool passing = false, class T>
-__device__ Pack<T, N> load_if(bool there, const T* from) {
+template <int N, class T>
+__device__ Pack<T, N> load_if(bool there, const T* from, bool passing = false) {
   if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
     Pack<unsigned, N / 2> words{};
-    if (there) words = load<passing>(reinterpret_cast<const Pack<unsigned, N / 2>*>(from));
+    if (there) words = load(reinterpret_cast<const Pack<unsigned, N / 2>*>(from), passing);
     return __builtin_bit_cast(Pack<T, N>, words);
   } else {
     Pack<T, N> pack{};
-    if (there) pack = load<passing>(reinterpret_cast<const Pack<T, N>*>(from));
+    if (there) pack = load(reinterpret_cast<const Pack<T, N>*>(from), passing);
     return pack;
   }
 }
