@@ -1,6 +1,5 @@
 // [samples, channels, plane] on the GPU, read once: blocks that are all there at a time share a
-// channel, keep it in shared memory, add their sums up and map it from there. Batch norm; and norms
-// of few long rows, which are the channels of one sample.
+// channel, keep it in shared memory, add their sums up and map it from there. For batch norm.
 //
 // Blocks of a group go from channel to channel together. What they have mapped makes room for the
 // next, so that loads are always under way; and some warps of each block do nothing but publish its
@@ -13,14 +12,12 @@
 //     __device__ Channel channel(const Known&, const double (&sum)[count]) const …      the map
 //     __device__ void keep(int64 c, const Known&, const double (&sum)[count]) const …
 //   };                                                  what one thread writes of a channel
-//   if (hold_channels<T, count, shared>(op, body, samples, channels, plane, device, y, x…)) return;
+//   if (hold_channels<T, count>(op, body, samples, channels, plane, device, y, x…)) return;
 //
-// The last `shared` of x are [plane], 0 where null, and not held. hold_columns() is the same of
-// [samples, channels], by strips of 128 bytes.
-//
-// Both return false and do nothing where they cannot, or would not be faster: the caller then goes
-// by channel_sums() and channel_map(). How a sum is ordered depends on the shape and on how many
-// multiprocessors there are, with how much shared memory.
+// hold_columns() is the same of [samples, channels], by strips of 128 bytes. Both return false and
+// do nothing where they cannot, or would not be faster: the caller then goes by channel_sums() and
+// channel_map(). How a sum is ordered depends on the shape and on how many multiprocessors there
+// are, with how much shared memory.
 #pragma once
 #include <cooperative_groups.h>
 
@@ -62,7 +59,6 @@ struct HeldLayout {
 // Where a unit is in a tile, for all lanes of a warp.
 struct HeldUnit {
   std::int64_t at;  // its first element
-  int pack;         // of its plane
   int left;         // packs, or rows of a strip, that it has
 };
 
@@ -86,13 +82,12 @@ __device__ void wait_for_most(int left) {
 
 // A warp's units of each tile. Those in shared memory a thread loads, reads and replaces itself, so
 // that it waits for nobody.
-template <class T, int kept, int shared, int width, bool columns>
+template <class T, int inputs, int width, bool columns>
 class HeldUnits {
  public:
-  static constexpr int inputs = kept + shared;
-  static constexpr int most = kept == 1 ? 4 : 2;                              // packs of a lane
+  static constexpr int most = inputs == 1 ? 4 : 2;                            // packs of a lane
   static constexpr int step = columns ? warp_size / strip_lanes : warp_size;  // of a lane
-  static constexpr int unit_bytes = kept * most * warp_size * width * static_cast<int>(sizeof(T));
+  static constexpr int unit_bytes = inputs * most * warp_size * width * static_cast<int>(sizeof(T));
   using Window = ChannelWindow<T, inputs, most, width>;
 
   __device__ HeldUnits(const HeldLayout& s, bool holds, void* memory, const T* const (&x)[inputs])
@@ -152,19 +147,17 @@ class HeldUnits {
  private:
   struct Place {
     std::int64_t at;  // of the lane's first pack
-    int pack;         // in its plane
     int count;
   };
 
   __device__ HeldUnit unit(int n) const {
     if constexpr (columns) {
       const int row = n * (most * step);
-      return {row * s_.row, 0, min(static_cast<int>(s_.samples) - row, most * step)};
+      return {row * s_.row, min(static_cast<int>(s_.samples) - row, most * step)};
     } else {
       const int sample = n / s_.pieces;
       const int pack = (n - sample * s_.pieces) * s_.length;
-      return {sample * s_.row + pack * width, pack,
-              min(static_cast<int>(s_.packs) - pack, s_.length)};
+      return {sample * s_.row + pack * width, min(static_cast<int>(s_.packs) - pack, s_.length)};
     }
   }
   __device__ Place at(std::int64_t tile, int k) const {
@@ -172,13 +165,13 @@ class HeldUnits {
     const std::int64_t first = tile * s_.plane + lane_at_;
     const int count = (unit.left - lane_left_ + step - 1) / step;  // 0 or more: step - 1 lanes
     const bool none = columns && tile * s_.plane + threadIdx.x % strip_lanes * width >= s_.row;
-    return {first + unit.at, unit.pack + lane_left_, none || count < 0 ? 0 : count};
+    return {first + unit.at, none || count < 0 ? 0 : count};
   }
   // Elements from a pack of a lane to its next.
   __device__ std::int64_t stride() const { return columns ? step * s_.row : step * width; }
 
   __device__ T* memory(int slot, int u, int q) const {
-    return memory_ + ((slot * most + u) * kept + q) * (held_warps<columns> * warp_size * width);
+    return memory_ + ((slot * most + u) * inputs + q) * (held_warps<columns> * warp_size * width);
   }
   __device__ int after(int slot) const { return slot + 1 == s_.slots ? 0 : slot + 1; }
 
@@ -190,7 +183,7 @@ class HeldUnits {
       for (int u = 0; u < most; ++u)
         if (u < p.count)
 #pragma unroll
-          for (int q = 0; q < kept; ++q)
+          for (int q = 0; q < inputs; ++q)
             copy_async<width * sizeof(T)>(memory(next_slot_, u, q), x_[q] + p.at + u * stride());
     }
     commit_copies();
@@ -208,10 +201,7 @@ class HeldUnits {
       w.place[u] = p.at + u * stride();
       const bool there = u < p.count;
 #pragma unroll
-      for (int q = 0; q < inputs; ++q)
-        w.packs[u][q] = q < kept ? load_if<width>(there, memory(slot, u, q))
-                                 : load_if<width>(there && x_[q],
-                                                  x_[q] + std::int64_t{p.pack + u * step} * width);
+      for (int q = 0; q < inputs; ++q) w.packs[u][q] = load_if<width>(there, memory(slot, u, q));
     }
     slot = after(slot);
   }
@@ -370,7 +360,7 @@ class HeldExchange {
   Bits* of_blocks_;
 };
 
-template <class T, int count, int shared, int width, bool columns, class Body, class... X>
+template <class T, int count, int width, bool columns, class Body, class... X>
 __global__ void __launch_bounds__(held_threads<columns>, held_blocks<columns>)
     held_kernel(const Body body, const HeldLayout s, unsigned long long* partial, T* y,
                 const X*... x) {
@@ -388,7 +378,7 @@ __global__ void __launch_bounds__(held_threads<columns>, held_blocks<columns>)
   const std::int64_t groups = gridDim.x / s.group;
   const std::int64_t first = blockIdx.x / s.group;
   const int rank = blockIdx.x % s.group;
-  HeldUnits<T, inputs - shared, shared, width, columns> units(s, holds, memory, from);
+  HeldUnits<T, inputs, width, columns> units(s, holds, memory, from);
   const HeldExchange<Sums> exchange(s, partial, sums.of_blocks[0]);
   int slot = 0;
   int slot_before = 0;
@@ -494,11 +484,11 @@ void launch_groups(std::string_view op, void (*kernel)(P...), unsigned grid, uns
 }
 
 // y = channel(x…) of tiles, unless they are too large.
-template <class T, int count, int shared, int width, bool columns, class Body, class... X>
+template <class T, int count, int width, bool columns, class Body, class... X>
 bool hold_tiles(std::string_view op, const Body& body, HeldLayout s, Device device, T* y,
                 const X*... x) {
   constexpr int lanes = columns ? width : 1;
-  using Units = HeldUnits<T, sizeof...(X) - shared, shared, width, columns>;
+  using Units = HeldUnits<T, sizeof...(X), width, columns>;
   using Channel = decltype(body.channel(body.known(0), {}));
   using Sums = HeldSums<count, lanes, Channel>;
   constexpr int slot_bytes =
@@ -525,9 +515,8 @@ bool hold_tiles(std::string_view op, const Body& body, HeldLayout s, Device devi
       s.clusters ? nullptr : reinterpret_cast<unsigned long long*>(partial.data<double>());
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(blocks / s.group, s.tiles)) *
                     static_cast<unsigned>(s.group);
-  launch_groups(op, held_kernel<T, count, shared, width, columns, Body, X...>, grid,
-                held_threads<columns>, static_cast<size_t>(s.slots) * slot_bytes, s, body, s, bits,
-                y, x...);
+  launch_groups(op, held_kernel<T, count, width, columns, Body, X...>, grid, held_threads<columns>,
+                static_cast<size_t>(s.slots) * slot_bytes, s, body, s, bits, y, x...);
   return true;
 }
 
@@ -537,7 +526,7 @@ bool can_hold() {
   return sizeof(T) <= 4 && compute_capability() >= 80 && multiprocessors() >= 64;
 }
 
-template <class T, int count, int shared, class Body, class... X>
+template <class T, int count, class Body, class... X>
 bool hold_channels(std::string_view op, const Body& body, std::int64_t samples,
                    std::int64_t channels, std::int64_t plane, Device device, T* y, const X*... x) {
   constexpr std::int64_t shortest = 16;  // packs, that a warp does not find too few
@@ -548,7 +537,7 @@ bool hold_channels(std::string_view op, const Body& body, std::int64_t samples,
       [&]<int width>() {
         if constexpr (width * sizeof(T) >= 4 && sizeof(T) <= 4)
           if (plane / width >= shortest)
-            done = hold_tiles<T, count, shared, width, false>(
+            done = hold_tiles<T, count, width, false>(
                 op, body, {channels, plane, channels * plane, samples, plane / width}, device, y,
                 x...);
       },
@@ -565,7 +554,7 @@ bool hold_columns(std::string_view op, const Body& body, std::int64_t samples,
   // Two tensors of bf16 are as fast by columns(): eight columns a thread are more work than bytes.
   if constexpr (sizeof(T) == 4 || (sizeof(T) == 2 && sizeof...(X) == 1))
     if (channels % pack_size<T> == 0 && aligned(y) && (aligned(x) && ...))
-      return hold_tiles<T, count, 0, pack_size<T>, true>(
+      return hold_tiles<T, count, pack_size<T>, true>(
           op, body, {divide_up(channels, strip), strip, channels, samples, strip_lanes}, device, y,
           x...);
   return false;

@@ -205,7 +205,7 @@ void reduce(const Planes& s, const Terms& terms, const Finish& finish, Device de
 template <class T, class Body, class... X>
 bool hold(const Planes& s, const Body& body, Device device, T* y, const X*... x) {
   if (s.plane == 1) return hold_columns<T, 2>(op, body, s.samples, s.channels, device, y, x...);
-  return hold_channels<T, 2, 0>(op, body, s.samples, s.channels, s.plane, device, y, x...);
+  return hold_channels<T, 2>(op, body, s.samples, s.channels, s.plane, device, y, x...);
 }
 
 // y = channel(x…)

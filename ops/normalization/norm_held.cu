@@ -5,7 +5,7 @@ namespace gpu {
 namespace {
 
 template <class T, bool centred, int kept, int stored>
-__global__ void __launch_bounds__(held_threads)
+__global__ void __launch_bounds__(dealt_threads)
     held_forward_kernel(const T* x, const T* weight, const T* bias, Deal deal, double eps,
                         double2* partial, double* mean, Compute<T>* rstd, T* y) {
   using C = Compute<T>;
@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(held_threads)
   __shared__ double first[most_held_rows];
   __shared__ float4 hats[most_held_rows];  // half of μ, rest, twice r
   const int warp = static_cast<int>(threadIdx.x) % deal.across / warp_size;
-  for (int i = static_cast<int>(threadIdx.x); i < most_held_rows * held_threads / warp_size;
-       i += held_threads)
+  for (int i = static_cast<int>(threadIdx.x); i < most_held_rows * dealt_threads / warp_size;
+       i += dealt_threads)
     found[0][i] = {0, 0};
   if (threadIdx.x < deal.rows)
     first[threadIdx.x] = centred ? static_cast<double>(widen(x[threadIdx.x * deal.cols])) : 0.0;
@@ -107,26 +107,26 @@ __global__ void __launch_bounds__(held_threads)
 template <class T, int count>
 struct OwnColumns {
   using C = Compute<T>;
-  static constexpr int bytes = count * strip * held_threads * sizeof(C);
+  static constexpr int bytes = count * strip * dealt_threads * sizeof(C);
   C sum[count][strip] = {};
 
   // Threads with the same columns add up; all of the block call it.
   __device__ void add_rows(const Deal& d, C* memory) {
-    if (d.across == held_threads) return;
+    if (d.across == dealt_threads) return;
     __syncthreads();
 #pragma unroll
     for (int q = 0; q < count; ++q)
 #pragma unroll
       for (int j = 0; j < strip; ++j)
-        memory[(q * strip + j) * held_threads + threadIdx.x] = sum[q][j];
+        memory[(q * strip + j) * dealt_threads + threadIdx.x] = sum[q][j];
     __syncthreads();
     if (threadIdx.x >= d.across) return;
-    for (int t = d.across; t < held_threads; t += d.across)
+    for (int t = d.across; t < dealt_threads; t += d.across)
 #pragma unroll
       for (int q = 0; q < count; ++q)
 #pragma unroll
         for (int j = 0; j < strip; ++j)
-          sum[q][j] += memory[(q * strip + j) * held_threads + threadIdx.x + t];
+          sum[q][j] += memory[(q * strip + j) * dealt_threads + threadIdx.x + t];
   }
   template <int width>
   __device__ void finish(T* const (&to)[2], const Walk<width>& walk) {
@@ -147,7 +147,7 @@ struct OwnColumns {
 };
 
 template <class T, int count, int kept, int stored>
-__global__ void __launch_bounds__(held_threads)
+__global__ void __launch_bounds__(dealt_threads)
     held_backward_kernel(const T* x, const T* dy, const T* weight, const double* mean,
                          const Compute<T>* rstd, Deal deal, double2* partial, T* dx,
                          AffineGradients<T, count> gradients) {
@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(held_threads)
   __shared__ float4 hats[most_held_rows];    // half of μ, rest, twice r, r
   __shared__ float2 slopes[most_held_rows];  // dx = r (g − y − x half(x))
   const int warp = static_cast<int>(threadIdx.x) % deal.across / warp_size;
-  for (int i = static_cast<int>(threadIdx.x); i < most_held_rows * held_threads / warp_size;
-       i += held_threads)
+  for (int i = static_cast<int>(threadIdx.x); i < most_held_rows * dealt_threads / warp_size;
+       i += dealt_threads)
     found[0][i] = {0, 0};
   if (threadIdx.x < deal.rows) {
     const Hat<C> hat(mean ? mean[threadIdx.x] : 0.0, rstd[threadIdx.x]);
@@ -248,7 +248,7 @@ constexpr int static_bytes = 20 * 1024;  // that the kernels have of shared memo
 template <class... X>
 bool can_hold(const NormRows& s, int bytes, const X*... x) {
   return s.rows <= most_held_rows && s.cols % strip == 0 && all_aligned(x...) &&
-         multiprocessors() >= held_blocks && block_memory() >= bytes + static_bytes;
+         multiprocessors() >= dealt_blocks && block_memory() >= bytes + static_bytes;
 }
 
 template <class T, bool centred>
@@ -261,8 +261,8 @@ bool forward(const char* op, const Tensor& x, const NormRows& s, const Tensor& w
   const T* const w = data_or_null<T>(weight);
   const T* const b = data_or_null<T>(bias);
   if (!can_hold(s, bytes, x.data<T>(), w, b, y.data<T>())) return false;
-  Tensor partial = empty({s.rows, held_blocks, 2}, {Dtype::f64, x.device()});
-  launch_together(op, held_forward_kernel<T, centred, kept, stored>, held_blocks, held_threads,
+  Tensor partial = empty({s.rows, dealt_blocks, 2}, {Dtype::f64, x.device()});
+  launch_together(op, held_forward_kernel<T, centred, kept, stored>, dealt_blocks, dealt_threads,
                   bytes, x.data<T>(), w, b, Deal(s), eps,
                   reinterpret_cast<double2*>(partial.data<double>()), data_or_null<double>(mean),
                   rstd.data<Compute<T>>(), y.data<T>());
@@ -284,8 +284,8 @@ bool backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows&
   if (!can_hold(s, bytes, x.data<T>(), dy.data<T>(), w, dx.data<T>(), gradients.dweight,
                 gradients.dbias))
     return false;
-  Tensor partial = empty({s.rows, held_blocks, 2}, {Dtype::f64, x.device()});
-  launch_together(op, held_backward_kernel<T, count, kept, stored>, held_blocks, held_threads,
+  Tensor partial = empty({s.rows, dealt_blocks, 2}, {Dtype::f64, x.device()});
+  launch_together(op, held_backward_kernel<T, count, kept, stored>, dealt_blocks, dealt_threads,
                   bytes, x.data<T>(), dy.data<T>(), w, data_or_null<double>(mean),
                   rstd.data<Compute<T>>(), Deal(s),
                   reinterpret_cast<double2*>(partial.data<double>()), dx.data<T>(), gradients);

@@ -15,9 +15,10 @@
 
 namespace ebb::gpu {
 
-inline constexpr int held_threads = 512;
-inline constexpr int held_blocks = 132;  // of every GPU that has them, so that all add in one order
-inline constexpr int strip = 8;          // elements that a thread takes at a time
+inline constexpr int dealt_threads = 512;
+inline constexpr int dealt_blocks =
+    132;                         // of every GPU that has them, so that all add in one order
+inline constexpr int strip = 8;  // elements that a thread takes at a time
 inline constexpr int most_held_rows = 64;  // dw of more would add up too many in f32
 
 // Threads are `across` packs of a row by `along` rows; after the rows come the next packs.
@@ -31,9 +32,9 @@ struct Deal {
 
   explicit Deal(const NormRows& s) : rows(s.rows), cols(s.cols), strips(s.cols / strip) {
     across = warp_size;
-    while (across < held_threads && across * held_blocks < strips) across *= 2;
-    turns = static_cast<int>(divide_up<std::int64_t>(rows, held_threads / across));
-    items = turns * static_cast<int>(divide_up<std::int64_t>(strips, across * held_blocks));
+    while (across < dealt_threads && across * dealt_blocks < strips) across *= 2;
+    turns = static_cast<int>(divide_up<std::int64_t>(rows, dealt_threads / across));
+    items = turns * static_cast<int>(divide_up<std::int64_t>(strips, across * dealt_blocks));
   }
 };
 
@@ -44,10 +45,10 @@ class Walk {
  public:
   __device__ explicit Walk(const Deal& d)
       : cols_(d.cols),
-        row_step_(held_threads / d.across * d.cols),
+        row_step_(dealt_threads / d.across * d.cols),
         rows_(static_cast<int>(d.rows)),
         across_(d.across),
-        end_(d.turns * (held_threads / d.across)),
+        end_(d.turns * (dealt_threads / d.across)),
         first_(static_cast<int>(threadIdx.x) / d.across),
         row_(first_) {
     const int lane = static_cast<int>(threadIdx.x) % warp_size;
@@ -87,9 +88,9 @@ class Walk {
   }
 
  private:
-  __device__ int along() const { return held_threads / across_; }
+  __device__ int along() const { return dealt_threads / across_; }
   __device__ void step(int rows, int lines) {
-    const std::int64_t n = static_cast<std::int64_t>(lines) * held_blocks * across_ * strip;
+    const std::int64_t n = static_cast<std::int64_t>(lines) * dealt_blocks * across_ * strip;
     row_ += rows;
     column_ += n;
     place_ += rows * cols_ + n;
@@ -109,7 +110,7 @@ class HeldPacks {
   static constexpr int width = pack_size<T>;
   static constexpr int parts = strip / width;  // packs of a strip
   static constexpr int group = 4 / inputs / parts;
-  static constexpr int bytes = stored * inputs * parts * held_threads * 16;
+  static constexpr int bytes = stored * inputs * parts * dealt_threads * 16;
   static constexpr int waits = 3;
   static_assert(kept % group == 0 && stored % (waits * group) == 0);
   using P = Pack<T, width>;
@@ -217,7 +218,7 @@ class HeldPacks {
 
  private:
   __device__ P* slot(int s, int q, int k) const {
-    return memory_ + ((s * inputs + q) * parts + k) * held_threads;
+    return memory_ + ((s * inputs + q) * parts + k) * dealt_threads;
   }
   __device__ void load(Item& item, const W& walk) const {
 #pragma unroll
@@ -242,7 +243,7 @@ class HeldPacks {
   Item kept_[kept / group][group];
 };
 
-using RowPairs = double2[most_held_rows][held_threads / warp_size];  // by warps that share a row
+using RowPairs = double2[most_held_rows][dealt_threads / warp_size];  // by warps that share a row
 
 // v, pairs of this lane for each of `group` rows, added up over the warp: take(u, pair) in one lane
 // for each u, at once or `in_turn`. Halves of the warp exchange halves of the numbers, then
@@ -297,16 +298,16 @@ __device__ void add_blocks(const Deal& d, const RowPairs& found, double2* partia
       sum.x += found[row][w].x;
       sum.y += found[row][w].y;
     }
-    partial[row * held_blocks + blockIdx.x] = sum;
+    partial[row * dealt_blocks + blockIdx.x] = sum;
   }
   cooperative_groups::this_grid().sync();
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   for (int r = static_cast<int>(threadIdx.x) / warp_size; r < d.rows;
-       r += held_threads / warp_size) {
+       r += dealt_threads / warp_size) {
     double2 sum{0, 0};
 #pragma unroll
-    for (int b = lane; b < held_blocks; b += warp_size) {
-      const double2 of = __ldcg(&partial[r * held_blocks + b]);
+    for (int b = lane; b < dealt_blocks; b += warp_size) {
+      const double2 of = __ldcg(&partial[r * dealt_blocks + b]);
       sum.x += of.x;
       sum.y += of.y;
     }
