@@ -14,6 +14,8 @@
 # Some of what initcheck would name is not so: it does not see the bulk stores of cuBLASLt's Hopper
 # kernels, and judges the copies of a captured graph before the graph has run. test_nn and captured
 # graphs are left to EBB_MEMORY=poison, where what nobody wrote is NaN and no test would pass.
+# racecheck names cuBLASLt's own kernels, nvjet_*; and in norm_ring.cu and held.cuh accesses before
+# and after a barrier of the whole block, beside barriers of some warps, and words that are polled.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 export LOGS=${LOGS:-build/sanitize} LIMIT=${LIMIT:-1200} TESTS=${TESTS:-*} EBB_MEMORY=exact
