@@ -38,7 +38,8 @@ struct WidenedOutput {
   Tensor value;
   Tensor* original;
   explicit WidenedOutput(Tensor& y)
-      : value(y.defined() && y.dtype() == Dtype::bf16 ? y.detach().to(Dtype::f32) : y), original(&y) {}
+      : value(y.defined() && y.dtype() == Dtype::bf16 ? y.detach().to(Dtype::f32) : y),
+        original(&y) {}
   void round_back() {
     if (value.defined() && value.dtype() != original->dtype()) cpu::convert(value, *original);
   }
