@@ -1,30 +1,29 @@
-// What Hopper's tensor cores need: products of bf16 by wgmma, whose four warps, a warpgroup, take
-// tiles straight from shared memory and go on without waiting; copies of tiles by the TMA; barriers
-// that count both.
+// What flash attention's kernels for Hopper share, forward and backward. A block owns 64 rows for
+// each of its two or three warpgroups, of queries or of keys, and meets the tiles of the others.
+// Beside them one thread only copies: what the block owns, then the others' tiles, one after the
+// other into a ring of stages, full when its bytes are there, empty when every warp has read it.
 //
 //   x[64,cols] = a[64,width] · b[cols,width]ᵀ          multiply_rows()
 //   sums[64,width] += p[64,cols] · b[cols,width]       add_product(), p in registers
 //
-// Of the results a thread holds the rows 16 · (warp % 4) + lane / 4 and that + 8, as s[0] and s[1],
-// and of each the columns 2 · (lane % 4) and the next of every 8, as mma.sync has them: rounded
-// results lie as the p of the next product does.
-//
-// Only code for sm_90a has these instructions: elsewhere has_wgmma is false and nothing here may be
-// instantiated.
+// Tensor cores stay busy as the warpgroups are at different places: one multiplies while another
+// does its exponentials. A block stays for many places, so that the tiles of the next come while
+// the last is being finished.
 #pragma once
-#include <cuda.h>
+#include <limits>
 
-#include "ebb/ops/mma.cuh"
+#include "ebb/ops/attention/cores.cuh"
+#include "ebb/ops/attention/flash_attention.h"
+#include "ebb/ops/map.cuh"
+#include "ebb/ops/wgmma.cuh"
 
 namespace ebb::gpu::hopper {
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-inline constexpr bool has_wgmma = true;
-#else
-inline constexpr bool has_wgmma = false;
-#endif
+using attention::log2_e;
+using attention::power_of_two;
 
-inline constexpr int warpgroup = 128;
+inline constexpr std::string_view op = "flash_attention";
+inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
 // What a block is made of: `workers` multiply, and one warpgroup more copies.
 template <int width_, int warpgroups_, int cols_, int stages_, bool in_turn_, int own_stages_>
@@ -40,6 +39,10 @@ struct Blocks {
   static constexpr int threads = workers + warpgroup;
 };
 
+template <int warpgroups>
+inline constexpr int registers_of_workers = warpgroups == 2 ? 240 : 160;
+inline constexpr int registers_of_others = 24;
+
 // Rows of bf16 in panels of 64 columns: 128 bytes, in which the eight chunks of row r change places
 // by exclusive or with r % 8. The TMA writes and wgmma reads them so; panels begin at 1024 bytes.
 template <int rows_, int width_>
@@ -53,13 +56,6 @@ struct alignas(1024) Panels {
 
   __device__ Chunk& at(int row, int chunk) { return data[chunk / 8][row][(chunk ^ row) % 8]; }
 };
-
-// Where an operand begins, with 128-byte swizzle (1 << 62): groups of eight rows are 1024 bytes
-// apart; `panel` bytes from one panel to the next, for an operand that spans them side by side.
-__device__ inline std::uint64_t descriptor(const void* p, int panel) {
-  return (shared_address(p) & 0x3ffffu) >> 4 | static_cast<std::uint64_t>(panel >> 4) << 16 |
-         std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
-}
 
 __device__ inline int lane() { return static_cast<int>(threadIdx.x % warp_size); }
 __device__ inline int this_warpgroup() {
@@ -102,117 +98,10 @@ __device__ inline unsigned odd_of(unsigned both) {
   return ((both & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
 }
 
-// The products that follow see what registers and shared memory hold now.
-__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void end_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// What comes before in the program and makes x is done here, what comes after and reads it is not:
-// the compiler does not know by itself that products are in flight.
-template <int n>
-__device__ void pin(float (&x)[2][n]) {
-#pragma unroll
-  for (int i = 0; i < n; ++i) asm volatile("" : "+f"(x[0][i]), "+f"(x[1][i])::"memory");
-}
-
-// Waits for all groups of products but the last `pending`, which make x.
-template <int pending, int n>
-__device__ void wait_for_products(float (&x)[2][n]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
-  pin(x);
-}
-
 // The assembler moves a wait up over arithmetic that it does not concern, which then runs beside no
 // product. Not over this branch, which waits for x, that is never below 0.
 __device__ inline void hold_back(float x) {
   if (x < 0) __nanosleep(1);
-}
-
-// s = a · b, added to what s holds if `keep`: a from shared memory and b by rows, or a from
-// registers and b by columns.
-__device__ inline void multiply(float (&s)[2][16], std::uint64_t a, std::uint64_t b, int keep) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, p, 1, 1, 0, 0;\n}\n"
-      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
-        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
-        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
-        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
-        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
-        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15])
-      : "l"(a), "l"(b), "r"(keep));
-}
-
-__device__ inline void multiply(float (&s)[2][16], const unsigned (&a)[4], std::uint64_t b,
-                                int keep) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
-      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
-        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
-        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
-        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
-        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
-        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
-}
-
-__device__ inline void multiply(float (&s)[2][32], std::uint64_t a, std::uint64_t b, int keep) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, 0, 0;\n}\n"
-      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
-        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
-        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
-        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
-        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
-        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15]), "+f"(s[0][16]),
-        "+f"(s[0][17]), "+f"(s[1][16]), "+f"(s[1][17]), "+f"(s[0][18]), "+f"(s[0][19]),
-        "+f"(s[1][18]), "+f"(s[1][19]), "+f"(s[0][20]), "+f"(s[0][21]), "+f"(s[1][20]),
-        "+f"(s[1][21]), "+f"(s[0][22]), "+f"(s[0][23]), "+f"(s[1][22]), "+f"(s[1][23]),
-        "+f"(s[0][24]), "+f"(s[0][25]), "+f"(s[1][24]), "+f"(s[1][25]), "+f"(s[0][26]),
-        "+f"(s[0][27]), "+f"(s[1][26]), "+f"(s[1][27]), "+f"(s[0][28]), "+f"(s[0][29]),
-        "+f"(s[1][28]), "+f"(s[1][29]), "+f"(s[0][30]), "+f"(s[0][31]), "+f"(s[1][30]),
-        "+f"(s[1][31])
-      : "l"(a), "l"(b), "r"(keep));
-}
-
-__device__ inline void multiply(float (&s)[2][32], const unsigned (&a)[4], std::uint64_t b,
-                                int keep) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
-      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
-        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
-        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
-        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
-        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
-        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15]), "+f"(s[0][16]),
-        "+f"(s[0][17]), "+f"(s[1][16]), "+f"(s[1][17]), "+f"(s[0][18]), "+f"(s[0][19]),
-        "+f"(s[1][18]), "+f"(s[1][19]), "+f"(s[0][20]), "+f"(s[0][21]), "+f"(s[1][20]),
-        "+f"(s[1][21]), "+f"(s[0][22]), "+f"(s[0][23]), "+f"(s[1][22]), "+f"(s[1][23]),
-        "+f"(s[0][24]), "+f"(s[0][25]), "+f"(s[1][24]), "+f"(s[1][25]), "+f"(s[0][26]),
-        "+f"(s[0][27]), "+f"(s[1][26]), "+f"(s[1][27]), "+f"(s[0][28]), "+f"(s[0][29]),
-        "+f"(s[1][28]), "+f"(s[1][29]), "+f"(s[0][30]), "+f"(s[0][31]), "+f"(s[1][30]),
-        "+f"(s[1][31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
 }
 
 // x = rows `first` to first + 63 of a, times b transposed. In flight until waited for.
@@ -237,83 +126,6 @@ __device__ void add_product(float (&sums)[2][n], const unsigned (&p)[steps][4], 
   end_products();
 }
 
-// Counts arrivals and bytes; it is in phase 0, then 1, then 0 … wait(phase) returns once that
-// phase is over, and at once for phase 1 of a new barrier.
-struct Barrier {
-  std::uint64_t state;
-
-  __device__ void init(int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)),
-                 "r"(arrivals)
-                 : "memory");
-  }
-  __device__ void arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
-  }
-  __device__ void arrive_expecting(int bytes) {
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
-        "r"(bytes)
-        : "memory");
-  }
-  __device__ void wait(int phase) {
-    int over = 0;
-    while (!over)
-      asm volatile(
-          "{\n.reg .pred p;\n"
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-          "selp.b32 %0, 1, 0, p;\n}\n"
-          : "=r"(over)
-          : "r"(shared_address(this)), "r"(phase)
-          : "memory");
-  }
-};
-
-// Tiles come and go in order; tile t is in stage t % stages.
-template <int stages>
-struct Ring {
-  Barrier full[stages], empty[stages];
-
-  __device__ void init(int fetches, int readers) {
-    for (int stage = 0; stage < stages; ++stage) {
-      full[stage].init(fetches);
-      empty[stage].init(readers);
-    }
-  }
-  __device__ Barrier& room(int t) {
-    empty[t % stages].wait(t / stages % 2 ^ 1);
-    return full[t % stages];
-  }
-  __device__ void wait(int t) { full[t % stages].wait(t / stages % 2); }
-  __device__ void release(int t) { empty[t % stages].arrive(); }
-};
-
-// New barriers, or what threads wrote to shared memory, are seen by the TMA and by wgmma.
-__device__ inline void show_barriers() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ inline void show_to_products() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Over `threads` threads that use barrier `id` of 1 to 15; 0 is __syncthreads().
-template <int id, int threads>
-__device__ bool any_of(bool mine) {
-  int any;
-  asm volatile(
-      "{\n.reg .pred p, q;\n"
-      "setp.ne.b32 p, %1, 0;\n"
-      "barrier.cta.red.or.pred q, %2, %3, p;\n"
-      "selp.b32 %0, 1, 0, q;\n}\n"
-      : "=r"(any)
-      : "r"(int{mine}), "n"(id), "n"(threads)
-      : "memory");
-  return any != 0;
-}
-__device__ inline void sync_warpgroup(int id) {
-  asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "n"(warpgroup) : "memory");
-}
-
 // Warpgroups take turns, so that one multiplies while others do arithmetic; or not.
 template <int warpgroups, bool on>
 struct Turns {
@@ -332,29 +144,6 @@ struct Turns {
   }
 };
 
-// Dynamic shared memory, from a multiple of 1024 bytes on.
-template <class Memory>
-__device__ Memory& swizzled_memory() {
-  extern __shared__ unsigned char memory[];
-  const unsigned over = shared_address(memory) % 1024;
-  return *reinterpret_cast<Memory*>(memory + (over == 0 ? 0 : 1024 - over));
-}
-
-// Every thread of a block begins with as many registers as fit all; warpgroups that need fewer give
-// them up for those that need more.
-template <int n>
-__device__ void keep_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n));
-}
-template <int n>
-__device__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n));
-}
-
-template <int warpgroups>
-inline constexpr int registers_of_workers = warpgroups == 2 ? 240 : 160;
-inline constexpr int registers_of_others = 24;
-
 // Fills a tile with rows `row` and on of one head, zeros beyond its end; `there` counts the bytes.
 template <class Tile>
 __device__ void fetch(Tile& tile, const CUtensorMap& map, int row, int head, int sequence,
@@ -362,21 +151,165 @@ __device__ void fetch(Tile& tile, const CUtensorMap& map, int row, int head, int
   there.arrive_expecting(sizeof(tile.data));
 #pragma unroll
   for (int panel = 0; panel < Tile::width / 64; ++panel)
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared_address(tile.data[panel])),
-        "l"(&map), "r"(64 * panel), "r"(row), "r"(head), "r"(sequence), "r"(shared_address(&there))
-        : "memory");
+    copy_box(tile.data[panel], map, 64 * panel, row, head, sequence, there);
 }
-
 template <class T, int n>
 __device__ void fetch(T (&to)[n], const T* from, Barrier& there) {
   there.arrive_expecting(sizeof(to));
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(to)),
-      "l"(from), "r"(static_cast<int>(sizeof(to))), "r"(shared_address(&there))
-      : "memory");
+  copy(to, from, sizeof(to), there);
+}
+
+// Which head and which of its rows a block owns, of queries or `of_keys`, and which tiles of the
+// others they meet. There are as many blocks as run at a time, and places are dealt to them in
+// turn: of as many heads as there are blocks first the rows with the most to do, then the next, so
+// that all have the same to do and a block stays with its head; then come other heads.
+template <class S, bool of_keys>
+struct Place {
+  std::int64_t line;  // the heads of all sequences are counted
+  int head, sequence, first, length, begin, end;
+  bool is_causal;
+
+  // Of a head.
+  __host__ __device__ static std::int64_t blocks_of(const FlashAttentionSize& s) {
+    return divide_up<std::int64_t>(of_keys ? s.length_k : s.length_q, S::rows);
+  }
+  __device__ Place(const FlashAttentionSize& s, std::int64_t number)
+      : length(static_cast<int>(of_keys ? s.length_q : s.length_k)), is_causal(s.is_causal) {
+    const std::int64_t heads = s.batch * s.heads;
+    const std::int64_t blocks = blocks_of(s);
+    const std::int64_t before = number / (blocks * gridDim.x) * gridDim.x;  // heads
+    const std::int64_t wide = min(heads - before, static_cast<std::int64_t>(gridDim.x));
+    const std::int64_t rest = number - before * blocks;
+    const auto block = static_cast<int>(rest / wide);
+    line = before + rest % wide;
+    head = static_cast<int>(line % s.heads);
+    sequence = static_cast<int>(line / s.heads);
+    first = (is_causal && !of_keys ? static_cast<int>(blocks) - 1 - block : block) * S::rows;
+    begin = is_causal && of_keys ? first / S::cols : 0;
+    end = divide_up(is_causal && !of_keys ? min(first + S::rows, length) : length, S::cols);
+  }
+  __device__ bool diagonal(int t) const {
+    return is_causal &&
+           (of_keys ? t * S::cols < first + S::rows - 1 : (t + 1) * S::cols - 1 > first);
+  }
+  __device__ bool whole(int t) const { return !diagonal(t) && (t + 1) * S::cols <= length; }
+  __device__ Sight sight(int t) const {
+    Sight sight;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int own = first + row(r);
+      sight.from[r] = of_keys && is_causal ? own - t * S::cols : 0;
+      sight.to[r] = (is_causal && !of_keys ? min(length, own + 1) : length) - t * S::cols;
+    }
+    return sight;
+  }
+  // Of the head in a tensor whose sequences have `rows` rows, `step` elements apart: row `i`.
+  template <class T>
+  __device__ attention::Rows<T> rows_of(const FlashAttentionSize& s, T* x, std::int64_t rows,
+                                        std::int64_t step, int i) const {
+    x += (sequence * rows + i) * step + head * s.head_dim;
+    return {x, step, rows - i, static_cast<int>(s.head_dim), true};
+  }
+};
+
+// What a row does not see is left out, not multiplied by its 0: it may be NaN or infinite. The
+// tensor cores get 0 in place of such numbers, all at once when the scores are there, and who sees
+// them adds them after; true if there is any.
+template <class S, class Tile>
+__device__ bool clear_odd(Tile& tile) {
+  unsigned* const words = reinterpret_cast<unsigned*>(tile.data);
+  constexpr int count = sizeof(tile.data) / sizeof(uint4);
+  unsigned any = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += S::workers) {
+    const uint4 four = reinterpret_cast<const uint4*>(words)[i];
+    any |= odd_of(four.x) | odd_of(four.y) | odd_of(four.z) | odd_of(four.w);
+  }
+  if (!any_of<1, S::workers>(any != 0)) return false;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < 4 * count; i += S::workers)
+    words[i] &= ~((odd_of(words[i]) >> 15) * 0xffffu);
+  show_to_products();
+  return any_of<1, S::workers>(true);
+}
+
+// sums += p · (NaN and infinities of a tile), whose rows are these.
+template <int n, int steps>
+__device__ void add_odd(float (&sums)[2][n], const unsigned (&p)[steps][4], const Sight& sight,
+                        const attention::Rows<const bf16>& rows) {
+#pragma unroll
+  for (int k = 0; k < steps; ++k)
+#pragma unroll 1
+    for (int j = 0; j < 16; ++j) {
+      const int from = (lane() & ~3) | (j % 8 / 2);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const unsigned both = __shfl_sync(0xffffffffu, j < 8 ? p[k][r] : p[k][r + 2], from);
+        const float weight = __uint_as_float(j % 2 ? both & 0xffff0000u : both << 16);
+        if (!sight.sees(r, 16 * k + j) || 16 * k + j >= rows.left) continue;
+#pragma unroll
+        for (int c = 0; c < n; ++c) {
+          if (col(c) >= rows.head_dim) continue;
+          const float value = widen(rows.data[(16 * k + j) * rows.step + col(c)]);
+          if (!(fabsf(value) < infinity)) sums[r][c] += weight * value;
+        }
+      }
+    }
+}
+
+template <class S>
+__device__ void store(const float (&sums)[2][S::width / 4], const float (&factor)[2],
+                      const attention::Rows<bf16>& to, Panels<S::rows, S::width>& staging) {
+  constexpr int chunks = S::width / 8;
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int c = 0; c < S::width / 4; c += 2)
+      reinterpret_cast<unsigned*>(&staging.at(row(r), c / 2))[lane() % 4] =
+          pair(sums[r][c] * factor[r], sums[r][c + 1] * factor[r]);
+  __syncwarp();
+  for (int i = lane(); i < 16 * chunks; i += warp_size) {
+    const int row = static_cast<int>(threadIdx.x) / warp_size * 16 + i / chunks;
+    const int chunk = i % chunks;
+    if (row < to.left && 8 * chunk < to.head_dim)
+      *reinterpret_cast<Pack<bf16, 8>*>(to.data + row * to.step + 8 * chunk) =
+          staging.at(row, chunk);
+  }
+}
+
+// Of q, k, v or what has their layout, for tiles of `rows` rows and 64 columns.
+inline CUtensorMap map_of(const FlashAttentionSize& s, const bf16* x, std::int64_t length,
+                          std::int64_t row, int rows) {
+  using std::uint64_t;
+  const auto u = [](std::int64_t n) { return static_cast<uint64_t>(n); };
+  const uint64_t sizes[] = {u(s.head_dim), u(length), u(s.heads), u(s.batch)};
+  const uint64_t steps[] = {2 * u(row), 2 * u(s.head_dim), 2 * u(length * row)};
+  const unsigned box[] = {64, static_cast<unsigned>(rows), 1, 1};
+  const unsigned ones[] = {1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult result = tensor_map_encoder()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<bf16*>(x), sizes, steps, box, ones,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  require(result == CUDA_SUCCESS, Kind::cuda, op, "no tensor map", static_cast<int>(result), 0);
+  return map;
+}
+
+template <class T>
+bool aligned_rows(const FlashAttentionSize& s, const std::array<T*, 3>& x, const void* y) {
+  return s.head_dim % 8 == 0 && aligned(x[0]) && aligned(x[1]) && aligned(x[2]) && aligned(y);
+}
+
+inline bool fits(const FlashAttentionSize& s, Dtype dtype) {
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  const bool some = s.batch > 0 && s.length_q > 0 && s.length_k > 0 && s.heads > 0;
+  return dtype == Dtype::bf16 && s.dropout.threshold == 0 && some && s.head_dim <= 128 &&
+         s.length_q <= most && s.length_k <= most && compute_capability() == 90 &&
+         tensor_map_encoder() != nullptr;
+}
+
+// As many as run at a time: one a multiprocessor.
+inline dim3 blocks_for(std::int64_t places) {
+  return dim3(static_cast<unsigned>(std::min<std::int64_t>(places, multiprocessors())));
 }
 
 }  // namespace ebb::gpu::hopper

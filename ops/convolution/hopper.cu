@@ -13,7 +13,7 @@
 #include "ebb/ops/convolution/hopper.h"
 
 #include "ebb/ops/convolution/line.cuh"
-#include "ebb/ops/convolution/wgmma.cuh"
+#include "ebb/ops/convolution/stages.cuh"
 
 namespace ebb {
 namespace {
@@ -261,20 +261,11 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
 
 // Launchers.
 
-// Code for another architecture has no barriers.
-bool compiled() {
-  static const bool there = [] {
-    cudaFuncAttributes attributes{};
-    check(cudaFuncGetAttributes(&attributes, shifted<bf16, 1>), op);
-    return attributes.sharedSizeBytes > 0;
-  }();
-  return there;
-}
-
 bool usable(const Gather& g, Dtype dtype) {
   const std::int64_t weights = std::int64_t{g.h.kernel} * g.w.kernel * g.c * g.m;
   return compute_capability() == 90 && on_tensor_cores(dtype) && g.h.stride == 1 &&
-         g.w.stride == 1 && line_fits(g) && weights < std::int64_t{1} << 30 && compiled();
+         g.w.stride == 1 && line_fits(g) && weights < std::int64_t{1} << 30 &&
+         gpu::hopper::has_barriers<shifted<bf16, 1>>(op);
 }
 
 constexpr int half_memory = 113 * 1024;  // of a multiprocessor

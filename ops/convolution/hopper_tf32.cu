@@ -7,7 +7,7 @@
 // registers, as the left operand.
 #include "ebb/ops/convolution/hopper.h"
 #include "ebb/ops/convolution/line.cuh"
-#include "ebb/ops/convolution/wgmma.cuh"
+#include "ebb/ops/convolution/stages.cuh"
 
 namespace ebb {
 namespace {
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
           gpu::hopper::chunk_descriptor(at, Tile::filters * chunk_bytes, 8 * chunk_bytes);
 #pragma unroll
       for (int step = 0; step < Tile::points / 8; ++step) {
-        gpu::hopper::products_done_but_last();
+        gpu::hopper::wait_for_products<1>();
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
 #pragma unroll

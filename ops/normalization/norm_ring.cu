@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "ebb/ops/attention/hopper.cuh"
+#include "ebb/ops/hopper.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
 
 // Rows on Hopper: a group of threads has a few rows at a time in its registers, and the next ones
@@ -25,17 +25,6 @@ struct Ring {
   static constexpr int place = threads * packs;  // packs of a row, beyond whose end zeros stay
   static constexpr int bytes = groups * stages * rows * 2 * place * 16;
 };
-
-#if __CUDA_ARCH__ >= 900
-template <class T>
-__device__ void copy_row(void* to, const T* from, int bytes, hopper::Barrier& there) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(&there))
-      : "memory");
-}
-#endif
 
 // The threads of a group wait for each other.
 template <int threads>
@@ -118,8 +107,8 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
 #pragma unroll
     for (int i = 0; i < most; ++i) {
       if (i >= here) break;
-      copy_row(place(stage, i, 0), x + (from + i) * cols, bytes, full[stage]);
-      copy_row(place(stage, i, 1), dy + (from + i) * cols, bytes, full[stage]);
+      hopper::copy(place(stage, i, 0), x + (from + i) * cols, bytes, full[stage]);
+      hopper::copy(place(stage, i, 1), dy + (from + i) * cols, bytes, full[stage]);
     }
   };
   for (int s = 0; s + 1 < R::stages; ++s) fetch(s, row + s * step);
@@ -259,17 +248,6 @@ void with_ring(std::int64_t packs, const Go& go) {
   if constexpr (sizeof(T) == 4) go.template operator()<Ring<512, 4, 1, 3>>();
 }
 
-// Whether what runs here was compiled for such a GPU: for older ones the kernel is empty.
-bool compiled(const char* op) {
-  static const bool there = [=] {
-    cudaFuncAttributes attributes{};
-    check(cudaFuncGetAttributes(&attributes, ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>),
-          op);
-    return attributes.sharedSizeBytes > 0;
-  }();
-  return there;
-}
-
 template <class T, bool centred>
 bool backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
               const Tensor& weight, const Tensor& mean, const Tensor& rstd, Tensor& dx,
@@ -279,7 +257,8 @@ bool backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows&
   const T* const w = data_or_null<T>(weight);
   const std::int64_t packs = s.cols / pack_size<T>;
   if (s.cols % pack_size<T> != 0 || packs <= 32 || packs > (sizeof(T) == 2 ? 1024 : 2048) ||
-      compute_capability() < 90 || !compiled(op) ||
+      compute_capability() < 90 ||
+      !hopper::has_barriers<ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>>(op) ||
       !all_aligned(x.data<T>(), dy.data<T>(), w, dx.data<T>()))
     return false;
   const AffineGradients<T, count> finish{data_or_null<T>(dweight), data_or_null<T>(dbias)};

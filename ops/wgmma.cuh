@@ -1,17 +1,150 @@
-// The products that convolutions are made of on Hopper, by wgmma with both operands in shared
-// memory as chunks of 16 bytes that follow each other along one dimension, without swizzle: eight
-// chunks under each other are in different banks, and an operand may begin at any chunk.
+// Products by Hopper's tensor cores, wgmma, whose four warps, a warpgroup, take tiles straight from
+// shared memory and go on without waiting.
+//
+//   sums[64,cols] += a[64,k] · b[k,cols]     k of one instruction: 16 of bf16, 8 of TF32
+//
+// b is in shared memory, and a there or in registers: as a descriptor says, in panels with
+// 128-byte swizzle or in chunks of 16 bytes. An operand is along k if neighbours in memory follow
+// each other along k, else across it.
+//
+// Of the results a thread holds the rows 16 · (warp % 4) + lane / 4 and that + 8, and of each the
+// columns 2 · (lane % 4) and the next of every 8, as mma.sync has them: rounded results lie as the
+// a of the next product does.
 #pragma once
-#include "ebb/ops/attention/hopper.cuh"
+#include "ebb/ops/hopper.cuh"
 
 namespace ebb::gpu::hopper {
 
-// Where an operand begins; bytes from one chunk to the next along k, and from eight rows to the
-// next: of an operand across k, whose chunks are rows of one k, from eight k to the next, and from
-// one chunk to the next.
+// Where an operand of panels begins, with 128-byte swizzle (1 << 62): groups of eight rows are 1024
+// bytes apart; `panel` bytes from one panel to the next, for an operand that spans them side by
+// side.
+__device__ inline std::uint64_t descriptor(const void* p, int panel) {
+  return (shared_address(p) & 0x3ffffu) >> 4 | static_cast<std::uint64_t>(panel >> 4) << 16 |
+         std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
+}
+
+// Where an operand of chunks begins; bytes from one chunk to the next along k, and from eight rows
+// to the next: of an operand across k, whose chunks are rows of one k, from eight k to the next,
+// and from one chunk to the next.
 __device__ inline std::uint64_t chunk_descriptor(const void* p, int k_stride, int row_stride) {
   return (shared_address(p) & 0x3ffffu) >> 4 | static_cast<std::uint64_t>(k_stride >> 4) << 16 |
          static_cast<std::uint64_t>(row_stride >> 4) << 32;
+}
+
+// The products that follow see what registers and shared memory hold now.
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void end_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Values before this in the program are made here, as the compiler does not know by itself what
+// products in flight read and write.
+template <int n>
+__device__ void hold(float (&x)[n]) {
+#pragma unroll
+  for (float& value : x) asm volatile("" : "+f"(value)::"memory");
+}
+template <int n, int m>
+__device__ void hold(float (&x)[n][m]) {
+#pragma unroll
+  for (auto& values : x) hold(values);
+}
+
+// Waits for all groups of products but the last `pending`; of them x is what they make.
+template <int pending>
+__device__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+template <int pending, int n, int m>
+__device__ void wait_for_products(float (&x)[n][m]) {
+  wait_for_products<pending>();
+  hold(x);
+}
+
+// s = a · b of bf16, added to what s holds if `keep`: a in shared memory and both along k, or a in
+// registers and b across k.
+__device__ inline void multiply(float (&s)[2][16], std::uint64_t a, std::uint64_t b, int keep) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, p, 1, 1, 0, 0;\n}\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
+        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
+        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
+        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
+        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15])
+      : "l"(a), "l"(b), "r"(keep));
+}
+
+__device__ inline void multiply(float (&s)[2][16], const unsigned (&a)[4], std::uint64_t b,
+                                int keep) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
+        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
+        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
+        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
+        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
+}
+
+__device__ inline void multiply(float (&s)[2][32], std::uint64_t a, std::uint64_t b, int keep) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, p, 1, 1, 0, 0;\n}\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
+        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
+        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
+        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
+        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15]), "+f"(s[0][16]),
+        "+f"(s[0][17]), "+f"(s[1][16]), "+f"(s[1][17]), "+f"(s[0][18]), "+f"(s[0][19]),
+        "+f"(s[1][18]), "+f"(s[1][19]), "+f"(s[0][20]), "+f"(s[0][21]), "+f"(s[1][20]),
+        "+f"(s[1][21]), "+f"(s[0][22]), "+f"(s[0][23]), "+f"(s[1][22]), "+f"(s[1][23]),
+        "+f"(s[0][24]), "+f"(s[0][25]), "+f"(s[1][24]), "+f"(s[1][25]), "+f"(s[0][26]),
+        "+f"(s[0][27]), "+f"(s[1][26]), "+f"(s[1][27]), "+f"(s[0][28]), "+f"(s[0][29]),
+        "+f"(s[1][28]), "+f"(s[1][29]), "+f"(s[0][30]), "+f"(s[0][31]), "+f"(s[1][30]),
+        "+f"(s[1][31])
+      : "l"(a), "l"(b), "r"(keep));
+}
+
+__device__ inline void multiply(float (&s)[2][32], const unsigned (&a)[4], std::uint64_t b,
+                                int keep) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[1][0]), "+f"(s[1][1]), "+f"(s[0][2]), "+f"(s[0][3]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[0][4]), "+f"(s[0][5]), "+f"(s[1][4]), "+f"(s[1][5]),
+        "+f"(s[0][6]), "+f"(s[0][7]), "+f"(s[1][6]), "+f"(s[1][7]), "+f"(s[0][8]), "+f"(s[0][9]),
+        "+f"(s[1][8]), "+f"(s[1][9]), "+f"(s[0][10]), "+f"(s[0][11]), "+f"(s[1][10]),
+        "+f"(s[1][11]), "+f"(s[0][12]), "+f"(s[0][13]), "+f"(s[1][12]), "+f"(s[1][13]),
+        "+f"(s[0][14]), "+f"(s[0][15]), "+f"(s[1][14]), "+f"(s[1][15]), "+f"(s[0][16]),
+        "+f"(s[0][17]), "+f"(s[1][16]), "+f"(s[1][17]), "+f"(s[0][18]), "+f"(s[0][19]),
+        "+f"(s[1][18]), "+f"(s[1][19]), "+f"(s[0][20]), "+f"(s[0][21]), "+f"(s[1][20]),
+        "+f"(s[1][21]), "+f"(s[0][22]), "+f"(s[0][23]), "+f"(s[1][22]), "+f"(s[1][23]),
+        "+f"(s[0][24]), "+f"(s[0][25]), "+f"(s[1][24]), "+f"(s[1][25]), "+f"(s[0][26]),
+        "+f"(s[0][27]), "+f"(s[1][26]), "+f"(s[1][27]), "+f"(s[0][28]), "+f"(s[0][29]),
+        "+f"(s[1][28]), "+f"(s[1][29]), "+f"(s[0][30]), "+f"(s[0][31]), "+f"(s[1][30]),
+        "+f"(s[1][31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
 }
 
 // sums[64,224] += a[64,k] · b[k,224], both along k: 16 of bf16, 8 of TF32.
@@ -154,68 +287,6 @@ __device__ inline void multiply_tf32(float (&s)[64], const unsigned (&a)[4], std
         "+f"(s[56]), "+f"(s[57]), "+f"(s[58]), "+f"(s[59]), "+f"(s[60]), "+f"(s[61]), "+f"(s[62]),
         "+f"(s[63])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-// `bytes` adjacent bytes, whose arrival `there` counts.
-__device__ inline void copy(void* to, const void* from, int bytes, Barrier& there) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(&there))
-      : "memory");
-}
-
-// Values before this in the program are made here, as the compiler does not know by itself what
-// products in flight read and write.
-template <int n>
-__device__ void hold(float (&x)[n]) {
-#pragma unroll
-  for (float& value : x) asm volatile("" : "+f"(value)::"memory");
-}
-template <int n, int m>
-__device__ void hold(float (&x)[n][m]) {
-#pragma unroll
-  for (auto& values : x) hold(values);
-}
-
-__device__ inline void products_done_but_last() {
-  asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-}
-__device__ inline void products_done() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-
-// Goes through `count` stages in a ring of `slots`: fetch(stage, slot), by the threads that copy,
-// begins what full[slot] counts, once all products with the stage before are done; multiply(slot)
-// queues products. All are done when it returns.
-inline constexpr int most_slots = 8;
-template <class Fetch, class Multiply>
-__device__ void run_stages(Barrier (&full)[most_slots], int slots, int count, bool copies,
-                           Fetch fetch, Multiply multiply) {
-  if (threadIdx.x == 0) {
-    for (int slot = 0; slot < slots; ++slot) full[slot].init(1);
-    show_barriers();
-  }
-  __syncthreads();
-  if (copies) {
-#pragma unroll 1
-    for (int stage = 0; stage < slots - 1 && stage < count; ++stage) fetch(stage, stage);
-  }
-  int now = 0, phase = 0;
-#pragma unroll 1
-  for (int stage = 0; stage < count; ++stage) {
-    full[now].wait(phase);
-    multiply(now);
-    products_done_but_last();
-    __syncthreads();
-    const int before = now == 0 ? slots - 1 : now - 1;
-    if (copies && stage + slots - 1 < count) fetch(stage + slots - 1, before);
-    if (++now == slots) {
-      now = 0;
-      phase ^= 1;
-    }
-  }
-  products_done();
 }
 
 }  // namespace ebb::gpu::hopper

@@ -1,0 +1,272 @@
+// Backward: S and dP, what P and dS are made of; then the products with P and dS, which go there
+// from registers. One kernel for dq and one for dk and dv: no sum depends on who comes first.
+#include "ebb/ops/attention/hopper.h"
+
+#include "ebb/ops/attention/hopper.cuh"
+
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::hopper;
+
+// What belongs to queries: the lse, in the unit of power_of_two(), +∞ where no key is seen and
+// beyond the end, so that P is 0 there; and D.
+template <class T>
+struct Statistics {
+  T *lse, *d;
+};
+
+// Of each head `padded` queries, a multiple of every tile's rows.
+constexpr int statistics_threads = 256;
+template <int lanes_a_row>
+__global__ void __launch_bounds__(statistics_threads)
+    summarize(FlashAttentionSize s, std::int64_t padded, const bf16* y, const bf16* dy,
+              const float* lse, Statistics<float> out) {
+  const std::int64_t n =
+      (blockIdx.x * std::int64_t{statistics_threads} + threadIdx.x) / lanes_a_row;
+  const std::int64_t line = n / padded, i = n % padded;
+  const auto chunk = static_cast<int>(threadIdx.x) % lanes_a_row;
+  float d = 0;
+  if (i < s.length_q && 8 * chunk < s.head_dim) {
+    const std::int64_t at =
+        ((line / s.heads * s.length_q + i) * s.heads + line % s.heads) * s.head_dim + 8 * chunk;
+    const auto a = *reinterpret_cast<const Pack<bf16, 8>*>(y + at);
+    const auto b = *reinterpret_cast<const Pack<bf16, 8>*>(dy + at);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) d += widen(a.v[j]) * widen(b.v[j]);
+  }
+  d = warp_reduce<lanes_a_row>(d, Sum{});
+  if (chunk != 0) return;
+  const float own = i < s.length_q ? lse[line * s.length_q + i] * log2_e : -infinity;
+  out.lse[n] = own == -infinity ? infinity : own;
+  out.d[n] = d;
+}
+
+template <class S>
+struct GradientMemory {
+  Panels<S::rows, S::width> own[S::own_stages][2];
+  Panels<S::cols, S::width> others[S::stages][2];
+  alignas(16) float lse[S::stages][S::cols], d[S::stages][S::cols];
+};
+template <class S, bool of_keys>
+struct GradientBarriers {
+  Ring<S::own_stages> own;
+  Ring<S::stages> others;
+  __device__ void init() {
+    own.init(2, S::workers);
+    others.init(of_keys ? 4 : 2, S::workers);
+    show_barriers();
+  }
+};
+
+// Maps of own and others' tiles, in pairs: queries and upstream gradients, or keys and values.
+struct GradientMaps {
+  CUtensorMap own[2], others[2];
+};
+
+// Of the i-th place of a block; n tiles have been before.
+template <class S, bool of_keys>
+__device__ void copy_tiles(const Place<S, of_keys>& at, int i, int n, const GradientMaps& in,
+                           GradientMemory<S>& m, GradientBarriers<S, of_keys>& there,
+                           Statistics<const float> statistics, std::int64_t padded) {
+  Barrier& own = there.own.room(i);
+  for (int j = 0; j < 2; ++j)
+    fetch(m.own[i % S::own_stages][j], in.own[j], at.first, at.head, at.sequence, own);
+  for (int t = at.begin; t < at.end; ++t, ++n) {
+    const int stage = n % S::stages;
+    Barrier& full = there.others.room(n);
+    for (int j = 0; j < 2; ++j)
+      fetch(m.others[stage][j], in.others[j], t * S::cols, at.head, at.sequence, full);
+    if constexpr (of_keys) {
+      fetch(m.lse[stage], statistics.lse + at.line * padded + t * S::cols, full);
+      fetch(m.d[stage], statistics.d + at.line * padded + t * S::cols, full);
+    }
+  }
+}
+
+// dq of some queries, which meet all keys; or dk and dv of some keys, which meet all queries, with
+// P and dS lying on their sides:
+//   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
+//   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
+// f(r, c, value, what belongs to its row), or to its column.
+template <bool of_cols, int n, class F>
+__device__ void each_with(float (&x)[2][n], const float (&rows)[2], const float* cols, F f) {
+  if constexpr (!of_cols) {
+    each(x, [&](int r, int c, float& value) { f(r, c, value, rows[r]); });
+  } else {
+#pragma unroll
+    for (int c = 0; c < n; c += 2) {
+      const auto both = *reinterpret_cast<const Pack<float, 2>*>(cols + col(c));
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) f(r, c + e, x[r][c + e], both.v[e]);
+    }
+  }
+}
+
+template <class S, bool of_keys>
+__device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of_keys>& at, int i,
+                                  int n, GradientMemory<S>& m, GradientBarriers<S, of_keys>& there,
+                                  const Turns<S::warpgroups, S::in_turn>& turns,
+                                  Statistics<const float> statistics, std::int64_t padded,
+                                  const bf16* other_x, const bf16* other_v, bf16* dx, bf16* dv) {
+  const int group = this_warpgroup();
+  auto& own = m.own[i % S::own_stages];
+  const auto scale = static_cast<float>(s.scale);
+  float x[2][S::cols / 4] = {}, z[2][S::cols / 4] = {};
+  float sums_x[2][S::width / 4] = {}, sums_v[2][of_keys ? S::width / 4 : 1] = {};
+  unsigned p[S::cols / 16][4], ds[S::cols / 16][4];
+  float own_lse[2] = {}, own_d[2] = {};
+#pragma unroll
+  for (int r = 0; r < 2 && !of_keys; ++r) {
+    own_lse[r] = statistics.lse[at.line * padded + at.first + row(r)];
+    own_d[r] = statistics.d[at.line * padded + at.first + row(r)];
+  }
+
+  there.own.wait(i);
+  for (int t = at.begin; t < at.end; ++t, ++n) {
+    const int stage = n % S::stages;
+    auto& others = m.others[stage];
+    there.others.wait(n);
+    turns.wait();
+    multiply_rows(x, own[0], 64 * group, others[0]);
+    multiply_rows(z, own[1], 64 * group, others[1]);
+    turns.pass();
+    const Sight sight = at.sight(t);
+    const auto mask = [&](float(&values)[2][S::cols / 4]) {
+      if (at.whole(t)) return;
+      each(values, [&](int r, int c, float& value) {
+        if (!sight.sees(r, col(c))) value = 0;
+      });
+    };
+    wait_for_products<1>(x);
+    each_with<of_keys>(x, own_lse, m.lse[stage], [&](int, int, float& weight, float lse) {
+      weight = power_of_two(fmaf(weight, scale * log2_e, -lse));
+    });
+    mask(x);
+    wait_for_products<0>(z);
+    each_with<of_keys>(z, own_d, m.d[stage],
+                       [&](int r, int c, float& slope, float d) { slope = x[r][c] * (slope - d); });
+    mask(z);
+    const bool odd_x = at.diagonal(t) && clear_odd<S>(others[0]);
+    const bool odd_v = of_keys && at.diagonal(t) && clear_odd<S>(others[1]);
+    if constexpr (of_keys) round(p, x);
+    round(ds, z);
+    turns.wait();
+    if constexpr (of_keys) add_product(sums_v, p, others[1]);
+    add_product(sums_x, ds, others[0]);
+    turns.pass();
+    wait_for_products<0>(sums_x);
+    hold(sums_v);
+    there.others.release(n);
+    const std::int64_t length = of_keys ? s.length_q : s.length_k;
+    if (odd_x) add_odd(sums_x, ds, sight, at.rows_of(s, other_x, length, s.row, t * S::cols));
+    if constexpr (of_keys) {
+      const std::int64_t step = s.heads * s.head_dim;
+      if (odd_v) add_odd(sums_v, p, sight, at.rows_of(s, other_v, length, step, t * S::cols));
+    }
+  }
+
+  sync_warpgroup(2 + group);
+  const std::int64_t length = of_keys ? s.length_k : s.length_q;
+  store<S>(sums_x, {scale, scale}, at.rows_of(s, dx, length, s.row, at.first), own[0]);
+  if constexpr (of_keys)
+    store<S>(sums_v, {1, 1}, at.rows_of(s, dv, length, s.row, at.first), own[1]);
+  show_to_products();
+  there.own.release(i);
+}
+
+template <class S, bool of_keys>
+__global__ void __launch_bounds__(S::threads, 1)
+    gradients(FlashAttentionSize s, std::int64_t places, const __grid_constant__ GradientMaps in,
+              Statistics<const float> statistics, std::int64_t padded, const bf16* other_x,
+              const bf16* other_v, bf16* dx, bf16* dv) {
+  if constexpr (has_wgmma) {
+    __shared__ GradientBarriers<S, of_keys> there;
+    auto& m = swizzled_memory<GradientMemory<S>>();
+    if (threadIdx.x == 0) there.init();
+    __syncthreads();
+    int i = 0, n = 0;
+    const auto each_place = [&](auto f) {
+      for (std::int64_t number = blockIdx.x; number < places; number += gridDim.x) {
+        const Place<S, of_keys> at(s, number);
+        f(at);
+        ++i, n += max(at.end - at.begin, 0);
+      }
+    };
+    if (threadIdx.x >= S::workers) {
+      keep_registers<registers_of_others>();
+      if (threadIdx.x == S::workers)
+        each_place([&](const auto& at) { copy_tiles(at, i, n, in, m, there, statistics, padded); });
+    } else {
+      take_registers<registers_of_workers<S::warpgroups>>();
+      const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
+      each_place([&](const auto& at) {
+        gradients_of_rows(s, at, i, n, m, there, turns, statistics, padded, other_x, other_v, dx,
+                          dv);
+      });
+    }
+  } else {
+    __trap();
+  }
+}
+
+// Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128.
+using OfQueries64 = Blocks<64, 2, 128, 3, false, 2>;
+using OfQueries128 = Blocks<128, 2, 128, 2, false, 1>;
+using OfKeys64 = Blocks<64, 2, 128, 2, false, 2>;
+using OfKeys128 = Blocks<128, 2, 64, 2, true, 1>;
+
+template <class S, bool of_keys>
+void launch_gradients(const FlashAttentionSize& s, const std::array<const bf16*, 3>& in,
+                      const bf16* dy, Statistics<const float> statistics, std::int64_t padded,
+                      bf16* dx, bf16* dv) {
+  const int of_q = of_keys ? S::cols : S::rows, of_k = of_keys ? S::rows : S::cols;
+  const CUtensorMap q = map_of(s, in[0], s.length_q, s.row, of_q);
+  const CUtensorMap upstream = map_of(s, dy, s.length_q, s.heads * s.head_dim, of_q);
+  const CUtensorMap k = map_of(s, in[1], s.length_k, s.row, of_k);
+  const CUtensorMap v = map_of(s, in[2], s.length_k, s.row, of_k);
+  const GradientMaps maps =
+      of_keys ? GradientMaps{{k, v}, {q, upstream}} : GradientMaps{{q, upstream}, {k, v}};
+  const std::int64_t places = s.batch * s.heads * Place<S, of_keys>::blocks_of(s);
+  launch(op, gradients<S, of_keys>, blocks_for(places), S::threads,
+         sizeof(GradientMemory<S>) + 1024, s, places, maps, statistics, padded,
+         of_keys ? in[0] : in[1], of_keys ? dy : in[2], dx, dv);
+}
+
+}  // namespace
+
+bool gpu::hopper::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q,
+                                           const Tensor& k, const Tensor& v, const Tensor& y,
+                                           const Tensor& lse, const Tensor& dy, Tensor& dq,
+                                           Tensor& dk, Tensor& dv) {
+  if (!fits(s, q.dtype()) || !has_barriers<gradients<OfKeys64, true>>(op)) return false;
+  const auto in = attention_parts<bf16>(s, q, k, v);
+  const auto dx = attention_parts<bf16>(s, dq, dk, dv);
+  const bf16* const upstream = dy.data<bf16>();
+  if (!aligned_rows(s, in, upstream) || !aligned_rows(s, dx, y.data<bf16>())) return false;
+  const std::int64_t padded = divide_up<std::int64_t>(s.length_q, 128) * 128;
+  const std::int64_t rows = s.batch * s.heads * padded;
+  Tensor scratch = empty({2, rows}, lse.options());
+  const Statistics<float> own{scratch.data<float>(), scratch.data<float>() + rows};
+  const Statistics<const float> statistics{own.lse, own.d};
+  const auto summarize_by = [&]<int lanes_a_row>() {
+    launch(op, summarize<lanes_a_row>,
+           dim3(static_cast<unsigned>(rows * lanes_a_row / statistics_threads)), statistics_threads,
+           0, s, padded, y.data<bf16>(), upstream, lse.data<float>(), own);
+  };
+  s.head_dim <= 64 ? summarize_by.template operator()<8>() : summarize_by.template operator()<16>();
+  const auto with = [&](auto of_q, auto of_k) {
+    launch_gradients<decltype(of_q), false>(s, in, upstream, statistics, padded, dx[0], nullptr);
+    launch_gradients<decltype(of_k), true>(s, in, upstream, statistics, padded, dx[1], dx[2]);
+  };
+  if (s.head_dim <= 64)
+    with(OfQueries64{}, OfKeys64{});
+  else
+    with(OfQueries128{}, OfKeys128{});
+  return true;
+}
+
+}  // namespace ebb

@@ -1,0 +1,224 @@
+// Forward: S = q kᵀ of tile t + 1 and sums += P v of tile t are both in flight; when S is there,
+// its softmax runs beside the other product. P goes from registers into the product that needs it.
+#include "ebb/ops/attention/hopper.h"
+
+#include "ebb/ops/attention/hopper.cuh"
+
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::hopper;
+
+// Of each tensor a map by which the TMA finds [head_dim, length, heads, batch].
+struct Maps {
+  CUtensorMap q, k, v;
+};
+
+// Of the keys so far, each row's largest score, the sum of the exponentials, and of the values that
+// they weigh; they are scaled down by `shrink` when a larger score comes.
+template <class S>
+struct Softmax {
+  float top[2] = {-infinity, -infinity};
+  float total[2] = {};  // of this thread's columns
+  float shrink[2];
+  float sums[2][S::width / 4] = {};
+
+  // x becomes the weights.
+  __device__ void weigh(float (&x)[2][S::cols / 4], float scale) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float high = top[r];
+#pragma unroll
+      for (float value : x[r]) high = fmaxf(high, value);
+      high = warp_reduce<4>(high, [](float a, float b) { return fmaxf(a, b); });
+      const float shift = high == -infinity ? 0.0f : __fmul_rn(high, scale);
+      shrink[r] = power_of_two(fmaf(top[r], scale, -shift));
+      top[r] = high;
+      float sum = 0;
+#pragma unroll
+      for (float& value : x[r]) sum += value = power_of_two(fmaf(value, scale, -shift));
+      total[r] = total[r] * shrink[r] + sum;
+    }
+  }
+  __device__ void rescale() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (float& value : sums[r]) value *= shrink[r];
+  }
+};
+
+template <class S>
+struct AttendMemory {
+  Panels<S::rows, S::width> q[S::own_stages];
+  Panels<S::cols, S::width> k[S::stages], v[S::stages];
+};
+template <class S>
+struct AttendBarriers {
+  Ring<S::own_stages> q;
+  Ring<S::stages> k, v;
+  __device__ void init() {
+    q.init(1, S::workers);
+    k.init(1, S::workers);
+    v.init(1, S::workers);
+    show_barriers();
+  }
+};
+
+// Of the i-th place of a block; n tiles have been before.
+template <class S>
+__device__ void copy_tiles(const Place<S, false>& at, int i, int n, const Maps& in,
+                           AttendMemory<S>& m, AttendBarriers<S>& there) {
+  fetch(m.q[i % S::own_stages], in.q, at.first, at.head, at.sequence, there.q.room(i));
+  for (int t = 0; t < at.end; ++t, ++n) {
+    fetch(m.k[n % S::stages], in.k, t * S::cols, at.head, at.sequence, there.k.room(n));
+    fetch(m.v[n % S::stages], in.v, t * S::cols, at.head, at.sequence, there.v.room(n));
+  }
+}
+
+template <class S>
+__device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at, int i, int n,
+                            AttendMemory<S>& m, AttendBarriers<S>& there,
+                            const Turns<S::warpgroups, S::in_turn>& turns, const bf16* v, bf16* y,
+                            float* lse) {
+  const int group = this_warpgroup();
+  auto& q = m.q[i % S::own_stages];
+  const float sign = s.scale > 0 ? 1.0f : s.scale < 0 ? -1.0f : 0.0f;
+  const float size = s.scale == 0 ? 1.0f : static_cast<float>(fabs(s.scale));
+  Softmax<S> softmax;
+  float x[2][S::cols / 4] = {};
+  unsigned p[S::cols / 16][4];
+
+  const auto scores = [&](int t) {
+    there.k.wait(n + t);
+    multiply_rows(x, q, 64 * group, m.k[(n + t) % S::stages]);
+  };
+  const auto weigh = [&](int t) {
+    there.k.release(n + t);
+    if (sign != 1) each(x, [&](int, int, float& score) { score *= sign; });
+    if (!at.whole(t)) {
+      const Sight sight = at.sight(t);
+      each(x, [&](int r, int c, float& score) {
+        if (!sight.sees(r, col(c))) score = -infinity;
+      });
+    }
+    softmax.weigh(x, size * log2_e);
+  };
+  const auto find_odd = [&](int t) {
+    if (!at.diagonal(t)) return false;
+    there.v.wait(n + t);
+    return clear_odd<S>(m.v[(n + t) % S::stages]);
+  };
+  const auto values = [&](int t) {
+    there.v.wait(n + t);
+    add_product(softmax.sums, p, m.v[(n + t) % S::stages]);
+  };
+  const auto finish = [&](int t, bool odd) {
+    wait_for_products<0>(softmax.sums);
+    there.v.release(n + t);
+    if (odd)
+      add_odd(softmax.sums, p, at.sight(t), at.rows_of(s, v, s.length_k, s.row, t * S::cols));
+  };
+
+  there.q.wait(i);
+  scores(0);
+  wait_for_products<0>(x);
+  weigh(0);
+  round(p, x);
+  const int last = at.end - 1;
+  for (int t = 0; t < last; ++t) {
+    const bool odd = find_odd(t);
+    turns.wait();
+    scores(t + 1);
+    values(t);
+    turns.pass();
+    wait_for_products<1>(x);
+    weigh(t + 1);
+    if constexpr (S::width == 128) hold_back(softmax.total[0] + softmax.total[1]);
+    finish(t, odd);
+    softmax.rescale();
+    round(p, x);
+  }
+  const bool odd = find_odd(last);
+  values(last);
+  finish(last, odd);
+
+  float factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float total = warp_reduce<4>(softmax.total[r], Sum{});
+    const std::int64_t own = at.first + row(r);
+    if (lane() % 4 == 0 && own < s.length_q)
+      lse[at.line * s.length_q + own] = __fmul_rn(softmax.top[r], size) + logf(total);
+    factor[r] = total == 0 ? 0.0f : 1 / total;
+  }
+  sync_warpgroup(2 + group);
+  store<S>(softmax.sums, factor, at.rows_of(s, y, s.length_q, s.heads * s.head_dim, at.first), q);
+  show_to_products();
+  there.q.release(i);
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::threads, 1)
+    attend(FlashAttentionSize s, std::int64_t places, const __grid_constant__ Maps in,
+           const bf16* v, bf16* y, float* lse) {
+  if constexpr (has_wgmma) {
+    __shared__ AttendBarriers<S> there;
+    auto& m = swizzled_memory<AttendMemory<S>>();
+    if (threadIdx.x == 0) there.init();
+    __syncthreads();
+    int i = 0, n = 0;
+    const auto each_place = [&](auto f) {
+      for (std::int64_t number = blockIdx.x; number < places; number += gridDim.x) {
+        const Place<S, false> at(s, number);
+        f(at);
+        ++i, n += at.end;
+      }
+    };
+    if (threadIdx.x >= S::workers) {
+      keep_registers<registers_of_others>();
+      if (threadIdx.x == S::workers)
+        each_place([&](const auto& at) { copy_tiles(at, i, n, in, m, there); });
+    } else {
+      take_registers<registers_of_workers<S::warpgroups>>();
+      const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
+      each_place([&](const auto& at) { attend_rows(s, at, i, n, m, there, turns, v, y, lse); });
+    }
+  } else {
+    __trap();
+  }
+}
+
+// Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128.
+using Attend64 = Blocks<64, 3, 128, 2, true, 2>;
+using Attend128 = Blocks<128, 2, 128, 2, true, 2>;
+
+template <class S>
+void launch_attend(const FlashAttentionSize& s, const std::array<const bf16*, 3>& in, bf16* y,
+                   float* lse) {
+  const Maps maps{map_of(s, in[0], s.length_q, s.row, S::rows),
+                  map_of(s, in[1], s.length_k, s.row, S::cols),
+                  map_of(s, in[2], s.length_k, s.row, S::cols)};
+  const std::int64_t places = s.batch * s.heads * Place<S, false>::blocks_of(s);
+  launch(op, attend<S>, blocks_for(places), S::threads, sizeof(AttendMemory<S>) + 1024, s, places,
+         maps, in[2], y, lse);
+}
+
+}  // namespace
+
+bool gpu::hopper::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
+                                  const Tensor& v, Tensor& y, Tensor& lse) {
+  if (!fits(s, q.dtype()) || !has_barriers<attend<Attend64>>(op)) return false;
+  const auto in = attention_parts<bf16>(s, q, k, v);
+  bf16* const out = y.data<bf16>();
+  if (!aligned_rows(s, in, out)) return false;
+  float* const of_lse = lse.data<float>();
+  if (s.head_dim <= 64)
+    launch_attend<Attend64>(s, in, out, of_lse);
+  else
+    launch_attend<Attend128>(s, in, out, of_lse);
+  return true;
+}
+
+}  // namespace ebb
