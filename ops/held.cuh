@@ -19,11 +19,9 @@
 // channel_map(). How a sum is ordered depends on the shape and on how many multiprocessors there
 // are, with how much shared memory.
 #pragma once
-#include <cooperative_groups.h>
-
 #include "ebb/ops/channels.cuh"
-#include "ebb/ops/cluster.cuh"
 #include "ebb/ops/mma.cuh"
+#include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
 
@@ -459,30 +457,6 @@ inline HeldLayout held_layout(HeldLayout s, int blocks, int slots, int warps) {
   return best;
 }
 
-// launch() of blocks that are all there at a time, those of a group at least.
-template <class... P, class... A>
-void launch_groups(std::string_view op, void (*kernel)(P...), unsigned grid, unsigned threads,
-                   size_t shared, const HeldLayout& s, const A&... arguments) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
-        op);
-  cudaLaunchAttribute together{};
-  together.id = s.clusters ? cudaLaunchAttributeClusterDimension : cudaLaunchAttributeCooperative;
-  if (s.clusters)
-    together.val.clusterDim = {static_cast<unsigned>(s.group), 1, 1};
-  else
-    together.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = threads;
-  config.dynamicSmemBytes = shared;
-  config.stream = stream();
-  config.attrs = &together;
-  config.numAttrs = 1;
-  note_launch(op, reinterpret_cast<const void*>(kernel), static_cast<int>(threads), shared);
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), op);
-}
-
 // y = channel(x…) of tiles, unless they are too large.
 template <class T, int count, int width, bool columns, class Body, class... X>
 bool hold_tiles(std::string_view op, const Body& body, HeldLayout s, Device device, T* y,
@@ -515,8 +489,10 @@ bool hold_tiles(std::string_view op, const Body& body, HeldLayout s, Device devi
       s.clusters ? nullptr : reinterpret_cast<unsigned long long*>(partial.data<double>());
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(blocks / s.group, s.tiles)) *
                     static_cast<unsigned>(s.group);
-  launch_groups(op, held_kernel<T, count, width, columns, Body, X...>, grid, held_threads<columns>,
-                static_cast<size_t>(s.slots) * slot_bytes, s, body, s, bits, y, x...);
+  launch_together(op, held_kernel<T, count, width, columns, Body, X...>,
+                  {grid, held_threads<columns>, static_cast<size_t>(s.slots) * slot_bytes,
+                   s.clusters ? static_cast<unsigned>(s.group) : 0},
+                  body, s, bits, y, x...);
   return true;
 }
 

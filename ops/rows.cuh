@@ -24,8 +24,8 @@
 #include <limits>
 #include <utility>
 
-#include "ebb/ops/cluster.cuh"
 #include "ebb/ops/packs.cuh"
+#include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
 
@@ -274,8 +274,8 @@ void launch_held(std::string_view op, const Body& body, const RowLayout& layout,
   const auto blocks =
       static_cast<unsigned>(divide_up<std::int64_t>(layout.rows * layout.slices, threads / group));
   if constexpr (held == Held::by_cluster) {
-    launch_clusters(op, kernel, blocks, threads, static_cast<unsigned>(layout.slices), body, layout,
-                    x...);
+    launch_together(op, kernel, {blocks, threads, 0, static_cast<unsigned>(layout.slices)}, body,
+                    layout, x...);
   } else {
     launch(op, kernel, dim3(blocks), threads, 0, body, layout, x...);
   }

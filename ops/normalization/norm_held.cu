@@ -262,8 +262,8 @@ bool forward(const char* op, const Tensor& x, const NormRows& s, const Tensor& w
   const T* const b = data_or_null<T>(bias);
   if (!can_hold(s, bytes, x.data<T>(), w, b, y.data<T>())) return false;
   Tensor partial = empty({s.rows, dealt_blocks, 2}, {Dtype::f64, x.device()});
-  launch_together(op, held_forward_kernel<T, centred, kept, stored>, dealt_blocks, dealt_threads,
-                  bytes, x.data<T>(), w, b, Deal(s), eps,
+  launch_together(op, held_forward_kernel<T, centred, kept, stored>,
+                  {dealt_blocks, dealt_threads, bytes}, x.data<T>(), w, b, Deal(s), eps,
                   reinterpret_cast<double2*>(partial.data<double>()), data_or_null<double>(mean),
                   rstd.data<Compute<T>>(), y.data<T>());
   return true;
@@ -285,9 +285,9 @@ bool backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows&
                 gradients.dbias))
     return false;
   Tensor partial = empty({s.rows, dealt_blocks, 2}, {Dtype::f64, x.device()});
-  launch_together(op, held_backward_kernel<T, count, kept, stored>, dealt_blocks, dealt_threads,
-                  bytes, x.data<T>(), dy.data<T>(), w, data_or_null<double>(mean),
-                  rstd.data<Compute<T>>(), Deal(s),
+  launch_together(op, held_backward_kernel<T, count, kept, stored>,
+                  {dealt_blocks, dealt_threads, bytes}, x.data<T>(), dy.data<T>(), w,
+                  data_or_null<double>(mean), rstd.data<Compute<T>>(), Deal(s),
                   reinterpret_cast<double2*>(partial.data<double>()), dx.data<T>(), gradients);
   return true;
 }

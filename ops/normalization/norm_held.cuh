@@ -8,10 +8,10 @@
 // first on the way back, many are still in the cache. A column has one owner, so that its sums over
 // the rows, dw and db, are found on the way, and its weight is read once.
 #pragma once
-#include <cooperative_groups.h>
 #include <cuda_pipeline.h>
 
 #include "ebb/ops/normalization/norm_rows.cuh"
+#include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
 
@@ -316,27 +316,6 @@ __device__ void add_blocks(const Deal& d, const RowPairs& found, double2* partia
     if (lane == 0) total(r, sum);
   }
   __syncthreads();
-}
-
-// launch() of blocks that run at once, and may wait for each other.
-template <class... P, class... A>
-void launch_together(std::string_view op, void (*kernel)(P...), unsigned grid, unsigned threads,
-                     size_t shared, const A&... arguments) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
-        op);
-  cudaLaunchAttribute together{};
-  together.id = cudaLaunchAttributeCooperative;
-  together.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = threads;
-  config.dynamicSmemBytes = shared;
-  config.stream = stream();
-  config.attrs = &together;
-  config.numAttrs = 1;
-  note_launch(op, reinterpret_cast<const void*>(kernel), static_cast<int>(threads), shared);
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), op);
 }
 
 }  // namespace ebb::gpu
