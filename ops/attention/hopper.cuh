@@ -159,10 +159,57 @@ __device__ void fetch(T (&to)[n], const T* from, Barrier& there) {
   copy(to, from, sizeof(to), there);
 }
 
+// How places, which blocks stay at one after the other, are dealt out: there are as many blocks as
+// run at a time, and each takes the next place when it has room for it, so that all end together.
+struct Deal {
+  std::int64_t places;
+  std::int64_t together;  // heads: places of so many follow each other, then come other heads
+  int* taken;             // beside the first one of each block; null: each has every gridDim-th
+
+  __device__ std::int64_t after(std::int64_t number) const {
+    return gridDim.x + (taken ? atomicAdd(taken, 1) : number);
+  }
+};
+
+// The ring of what a block owns, with the numbers of its places, which the copying thread finds.
+template <class S, int fetches>
+struct Owned {
+  Ring<S::own_stages> ring;
+  std::int64_t numbers[S::own_stages];
+
+  __device__ void init() { ring.init(fetches, S::workers); }
+  __device__ Barrier& room(int i, std::int64_t number) {
+    Barrier& full = ring.room(i);
+    numbers[i % S::own_stages] = number;
+    return full;
+  }
+  // copy(i, number) for the i-th place of the block, by the copying thread.
+  template <class F>
+  __device__ void send(const Deal& deal, F copy) {
+    int i = 0;
+    for (std::int64_t number = blockIdx.x, next; number < deal.places; number = next, ++i) {
+      next = deal.after(number);  // asked for before the copies: it takes a while
+      copy(i, number);
+    }
+    Barrier& full = room(i, -1);
+    for (int k = 0; k < fetches; ++k) full.arrive();
+  }
+  // work(i, number) when what the place owns is there, by all others.
+  template <class F>
+  __device__ void receive(F work) {
+    for (int i = 0;; ++i) {
+      ring.wait(i);
+      const std::int64_t number = numbers[i % S::own_stages];
+      if (number < 0) return;
+      work(i, number);
+      ring.release(i);
+    }
+  }
+};
+
 // Which head and which of its rows a block owns, of queries or `of_keys`, and which tiles of the
-// others they meet. There are as many blocks as run at a time, and places are dealt to them in
-// turn: of as many heads as there are blocks first the rows with the most to do, then the next, so
-// that all have the same to do and a block stays with its head; then come other heads.
+// others they meet. Of heads that are dealt together first the rows with the most to do come, then
+// the next.
 template <class S, bool of_keys>
 struct Place {
   std::int64_t line;  // the heads of all sequences are counted
@@ -173,12 +220,18 @@ struct Place {
   __host__ __device__ static std::int64_t blocks_of(const FlashAttentionSize& s) {
     return divide_up<std::int64_t>(of_keys ? s.length_k : s.length_q, S::rows);
   }
-  __device__ Place(const FlashAttentionSize& s, std::int64_t number)
-      : length(static_cast<int>(of_keys ? s.length_q : s.length_k)), is_causal(s.is_causal) {
+  // What heads that are dealt together read again and again stays in the L2 cache.
+  static Deal deal(const FlashAttentionSize& s, int* taken) {
+    constexpr std::int64_t cached = 32 << 20;
     const std::int64_t heads = s.batch * s.heads;
+    const std::int64_t bytes = 2 * sizeof(bf16) * (of_keys ? s.length_q : s.length_k) * s.head_dim;
+    return {heads * blocks_of(s), std::clamp<std::int64_t>(cached / bytes, 1, heads), taken};
+  }
+  __device__ Place(const FlashAttentionSize& s, std::int64_t together, std::int64_t number)
+      : length(static_cast<int>(of_keys ? s.length_q : s.length_k)), is_causal(s.is_causal) {
     const std::int64_t blocks = blocks_of(s);
-    const std::int64_t before = number / (blocks * gridDim.x) * gridDim.x;  // heads
-    const std::int64_t wide = min(heads - before, static_cast<std::int64_t>(gridDim.x));
+    const std::int64_t before = number / (blocks * together) * together;  // heads
+    const std::int64_t wide = min(s.batch * s.heads - before, together);
     const std::int64_t rest = number - before * blocks;
     const auto block = static_cast<int>(rest / wide);
     line = before + rest % wide;
@@ -188,6 +241,7 @@ struct Place {
     begin = is_causal && of_keys ? first / S::cols : 0;
     end = divide_up(is_causal && !of_keys ? min(first + S::rows, length) : length, S::cols);
   }
+  __device__ int tiles() const { return max(end - begin, 0); }
   __device__ bool diagonal(int t) const {
     return is_causal &&
            (of_keys ? t * S::cols < first + S::rows - 1 : (t + 1) * S::cols - 1 > first);
@@ -308,8 +362,8 @@ inline bool fits(const FlashAttentionSize& s, Dtype dtype) {
 }
 
 // As many as run at a time: one a multiprocessor.
-inline dim3 blocks_for(std::int64_t places) {
-  return dim3(static_cast<unsigned>(std::min<std::int64_t>(places, multiprocessors())));
+inline dim3 blocks_for(const Deal& deal) {
+  return dim3(static_cast<unsigned>(std::min<std::int64_t>(deal.places, multiprocessors())));
 }
 
 }  // namespace ebb::gpu::hopper

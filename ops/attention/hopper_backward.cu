@@ -22,7 +22,8 @@ constexpr int statistics_threads = 256;
 template <int lanes_a_row>
 __global__ void __launch_bounds__(statistics_threads)
     summarize(FlashAttentionSize s, std::int64_t padded, const bf16* y, const bf16* dy,
-              const float* lse, Statistics<float> out) {
+              const float* lse, Statistics<float> out, int* taken) {
+  if (blockIdx.x == 0 && threadIdx.x < 2) taken[threadIdx.x] = 0;
   const std::int64_t n =
       (blockIdx.x * std::int64_t{statistics_threads} + threadIdx.x) / lanes_a_row;
   const std::int64_t line = n / padded, i = n % padded;
@@ -51,10 +52,10 @@ struct GradientMemory {
 };
 template <class S, bool of_keys>
 struct GradientBarriers {
-  Ring<S::own_stages> own;
+  Owned<S, 2> own;
   Ring<S::stages> others;
   __device__ void init() {
-    own.init(2, S::workers);
+    own.init();
     others.init(of_keys ? 4 : 2, S::workers);
     show_barriers();
   }
@@ -65,14 +66,13 @@ struct GradientMaps {
   CUtensorMap own[2], others[2];
 };
 
-// Of the i-th place of a block; n tiles have been before.
+// Before the tiles of this place n others come.
 template <class S, bool of_keys>
-__device__ void copy_tiles(const Place<S, of_keys>& at, int i, int n, const GradientMaps& in,
+__device__ void copy_tiles(const Place<S, of_keys>& at, int n, const GradientMaps& in,
+                           Panels<S::rows, S::width> (&own)[2], Barrier& own_there,
                            GradientMemory<S>& m, GradientBarriers<S, of_keys>& there,
                            Statistics<const float> statistics, std::int64_t padded) {
-  Barrier& own = there.own.room(i);
-  for (int j = 0; j < 2; ++j)
-    fetch(m.own[i % S::own_stages][j], in.own[j], at.first, at.head, at.sequence, own);
+  for (int j = 0; j < 2; ++j) fetch(own[j], in.own[j], at.first, at.head, at.sequence, own_there);
   for (int t = at.begin; t < at.end; ++t, ++n) {
     const int stage = n % S::stages;
     Barrier& full = there.others.room(n);
@@ -107,13 +107,13 @@ __device__ void each_with(float (&x)[2][n], const float (&rows)[2], const float*
 }
 
 template <class S, bool of_keys>
-__device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of_keys>& at, int i,
-                                  int n, GradientMemory<S>& m, GradientBarriers<S, of_keys>& there,
+__device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of_keys>& at, int n,
+                                  Panels<S::rows, S::width> (&own)[2], GradientMemory<S>& m,
+                                  GradientBarriers<S, of_keys>& there,
                                   const Turns<S::warpgroups, S::in_turn>& turns,
                                   Statistics<const float> statistics, std::int64_t padded,
                                   const bf16* other_x, const bf16* other_v, bf16* dx, bf16* dv) {
   const int group = this_warpgroup();
-  auto& own = m.own[i % S::own_stages];
   const auto scale = static_cast<float>(s.scale);
   float x[2][S::cols / 4] = {}, z[2][S::cols / 4] = {};
   float sums_x[2][S::width / 4] = {}, sums_v[2][of_keys ? S::width / 4 : 1] = {};
@@ -125,7 +125,6 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     own_d[r] = statistics.d[at.line * padded + at.first + row(r)];
   }
 
-  there.own.wait(i);
   for (int t = at.begin; t < at.end; ++t, ++n) {
     const int stage = n % S::stages;
     auto& others = m.others[stage];
@@ -175,12 +174,11 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
   if constexpr (of_keys)
     store<S>(sums_v, {1, 1}, at.rows_of(s, dv, length, s.row, at.first), own[1]);
   show_to_products();
-  there.own.release(i);
 }
 
 template <class S, bool of_keys>
 __global__ void __launch_bounds__(S::threads, 1)
-    gradients(FlashAttentionSize s, std::int64_t places, const __grid_constant__ GradientMaps in,
+    gradients(FlashAttentionSize s, Deal deal, const __grid_constant__ GradientMaps in,
               Statistics<const float> statistics, std::int64_t padded, const bf16* other_x,
               const bf16* other_v, bf16* dx, bf16* dv) {
   if constexpr (has_wgmma) {
@@ -188,24 +186,24 @@ __global__ void __launch_bounds__(S::threads, 1)
     auto& m = swizzled_memory<GradientMemory<S>>();
     if (threadIdx.x == 0) there.init();
     __syncthreads();
-    int i = 0, n = 0;
-    const auto each_place = [&](auto f) {
-      for (std::int64_t number = blockIdx.x; number < places; number += gridDim.x) {
-        const Place<S, of_keys> at(s, number);
-        f(at);
-        ++i, n += max(at.end - at.begin, 0);
-      }
-    };
+    int n = 0;  // tiles of places before
     if (threadIdx.x >= S::workers) {
       keep_registers<registers_of_others>();
       if (threadIdx.x == S::workers)
-        each_place([&](const auto& at) { copy_tiles(at, i, n, in, m, there, statistics, padded); });
+        there.own.send(deal, [&](int i, std::int64_t number) {
+          const Place<S, of_keys> at(s, deal.together, number);
+          copy_tiles(at, n, in, m.own[i % S::own_stages], there.own.room(i, number), m, there,
+                     statistics, padded);
+          n += at.tiles();
+        });
     } else {
       take_registers<registers_of_workers<S::warpgroups>>();
       const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
-      each_place([&](const auto& at) {
-        gradients_of_rows(s, at, i, n, m, there, turns, statistics, padded, other_x, other_v, dx,
-                          dv);
+      there.own.receive([&](int i, std::int64_t number) {
+        const Place<S, of_keys> at(s, deal.together, number);
+        gradients_of_rows(s, at, n, m.own[i % S::own_stages], m, there, turns, statistics, padded,
+                          other_x, other_v, dx, dv);
+        n += at.tiles();
       });
     }
   } else {
@@ -222,7 +220,7 @@ using OfKeys128 = Blocks<128, 2, 64, 2, true, 1>;
 template <class S, bool of_keys>
 void launch_gradients(const FlashAttentionSize& s, const std::array<const bf16*, 3>& in,
                       const bf16* dy, Statistics<const float> statistics, std::int64_t padded,
-                      bf16* dx, bf16* dv) {
+                      int* taken, bf16* dx, bf16* dv) {
   const int of_q = of_keys ? S::cols : S::rows, of_k = of_keys ? S::rows : S::cols;
   const CUtensorMap q = map_of(s, in[0], s.length_q, s.row, of_q);
   const CUtensorMap upstream = map_of(s, dy, s.length_q, s.heads * s.head_dim, of_q);
@@ -230,10 +228,9 @@ void launch_gradients(const FlashAttentionSize& s, const std::array<const bf16*,
   const CUtensorMap v = map_of(s, in[2], s.length_k, s.row, of_k);
   const GradientMaps maps =
       of_keys ? GradientMaps{{k, v}, {q, upstream}} : GradientMaps{{q, upstream}, {k, v}};
-  const std::int64_t places = s.batch * s.heads * Place<S, of_keys>::blocks_of(s);
-  launch(op, gradients<S, of_keys>, blocks_for(places), S::threads,
-         sizeof(GradientMemory<S>) + 1024, s, places, maps, statistics, padded,
-         of_keys ? in[0] : in[1], of_keys ? dy : in[2], dx, dv);
+  const Deal deal = Place<S, of_keys>::deal(s, taken);
+  launch(op, gradients<S, of_keys>, blocks_for(deal), S::threads, sizeof(GradientMemory<S>) + 1024,
+         s, deal, maps, statistics, padded, of_keys ? in[0] : in[1], of_keys ? dy : in[2], dx, dv);
 }
 
 }  // namespace
@@ -252,15 +249,19 @@ bool gpu::hopper::flash_attention_backward(const FlashAttentionSize& s, const Te
   Tensor scratch = empty({2, rows}, lse.options());
   const Statistics<float> own{scratch.data<float>(), scratch.data<float>() + rows};
   const Statistics<const float> statistics{own.lse, own.d};
+  Tensor counters = empty({2}, {Dtype::i32, lse.device()});
+  int* const taken = counters.data<std::int32_t>();  // of each of the kernels that follow
   const auto summarize_by = [&]<int lanes_a_row>() {
     launch(op, summarize<lanes_a_row>,
            dim3(static_cast<unsigned>(rows * lanes_a_row / statistics_threads)), statistics_threads,
-           0, s, padded, y.data<bf16>(), upstream, lse.data<float>(), own);
+           0, s, padded, y.data<bf16>(), upstream, lse.data<float>(), own, taken);
   };
   s.head_dim <= 64 ? summarize_by.template operator()<8>() : summarize_by.template operator()<16>();
   const auto with = [&](auto of_q, auto of_k) {
-    launch_gradients<decltype(of_q), false>(s, in, upstream, statistics, padded, dx[0], nullptr);
-    launch_gradients<decltype(of_k), true>(s, in, upstream, statistics, padded, dx[1], dx[2]);
+    launch_gradients<decltype(of_q), false>(s, in, upstream, statistics, padded, taken, dx[0],
+                                            nullptr);
+    launch_gradients<decltype(of_k), true>(s, in, upstream, statistics, padded, taken + 1, dx[1],
+                                           dx[2]);
   };
   if (s.head_dim <= 64)
     with(OfQueries64{}, OfKeys64{});

@@ -2,6 +2,7 @@
 // its softmax runs beside the other product. P goes from registers into the product that needs it.
 #include "ebb/ops/attention/hopper.h"
 
+#include "ebb/core/basic.h"
 #include "ebb/ops/attention/hopper.cuh"
 
 namespace ebb {
@@ -56,21 +57,22 @@ struct AttendMemory {
 };
 template <class S>
 struct AttendBarriers {
-  Ring<S::own_stages> q;
+  Owned<S, 1> q;
   Ring<S::stages> k, v;
   __device__ void init() {
-    q.init(1, S::workers);
+    q.init();
     k.init(1, S::workers);
     v.init(1, S::workers);
     show_barriers();
   }
 };
 
-// Of the i-th place of a block; n tiles have been before.
+// Before the tiles of this place n others come.
 template <class S>
-__device__ void copy_tiles(const Place<S, false>& at, int i, int n, const Maps& in,
-                           AttendMemory<S>& m, AttendBarriers<S>& there) {
-  fetch(m.q[i % S::own_stages], in.q, at.first, at.head, at.sequence, there.q.room(i));
+__device__ void copy_tiles(const Place<S, false>& at, int n, const Maps& in,
+                           Panels<S::rows, S::width>& q, Barrier& q_there, AttendMemory<S>& m,
+                           AttendBarriers<S>& there) {
+  fetch(q, in.q, at.first, at.head, at.sequence, q_there);
   for (int t = 0; t < at.end; ++t, ++n) {
     fetch(m.k[n % S::stages], in.k, t * S::cols, at.head, at.sequence, there.k.room(n));
     fetch(m.v[n % S::stages], in.v, t * S::cols, at.head, at.sequence, there.v.room(n));
@@ -78,12 +80,11 @@ __device__ void copy_tiles(const Place<S, false>& at, int i, int n, const Maps& 
 }
 
 template <class S>
-__device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at, int i, int n,
-                            AttendMemory<S>& m, AttendBarriers<S>& there,
-                            const Turns<S::warpgroups, S::in_turn>& turns, const bf16* v, bf16* y,
-                            float* lse) {
+__device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at, int n,
+                            Panels<S::rows, S::width>& q, AttendMemory<S>& m,
+                            AttendBarriers<S>& there, const Turns<S::warpgroups, S::in_turn>& turns,
+                            const bf16* v, bf16* y, float* lse) {
   const int group = this_warpgroup();
-  auto& q = m.q[i % S::own_stages];
   const float sign = s.scale > 0 ? 1.0f : s.scale < 0 ? -1.0f : 0.0f;
   const float size = s.scale == 0 ? 1.0f : static_cast<float>(fabs(s.scale));
   Softmax<S> softmax;
@@ -121,7 +122,6 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
       add_odd(softmax.sums, p, at.sight(t), at.rows_of(s, v, s.length_k, s.row, t * S::cols));
   };
 
-  there.q.wait(i);
   scores(0);
   wait_for_products<0>(x);
   weigh(0);
@@ -156,34 +156,34 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   sync_warpgroup(2 + group);
   store<S>(softmax.sums, factor, at.rows_of(s, y, s.length_q, s.heads * s.head_dim, at.first), q);
   show_to_products();
-  there.q.release(i);
 }
 
 template <class S>
 __global__ void __launch_bounds__(S::threads, 1)
-    attend(FlashAttentionSize s, std::int64_t places, const __grid_constant__ Maps in,
-           const bf16* v, bf16* y, float* lse) {
+    attend(FlashAttentionSize s, Deal deal, const __grid_constant__ Maps in, const bf16* v, bf16* y,
+           float* lse) {
   if constexpr (has_wgmma) {
     __shared__ AttendBarriers<S> there;
     auto& m = swizzled_memory<AttendMemory<S>>();
     if (threadIdx.x == 0) there.init();
     __syncthreads();
-    int i = 0, n = 0;
-    const auto each_place = [&](auto f) {
-      for (std::int64_t number = blockIdx.x; number < places; number += gridDim.x) {
-        const Place<S, false> at(s, number);
-        f(at);
-        ++i, n += at.end;
-      }
-    };
+    int n = 0;  // tiles of places before
     if (threadIdx.x >= S::workers) {
       keep_registers<registers_of_others>();
       if (threadIdx.x == S::workers)
-        each_place([&](const auto& at) { copy_tiles(at, i, n, in, m, there); });
+        there.q.send(deal, [&](int i, std::int64_t number) {
+          const Place<S, false> at(s, deal.together, number);
+          copy_tiles(at, n, in, m.q[i % S::own_stages], there.q.room(i, number), m, there);
+          n += at.tiles();
+        });
     } else {
       take_registers<registers_of_workers<S::warpgroups>>();
       const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
-      each_place([&](const auto& at) { attend_rows(s, at, i, n, m, there, turns, v, y, lse); });
+      there.q.receive([&](int i, std::int64_t number) {
+        const Place<S, false> at(s, deal.together, number);
+        attend_rows(s, at, n, m.q[i % S::own_stages], m, there, turns, v, y, lse);
+        n += at.tiles();
+      });
     }
   } else {
     __trap();
@@ -196,13 +196,19 @@ using Attend128 = Blocks<128, 2, 128, 2, true, 2>;
 
 template <class S>
 void launch_attend(const FlashAttentionSize& s, const std::array<const bf16*, 3>& in, bf16* y,
-                   float* lse) {
+                   float* lse, Device device) {
   const Maps maps{map_of(s, in[0], s.length_q, s.row, S::rows),
                   map_of(s, in[1], s.length_k, s.row, S::cols),
                   map_of(s, in[2], s.length_k, s.row, S::cols)};
-  const std::int64_t places = s.batch * s.heads * Place<S, false>::blocks_of(s);
-  launch(op, attend<S>, blocks_for(places), S::threads, sizeof(AttendMemory<S>) + 1024, s, places,
-         maps, in[2], y, lse);
+  Deal deal = Place<S, false>::deal(s, nullptr);
+  Tensor taken;
+  if (s.is_causal && deal.places > 4 * multiprocessors()) {  // few or equal ones need no turns
+    taken = empty({1}, {Dtype::i32, device});
+    deal.taken = taken.data<std::int32_t>();
+    fill_bytes(deal.taken, 0, sizeof(int));
+  }
+  launch(op, attend<S>, blocks_for(deal), S::threads, sizeof(AttendMemory<S>) + 1024, s, deal, maps,
+         in[2], y, lse);
 }
 
 }  // namespace
@@ -215,9 +221,9 @@ bool gpu::hopper::flash_attention(const FlashAttentionSize& s, const Tensor& q, 
   if (!aligned_rows(s, in, out)) return false;
   float* const of_lse = lse.data<float>();
   if (s.head_dim <= 64)
-    launch_attend<Attend64>(s, in, out, of_lse);
+    launch_attend<Attend64>(s, in, out, of_lse, y.device());
   else
-    launch_attend<Attend128>(s, in, out, of_lse);
+    launch_attend<Attend128>(s, in, out, of_lse, y.device());
   return true;
 }
 

@@ -319,6 +319,28 @@ TEST_CASE("flash_attention: bf16 agrees with the definition at every edge of its
   }
 }
 
+// More heads than a GPU's blocks meet at once, and than stay in its cache.
+TEST_CASE("flash_attention: a sequence has the same bits however many others there are") {
+  for (const bool causal : {false, true})
+    for (const Sizes& s :
+         {Sizes{23, 200, 200, 12, 16}, Sizes{10, 40, 4096, 7, 16}, Sizes{10, 4096, 40, 7, 16}})
+      for (const Device device : devices()) {
+        const auto run = [&](std::int64_t first, std::int64_t last) {
+          Tensors in = inputs(s, 51, Dtype::bf16);
+          for (Tensor& x : in) x = leaf(slice(x, 0, first, last).to(device).detach().clone());
+          const Tensor y = f({.is_causal = causal})(in);
+          y.backward(slice(randn(s.q(), 54, Dtype::bf16), 0, first, last).to(device));
+          return Tensors{y.detach(), in[0].grad(), in[1].grad(), in[2].grad()};
+        };
+        const Tensors all = run(0, s.batch);
+        for (const std::int64_t i : {std::int64_t{0}, s.batch / 3, s.batch - 1}) {
+          const Tensors alone = run(i, i + 1);
+          for (size_t k = 0; k < all.size(); ++k)
+            CHECK(values(slice(all[k], 0, i, i + 1)) == values(alone[k]));
+        }
+      }
+}
+
 TEST_CASE("flash_attention: what does not fit is refused") {
   const Tensor q = zeros({2, 3, 4, 5});
   const auto refused = [&](Kind kind, const std::vector<std::string>& parts, const Tensor& k,
