@@ -16,7 +16,7 @@
 #pragma once
 #include <bit>
 
-#include "ebb/core/random.h"
+#include "ebb/ops/attention/flash_attention.h"
 #include "ebb/ops/mma.cuh"
 
 namespace ebb::gpu::attention {
@@ -86,6 +86,21 @@ struct Draws {
     return __funnelshift_r(word, word, 8 * turn);
   }
 };
+
+template <bool of_keys>
+__device__ Draws<of_keys> draws_of(const FlashAttentionSize& s, std::int64_t head) {
+  const std::int64_t across = divide_up<std::int64_t>(s.length_k, 16);
+  const Stream& stream = s.dropout.stream;
+  return {stream.seed, stream.now(), across,
+          head * divide_up<std::int64_t>(s.length_q, 16) * across};
+}
+
+// Calls f with whether weights are dropped.
+template <class F>
+void with_dropout(const FlashAttentionSize& s, F f) {
+  if (s.dropout.threshold > 0) return f(std::true_type{});
+  f(std::false_type{});
+}
 
 // Fills a tile, with zeros beyond what is there. A thread takes one column of chunks.
 template <class T, class Tile>

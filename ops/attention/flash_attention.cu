@@ -1,7 +1,6 @@
 #include <limits>
 
 #include "ebb/ops/attention/cores.cuh"
-#include "ebb/ops/attention/flash_attention.h"
 #include "ebb/ops/attention/hopper.h"
 #include "ebb/ops/map.cuh"
 #include "ebb/ops/rows.cuh"
@@ -10,13 +9,14 @@ namespace ebb {
 namespace {
 
 using namespace gpu;
-using attention::Draws;
+using attention::draws_of;
 using attention::Everything;
 using attention::ExactCore;
 using attention::load;
 using attention::Rows;
 using attention::TensorCore;
 using attention::threads;
+using attention::with_dropout;
 
 constexpr const char* op = "flash_attention";
 
@@ -72,14 +72,6 @@ __device__ void each(F f) {
   for (int r = 0; r < Core::own_rows; ++r)
 #pragma unroll
     for (int c = 0; c < Core::own_cols; ++c) f(r, c);
-}
-
-template <bool of_keys>
-__device__ Draws<of_keys> draws_of(const FlashAttentionSize& s, std::int64_t head) {
-  const std::int64_t across = divide_up<std::int64_t>(s.length_k, 16);
-  const Stream& stream = s.dropout.stream;
-  return {stream.seed, stream.now(), across,
-          head * divide_up<std::int64_t>(s.length_q, 16) * across};
 }
 
 // A score that is a number of its own, not the first half of a fused multiply-add.
@@ -414,13 +406,6 @@ template <class T>
 bool aligned_rows(const FlashAttentionSize& s, const std::array<T*, 3>& x, const void* y) {
   return s.head_dim % pack_size<std::remove_const_t<T>> == 0 && aligned(x[0]) && aligned(x[1]) &&
          aligned(x[2]) && aligned(y);
-}
-
-// Calls f with whether weights are dropped.
-template <class F>
-void with_dropout(const FlashAttentionSize& s, F f) {
-  if (s.dropout.threshold > 0) return f(std::true_type{});
-  f(std::false_type{});
 }
 
 template <class Core, bool of_keys, bool drops, class T>

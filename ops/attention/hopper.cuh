@@ -13,7 +13,6 @@
 #include <limits>
 
 #include "ebb/ops/attention/cores.cuh"
-#include "ebb/ops/attention/flash_attention.h"
 #include "ebb/ops/map.cuh"
 #include "ebb/ops/wgmma.cuh"
 
@@ -73,6 +72,12 @@ struct Sight {
   int from[2], to[2];
   __device__ bool sees(int r, int column) const { return from[r] <= column && column < to[r]; }
 };
+
+// f(r, c, bits) for each number that a thread has: they lie as mma.sync has them.
+template <int cols, bool of_keys, class F>
+__device__ void draw(const attention::Draws<of_keys>& draws, int own, int other, F f) {
+  attention::TensorCore<64, 1, cols>::draw(draws, own, other, f);
+}
 
 // f(r, c, value) for each number that a thread has.
 template <int n, class F>
@@ -356,9 +361,8 @@ bool aligned_rows(const FlashAttentionSize& s, const std::array<T*, 3>& x, const
 inline bool fits(const FlashAttentionSize& s, Dtype dtype) {
   constexpr std::int64_t most = std::int64_t{1} << 30;
   const bool some = s.batch > 0 && s.length_q > 0 && s.length_k > 0 && s.heads > 0;
-  return dtype == Dtype::bf16 && s.dropout.threshold == 0 && some && s.head_dim <= 128 &&
-         s.length_q <= most && s.length_k <= most && compute_capability() == 90 &&
-         tensor_map_encoder() != nullptr;
+  return dtype == Dtype::bf16 && some && s.head_dim <= 128 && s.length_q <= most &&
+         s.length_k <= most && compute_capability() == 90 && tensor_map_encoder() != nullptr;
 }
 
 // As many as run at a time: one a multiprocessor.

@@ -1,7 +1,7 @@
 // Internal: not in <ebb/ebb.h>, not installed.
 // Flash attention on the tensor cores of Hopper GPUs, for bf16 and a head_dim of up to 128. Each
 // does what gpu::flash_attention does and returns true, or nothing and false where it cannot:
-// another GPU or dtype, dropout, rows that do not begin at 16 bytes, a binary without sm_90a code.
+// another GPU or dtype, rows that do not begin at 16 bytes, a binary without sm_90a code.
 #pragma once
 #include "ebb/ops/attention/flash_attention.h"
 

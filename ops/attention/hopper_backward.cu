@@ -106,7 +106,13 @@ __device__ void each_with(float (&x)[2][n], const float (&rows)[2], const float*
   }
 }
 
-template <class S, bool of_keys>
+// A weight, which is not below 0, with a sign that says that it is dropped; a NaN keeps that, too.
+__device__ inline float marked(float weight) {
+  return __uint_as_float(__float_as_uint(weight) | 0x80000000u);
+}
+__device__ inline bool is_marked(float weight) { return (__float_as_uint(weight) >> 31) != 0; }
+
+template <bool drops, class S, bool of_keys>
 __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of_keys>& at, int n,
                                   Panels<S::rows, S::width> (&own)[2], GradientMemory<S>& m,
                                   GradientBarriers<S, of_keys>& there,
@@ -115,6 +121,8 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
                                   const bf16* other_x, const bf16* other_v, bf16* dx, bf16* dv) {
   const int group = this_warpgroup();
   const auto scale = static_cast<float>(s.scale);
+  const float kept = drops ? static_cast<float>(s.dropout.scale) : 1.0f;
+  const auto draws = drops ? attention::draws_of<of_keys>(s, at.line) : attention::Draws<of_keys>{};
   float x[2][S::cols / 4] = {}, z[2][S::cols / 4] = {};
   float sums_x[2][S::width / 4] = {}, sums_v[2][of_keys ? S::width / 4 : 1] = {};
   unsigned p[S::cols / 16][4], ds[S::cols / 16][4];
@@ -144,10 +152,21 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     each_with<of_keys>(x, own_lse, m.lse[stage], [&](int, int, float& weight, float lse) {
       weight = power_of_two(fmaf(weight, scale * log2_e, -lse));
     });
+    if constexpr (drops)
+      draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
+        if (bits < s.dropout.threshold) x[r][c] = marked(x[r][c]);
+      });
     mask(x);
     wait_for_products<0>(z);
-    each_with<of_keys>(z, own_d, m.d[stage],
-                       [&](int r, int c, float& slope, float d) { slope = x[r][c] * (slope - d); });
+    each_with<of_keys>(z, own_d, m.d[stage], [&](int r, int c, float& slope, float d) {
+      if constexpr (drops) {
+        const bool dropped = is_marked(x[r][c]);
+        slope = fabsf(x[r][c]) * ((dropped ? 0.0f : slope * kept) - d);
+        if (dropped) x[r][c] = 0;
+      } else {
+        slope = x[r][c] * (slope - d);
+      }
+    });
     mask(z);
     const bool odd_x = at.diagonal(t) && clear_odd<S>(others[0]);
     const bool odd_v = of_keys && at.diagonal(t) && clear_odd<S>(others[1]);
@@ -172,11 +191,11 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
   const std::int64_t length = of_keys ? s.length_k : s.length_q;
   store<S>(sums_x, {scale, scale}, at.rows_of(s, dx, length, s.row, at.first), own[0]);
   if constexpr (of_keys)
-    store<S>(sums_v, {1, 1}, at.rows_of(s, dv, length, s.row, at.first), own[1]);
+    store<S>(sums_v, {kept, kept}, at.rows_of(s, dv, length, s.row, at.first), own[1]);
   show_to_products();
 }
 
-template <class S, bool of_keys>
+template <class S, bool of_keys, bool drops>
 __global__ void __launch_bounds__(S::threads, 1)
     gradients(FlashAttentionSize s, Deal deal, const __grid_constant__ GradientMaps in,
               Statistics<const float> statistics, std::int64_t padded, const bf16* other_x,
@@ -201,8 +220,8 @@ __global__ void __launch_bounds__(S::threads, 1)
       const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
       there.own.receive([&](int i, std::int64_t number) {
         const Place<S, of_keys> at(s, deal.together, number);
-        gradients_of_rows(s, at, n, m.own[i % S::own_stages], m, there, turns, statistics, padded,
-                          other_x, other_v, dx, dv);
+        gradients_of_rows<drops>(s, at, n, m.own[i % S::own_stages], m, there, turns, statistics,
+                                 padded, other_x, other_v, dx, dv);
         n += at.tiles();
       });
     }
@@ -217,7 +236,7 @@ using OfQueries128 = Blocks<128, 2, 128, 2, false, 1>;
 using OfKeys64 = Blocks<64, 2, 128, 2, false, 2>;
 using OfKeys128 = Blocks<128, 2, 64, 2, true, 1>;
 
-template <class S, bool of_keys>
+template <class S, bool of_keys, bool drops>
 void launch_gradients(const FlashAttentionSize& s, const std::array<const bf16*, 3>& in,
                       const bf16* dy, Statistics<const float> statistics, std::int64_t padded,
                       int* taken, bf16* dx, bf16* dv) {
@@ -229,8 +248,9 @@ void launch_gradients(const FlashAttentionSize& s, const std::array<const bf16*,
   const GradientMaps maps =
       of_keys ? GradientMaps{{k, v}, {q, upstream}} : GradientMaps{{q, upstream}, {k, v}};
   const Deal deal = Place<S, of_keys>::deal(s, taken);
-  launch(op, gradients<S, of_keys>, blocks_for(deal), S::threads, sizeof(GradientMemory<S>) + 1024,
-         s, deal, maps, statistics, padded, of_keys ? in[0] : in[1], of_keys ? dy : in[2], dx, dv);
+  launch(op, gradients<S, of_keys, drops>, blocks_for(deal), S::threads,
+         sizeof(GradientMemory<S>) + 1024, s, deal, maps, statistics, padded,
+         of_keys ? in[0] : in[1], of_keys ? dy : in[2], dx, dv);
 }
 
 }  // namespace
@@ -239,7 +259,7 @@ bool gpu::hopper::flash_attention_backward(const FlashAttentionSize& s, const Te
                                            const Tensor& k, const Tensor& v, const Tensor& y,
                                            const Tensor& lse, const Tensor& dy, Tensor& dq,
                                            Tensor& dk, Tensor& dv) {
-  if (!fits(s, q.dtype()) || !has_barriers<gradients<OfKeys64, true>>(op)) return false;
+  if (!fits(s, q.dtype()) || !has_barriers<gradients<OfKeys64, true, false>>(op)) return false;
   const auto in = attention_parts<bf16>(s, q, k, v);
   const auto dx = attention_parts<bf16>(s, dq, dk, dv);
   const bf16* const upstream = dy.data<bf16>();
@@ -257,16 +277,18 @@ bool gpu::hopper::flash_attention_backward(const FlashAttentionSize& s, const Te
            0, s, padded, y.data<bf16>(), upstream, lse.data<float>(), own, taken);
   };
   s.head_dim <= 64 ? summarize_by.template operator()<8>() : summarize_by.template operator()<16>();
-  const auto with = [&](auto of_q, auto of_k) {
-    launch_gradients<decltype(of_q), false>(s, in, upstream, statistics, padded, taken, dx[0],
-                                            nullptr);
-    launch_gradients<decltype(of_k), true>(s, in, upstream, statistics, padded, taken + 1, dx[1],
-                                           dx[2]);
+  const auto with = [&](auto of_q, auto of_k, auto drops) {
+    launch_gradients<decltype(of_q), false, drops>(s, in, upstream, statistics, padded, taken,
+                                                   dx[0], nullptr);
+    launch_gradients<decltype(of_k), true, drops>(s, in, upstream, statistics, padded, taken + 1,
+                                                  dx[1], dx[2]);
   };
-  if (s.head_dim <= 64)
-    with(OfQueries64{}, OfKeys64{});
-  else
-    with(OfQueries128{}, OfKeys128{});
+  attention::with_dropout(s, [&](auto drops) {
+    if (s.head_dim <= 64)
+      with(OfQueries64{}, OfKeys64{}, drops);
+    else
+      with(OfQueries128{}, OfKeys128{}, drops);
+  });
   return true;
 }
 

@@ -79,7 +79,7 @@ __device__ void copy_tiles(const Place<S, false>& at, int n, const Maps& in,
   }
 }
 
-template <class S>
+template <bool drops, class S>
 __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at, int n,
                             Panels<S::rows, S::width>& q, AttendMemory<S>& m,
                             AttendBarriers<S>& there, const Turns<S::warpgroups, S::in_turn>& turns,
@@ -87,6 +87,7 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   const int group = this_warpgroup();
   const float sign = s.scale > 0 ? 1.0f : s.scale < 0 ? -1.0f : 0.0f;
   const float size = s.scale == 0 ? 1.0f : static_cast<float>(fabs(s.scale));
+  const auto draws = drops ? attention::draws_of<false>(s, at.line) : attention::Draws<false>{};
   Softmax<S> softmax;
   float x[2][S::cols / 4] = {};
   unsigned p[S::cols / 16][4];
@@ -105,6 +106,10 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
       });
     }
     softmax.weigh(x, size * log2_e);
+    if constexpr (drops)
+      draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
+        if (bits < s.dropout.threshold) x[r][c] = 0;
+      });
   };
   const auto find_odd = [&](int t) {
     if (!at.diagonal(t)) return false;
@@ -144,6 +149,7 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   values(last);
   finish(last, odd);
 
+  const float kept = drops ? static_cast<float>(s.dropout.scale) : 1.0f;
   float factor[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -151,14 +157,14 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
     const std::int64_t own = at.first + row(r);
     if (lane() % 4 == 0 && own < s.length_q)
       lse[at.line * s.length_q + own] = __fmul_rn(softmax.top[r], size) + logf(total);
-    factor[r] = total == 0 ? 0.0f : 1 / total;
+    factor[r] = total == 0 ? 0.0f : kept / total;
   }
   sync_warpgroup(2 + group);
   store<S>(softmax.sums, factor, at.rows_of(s, y, s.length_q, s.heads * s.head_dim, at.first), q);
   show_to_products();
 }
 
-template <class S>
+template <class S, bool drops>
 __global__ void __launch_bounds__(S::threads, 1)
     attend(FlashAttentionSize s, Deal deal, const __grid_constant__ Maps in, const bf16* v, bf16* y,
            float* lse) {
@@ -181,7 +187,7 @@ __global__ void __launch_bounds__(S::threads, 1)
       const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
       there.q.receive([&](int i, std::int64_t number) {
         const Place<S, false> at(s, deal.together, number);
-        attend_rows(s, at, n, m.q[i % S::own_stages], m, there, turns, v, y, lse);
+        attend_rows<drops>(s, at, n, m.q[i % S::own_stages], m, there, turns, v, y, lse);
         n += at.tiles();
       });
     }
@@ -194,7 +200,7 @@ __global__ void __launch_bounds__(S::threads, 1)
 using Attend64 = Blocks<64, 3, 128, 2, true, 2>;
 using Attend128 = Blocks<128, 2, 128, 2, true, 2>;
 
-template <class S>
+template <class S, bool drops>
 void launch_attend(const FlashAttentionSize& s, const std::array<const bf16*, 3>& in, bf16* y,
                    float* lse, Device device) {
   const Maps maps{map_of(s, in[0], s.length_q, s.row, S::rows),
@@ -207,23 +213,25 @@ void launch_attend(const FlashAttentionSize& s, const std::array<const bf16*, 3>
     deal.taken = taken.data<std::int32_t>();
     fill_bytes(deal.taken, 0, sizeof(int));
   }
-  launch(op, attend<S>, blocks_for(deal), S::threads, sizeof(AttendMemory<S>) + 1024, s, deal, maps,
-         in[2], y, lse);
+  launch(op, attend<S, drops>, blocks_for(deal), S::threads, sizeof(AttendMemory<S>) + 1024, s,
+         deal, maps, in[2], y, lse);
 }
 
 }  // namespace
 
 bool gpu::hopper::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                                   const Tensor& v, Tensor& y, Tensor& lse) {
-  if (!fits(s, q.dtype()) || !has_barriers<attend<Attend64>>(op)) return false;
+  if (!fits(s, q.dtype()) || !has_barriers<attend<Attend64, false>>(op)) return false;
   const auto in = attention_parts<bf16>(s, q, k, v);
   bf16* const out = y.data<bf16>();
   if (!aligned_rows(s, in, out)) return false;
   float* const of_lse = lse.data<float>();
-  if (s.head_dim <= 64)
-    launch_attend<Attend64>(s, in, out, of_lse, y.device());
-  else
-    launch_attend<Attend128>(s, in, out, of_lse, y.device());
+  attention::with_dropout(s, [&](auto drops) {
+    if (s.head_dim <= 64)
+      launch_attend<Attend64, drops>(s, in, out, of_lse, y.device());
+    else
+      launch_attend<Attend128, drops>(s, in, out, of_lse, y.device());
+  });
   return true;
 }
 
