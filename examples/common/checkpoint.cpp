@@ -84,7 +84,7 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
     require(there(key) == here, Kind::format, "resume",
             text(path.string(), " is of another run: its ", key, " differs"), there(key), here);
   };
-  for (const char* first : {"task", "model"})  // before what follows from them
+  for (const char* first : {"format", "task", "model"})  // before what follows from them
     if (run.description.contains(first)) compare(first);
   for (const auto& [key, value] : run.description) compare(key);
   const std::uint64_t step = number(checkpoint.metadata, "step");
@@ -96,6 +96,15 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
   run.optimizer.load_state(with_prefix(checkpoint, "optimizer."), run.step);
   for (auto& [key, value] : run.notes) value = there(key);
   default_generator().restore(number(checkpoint.metadata, "seed"), drawn);
+}
+
+Checkpoint load_checkpoint(const std::filesystem::path& path, const std::string& format,
+                           const std::string& program) {
+  Checkpoint checkpoint = load_safetensors(path);
+  const std::string& its = described(checkpoint, "format", path, program);
+  require(its == format, Kind::format, "load_model",
+          text(path.string(), " is no checkpoint of this ", program), its, format);
+  return checkpoint;
 }
 
 const std::string& described(const Checkpoint& checkpoint, const std::string& key,

@@ -30,6 +30,11 @@ void save_run(const std::filesystem::path& path, const Run& run);
 // weights only.
 void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_step);
 
+// What `program` wrote at `path`. Error `format` unless it is in this format, which a newer version
+// of the program may have changed.
+ebb::Checkpoint load_checkpoint(const std::filesystem::path& path, const std::string& format,
+                                const std::string& program);
+
 // One entry of the metadata. Error `format`, saying that the file is not `program`'s, without it.
 const std::string& described(const ebb::Checkpoint& checkpoint, const std::string& key,
                              const std::filesystem::path& path, const std::string& program);

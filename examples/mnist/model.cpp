@@ -66,8 +66,9 @@ std::unique_ptr<ebb::nn::Module> make_model(const std::string& name) {
 }
 
 std::unique_ptr<nn::Module> load_model(const std::filesystem::path& path, Device device) {
-  const Checkpoint checkpoint = load_safetensors(path);
-  auto model = make_model(example::described(checkpoint, "model", path, "train_mnist"));
+  constexpr const char* program = "train_mnist";
+  const Checkpoint checkpoint = example::load_checkpoint(path, checkpoint_format, program);
+  auto model = make_model(example::described(checkpoint, "model", path, program));
   model->load_state(example::weights(checkpoint, path));
   model->to(device);
   model->eval();

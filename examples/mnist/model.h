@@ -8,6 +8,8 @@
 
 namespace mnist {
 
+inline constexpr const char* checkpoint_format = "ebb mnist 1";
+
 // "default": three batch-normalised convolutions of 16, 32 and 32 channels, two poolings, a hidden
 // layer of 128.
 // "reference": the net of PyTorch's MNIST example, with its parameters' names.

@@ -12,8 +12,6 @@ using example::shown;
 
 namespace {
 
-constexpr const char* format = "ebb mnist 1";
-
 std::unique_ptr<nn::Module> seeded_model(const Config& config, Device device) {
   manual_seed(static_cast<std::uint64_t>(config.seed));
   auto model = make_model(config.model);
@@ -102,7 +100,7 @@ std::vector<example::Panel> Trainer::panels(const std::vector<example::Json>& re
 }
 
 example::Run Trainer::state() {
-  return {{{"format", format},
+  return {{{"format", checkpoint_format},
            {"model", config_.model},
            {"epochs", shown(config_.epochs)},
            {"batch_size", shown(config_.batch_size)},

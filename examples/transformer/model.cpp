@@ -115,7 +115,7 @@ std::string described(const nn::TransformerOptions& o) {
 }
 
 Loaded load_model(const std::filesystem::path& path, Device device) {
-  const Checkpoint checkpoint = load_safetensors(path);
+  const Checkpoint checkpoint = example::load_checkpoint(path, checkpoint_format, program);
   const auto options = parse(example::described(checkpoint, "model", path, program), path);
   require_sizes(checkpoint, options, path);
   Vocabulary vocabulary(

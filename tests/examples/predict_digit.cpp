@@ -134,17 +134,23 @@ TEST_CASE("predict_digit: a checkpoint that is none of ours is refused") {
   write(path, "not a checkpoint");
   check_refused(predict(tiny, {"three.png"}), 3, {"checkpoint.safetensors"});
   const ebb::Tensor weight = ebb::zeros({10, 5});
+  const auto ours = [](const char* net) {
+    return std::map<std::string, std::string>{{"format", "ebb mnist 1"}, {"model", net}};
+  };
   ebb::save_safetensors(path, {{{"fc.weight", weight}}, {}});
   check_refused(predict(tiny, {"three.png"}), 3, {"no checkpoint of train_mnist"});
-  ebb::save_safetensors(path, {{{"model.fc2.weight", weight}}, {{"model", "default"}}});
+  ebb::save_safetensors(path, {{{"model.fc2.weight", weight}}, ours("default")});
   check_refused(predict(tiny, {"three.png"}), 3, {"fc2.weight"});
-  ebb::save_safetensors(path, {{{"model.fc2.weight", weight}}, {{"model", "resnet"}}});
+  ebb::save_safetensors(path, {{{"model.fc2.weight", weight}}, ours("resnet")});
   check_refused(predict(tiny, {"three.png"}), 3, {"resnet"});
   REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
   ebb::Checkpoint spoiled = ebb::load_safetensors(path);
   spoiled.tensors.front().second.fill_(NAN);
   ebb::save_safetensors(path, spoiled);
   check_refused(predict(tiny, {"three.png"}), 3, {path, "conv1.weight", "NaN"});
+  spoiled.metadata["format"] = "ebb mnist 2";
+  ebb::save_safetensors(path, spoiled);
+  check_refused(predict(tiny, {"three.png"}), 3, {path, "got ebb mnist 2; expected ebb mnist 1"});
   check_refused(predict(tiny, {"three.png"}, "cuda:9"), 4, {"cuda"});
 }
 

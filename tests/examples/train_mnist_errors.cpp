@@ -202,11 +202,20 @@ TEST_CASE("train_mnist: a checkpoint of another run or another net does not resu
   }
   replace(tiny.data / train_images, [](auto s) { return with_byte(s, 16, 1); });
   check_run_refused(tiny, {"--resume"}, 3, {"of another run", "data_crc32"});
+  // Of a program to come.
+  const std::string path = tiny.checkpoint().string();
+  const std::string good = read(path);
+  ebb::Checkpoint newer = ebb::load_safetensors(path);
+  newer.metadata["format"] = "ebb mnist 2";
+  ebb::save_safetensors(path, newer);
+  check_run_refused(tiny, {"--resume"}, 3, {"got ebb mnist 2; expected ebb mnist 1"});
+  check_run_refused(tiny, {"--eval", path}, 3, {path, "got ebb mnist 2; expected ebb mnist 1"});
+  write(path, good);
   // The right description around weights of another net.
-  ebb::Checkpoint other = ebb::load_safetensors(tiny.checkpoint().string());
+  ebb::Checkpoint other = ebb::load_safetensors(path);
   std::erase_if(other.tensors, [](const auto& t) { return t.first == "model.fc2.bias"; });
-  ebb::save_safetensors(tiny.checkpoint().string(), other);
-  check_run_refused(tiny, {"--eval", tiny.checkpoint().string()}, 3, {"fc2.bias"});
+  ebb::save_safetensors(path, other);
+  check_run_refused(tiny, {"--eval", path}, 3, {"fc2.bias"});
 }
 
 TEST_CASE("train_mnist: unknown flags and values are refused by name") {

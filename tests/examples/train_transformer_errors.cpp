@@ -204,7 +204,12 @@ TEST_CASE("train_transformer and generate: a damaged or foreign checkpoint is re
   };
   ebb::save_safetensors(path, {{{"w", ebb::ones({2})}}, {}});
   all_refuse(3, {"no checkpoint of train_transformer"});
-  with_metadata("model", "default");  // train_mnist's
+  with_metadata("format", "ebb mnist 1");
+  all_refuse(3, {path, "no checkpoint of this train_transformer"});
+  with_metadata("format", "ebb transformer 2");
+  all_refuse(3, {path, "got ebb transformer 2; expected ebb transformer 1"});
+  check_run_refused(tiny, {"--max-iters", "2", "--resume"}, 3, {"got ebb transformer 2"});
+  with_metadata("model", "default");
   all_refuse(3, {"no checkpoint of train_transformer"});
   with_metadata("model", R"({"vocabulary":1000000000})");
   all_refuse(3, {"bad vocabulary"});
@@ -254,7 +259,10 @@ TEST_CASE("generate: a small checkpoint cannot ask for a large net") {
     const std::string last = "model.blocks." + std::to_string(layers - 1) + ".norm1.weight";
     const ebb::Checkpoint checkpoint = {
         {{"model.tok.weight", ebb::ones({1, width})}, {last, ebb::ones({width})}},
-        {{"model", net.dump()}, {"task", "text"}, {"vocabulary", "a"}}};
+        {{"format", "ebb transformer 1"},
+         {"model", net.dump()},
+         {"task", "text"},
+         {"vocabulary", "a"}}};
     ebb::save_safetensors(path, checkpoint);
     check_refused(tiny.generate({"--checkpoint", path, "--device", "cpu"}), 3,
                   {"other weights than it describes; got"});
