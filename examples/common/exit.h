@@ -14,7 +14,6 @@ inline constexpr int missed_target = 1;
 inline constexpr int usage = 2;
 inline constexpr int bad_input = 3;
 inline constexpr int device = 4;
-inline constexpr int unsupported = 5;
 inline constexpr int non_finite = 6;
 inline constexpr int io = 7;  // also: out of memory
 }  // namespace exit_code
