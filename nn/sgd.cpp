@@ -14,6 +14,8 @@ SGD::SGD(const std::vector<Group>& groups, SGDOptions options)
     : Optimizer("sgd", groups, {"momentum"}, {}), options_(options) {
   require(0 <= options.momentum && options.momentum < 1, Kind::value, "sgd", "bad momentum",
           options.momentum, "[0, 1)");
+  require(!options.nesterov || options.momentum > 0, Kind::value, "sgd",
+          "nesterov looks ahead by the momentum", "momentum 0", "momentum above 0");
 }
 
 void SGD::update(const Batch& batch, const Tensor& numbers) {

@@ -1,14 +1,14 @@
-// Stochastic gradient descent with momentum, as PyTorch's:
+// Stochastic gradient descent with momentum, and with the defaults of PyTorch's:
 //   g ← g + decay · p        m ← momentum · m + g        p ← p − rate · m
 // with nesterov: p ← p − rate · (g + momentum · m). One kernel for all parameters.
-// Errors: `value` for momentum outside [0, 1).
+// Errors: `value` for momentum outside [0, 1), and for nesterov without momentum.
 #pragma once
 #include "ebb/nn/optimizer.h"
 
 namespace ebb::nn {
 
 struct SGDOptions {
-  double momentum = 0.9;
+  double momentum = 0;
   double weight_decay = 0;
   bool nesterov = false;
 };

@@ -79,7 +79,7 @@ TEST_CASE("graph: captured training gives the bytes of ordinary training, dropou
     const Trained ordinary = trained<nn::AdamW>(device, false, adam);
     CHECK(trained<nn::AdamW>(device, true, adam) == ordinary);
     CHECK(ordinary.losses.back() < ordinary.losses.front());
-    const nn::SGDOptions sgd{.weight_decay = 0.01, .nesterov = true};
+    const nn::SGDOptions sgd{.momentum = 0.9, .weight_decay = 0.01, .nesterov = true};
     CHECK(trained<nn::SGD>(device, true, sgd) == trained<nn::SGD>(device, false, sgd));
   }
 }
@@ -96,7 +96,7 @@ TEST_CASE("optimizer: a table gives each step its rate, and its last one after t
   for (const Device device : devices()) {
     const Tensor rates = tensor<double>({0.5, 0.25}, {2}, device);
     Tensor p = leaf(zeros({1}, {Dtype::f64, device}));
-    nn::SGD optimizer({p}, {.momentum = 0});
+    nn::SGD optimizer({p});
     std::vector<double> path;
     for (int i = 0; i < 4; ++i) {
       p.set_grad(ones({1}, p.options()));

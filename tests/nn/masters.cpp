@@ -34,7 +34,7 @@ nn::NamedTensors copies(const nn::Optimizer& optimizer) {
 TEST_CASE("masters: 1,000 steps that bf16 alone would lose arrive") {
   for (const Device device : devices()) {
     Tensor p = parameter(ones({5000}), device);
-    nn::SGD optimizer({p}, {.momentum = 0});
+    nn::SGD optimizer({p});
     for (int t = 0; t < 1000; ++t) {
       p.set_grad(ones_like(p));
       optimizer.step(1e-4);  // of 1, less than half a step of bf16
@@ -65,7 +65,9 @@ TEST_CASE("masters: are the weights that f32 training has, the parameters their 
       CHECK(bits(p) == bits(fine.detach().to(Dtype::bf16)));
     };
     check([](const Tensor& p) { return nn::AdamW({p}, {.weight_decay = 0.1}); });
-    check([](const Tensor& p) { return nn::SGD({p}, {.weight_decay = 0.1, .nesterov = true}); });
+    check([](const Tensor& p) {
+      return nn::SGD({p}, {.momentum = 0.9, .weight_decay = 0.1, .nesterov = true});
+    });
   }
 }
 
@@ -121,7 +123,7 @@ TEST_CASE("masters: state goes out and in, before or after the weights, to the s
 TEST_CASE("masters: a parameter that was changed since counts, not its master") {
   for (const Device device : devices()) {
     Tensor p = parameter(ones({3}), device);
-    nn::SGD optimizer({p}, {.momentum = 0});
+    nn::SGD optimizer({p});
     {
       const NoGrad guard;
       p.fill_(2);

@@ -92,6 +92,18 @@ TEST_CASE("adamw: the first step has the size of the rate for any gradient") {
   }
 }
 
+TEST_CASE("sgd: by default each step follows its own gradient alone") {
+  for (const Device device : devices()) {
+    Tensor p = leaf(ones({3}, {.device = device}));
+    nn::SGD optimizer({p});
+    for (const double g : {1.0, 2.0, 0.0}) {
+      p.set_grad(full({3}, g, {.device = device}));
+      optimizer.step(0.125);
+    }
+    CHECK(values(p) == std::vector<double>(3, 0.625));
+  }
+}
+
 TEST_CASE("optimizers: groups decay apart, and parameters without a gradient stay") {
   for (const Device device : devices()) {
     Tensor a = leaf(ones({2}, {.device = device}));
@@ -116,7 +128,7 @@ TEST_CASE("optimizers: more tensors than one launch's table holds") {
       many.push_back(leaf(full({i % 7 + 1}, i, {.device = device})));
       many.back().set_grad(ones_like(many.back()));
     }
-    nn::SGD optimizer(many, {.momentum = 0});
+    nn::SGD optimizer(many);
     optimizer.step(1);
     for (int i = 0; i < 130; ++i)
       for (const double v : values(many[static_cast<size_t>(i)])) CHECK(v == i - 1);
@@ -155,6 +167,7 @@ TEST_CASE("optimizers: bad options, rates and states are refused") {
   check_error(Kind::value, {"adamw: bad weight_decay"},
               [&] { nn::AdamW({p}, {.weight_decay = -1}); });
   check_error(Kind::value, {"sgd: bad momentum"}, [&] { nn::SGD({p}, {.momentum = 1}); });
+  check_error(Kind::value, {"sgd: nesterov"}, [&] { nn::SGD({p}, {.nesterov = true}); });
   nn::AdamW optimizer({p});
   for (const double rate : {-1.0, std::nan(""), double(INFINITY)})
     check_error(Kind::value, {"adamw: bad learning rate"}, [&] { optimizer.step(rate); });
