@@ -164,6 +164,16 @@ def losses():
     case("cross_entropy", logits=normal(67, 10), target=some_ignored(10, 67, -100))
     case("cross_entropy", logits=normal(5, 1009, offset=1000), target=integers(1009, 5))
     case("cross_entropy", logits=normal(9, 33, scale=50), target=integers(33, 9))
+    for n, d, c, attrs in [(5, 7, 4, {}), (5, 7, 4, {"reduction": "sum"}), (1, 1, 1, {}),
+                           (33, 17, 129, {"logits_at_a_time": 1040}), (3, 1, 2, {}),
+                           (0, 4, 3, {"reduction": "sum"}), (67, 9, 10, {"ignore_index": 3}),
+                           (13, 5, 7, {"ignore_index": -1, "reduction": "sum",
+                                       "logits_at_a_time": 7}), (2, 257, 3, {})]:
+        ignored = attrs.get("ignore_index")
+        target = integers(c, n) if ignored is None else some_ignored(c, n, ignored)
+        case("linear_cross_entropy", attrs, x=normal(n, d), weight=normal(c, d), target=target)
+    case("linear_cross_entropy", x=normal(9, 8, scale=10), weight=normal(33, 8),
+         target=integers(33, 9))
     case("cross_entropy", {"reduction": "sum"}, logits=normal(0, 5), target=integers(5, 0))
     for reduction in ("mean", "sum", "none"):
         for shape in [(7,), (3, 5), (2, 0), (1,), (4, 3, 129)]:
@@ -216,6 +226,16 @@ def products():
                              ((65, 33), 17, True), ((1, 1021), 2, False), ((2, 3, 2, 5), 4, True)]:
         more = {"bias": normal(out)} if bias else {}
         case("linear", x=normal(*shape), weight=normal(out, shape[-1]), **more)
+    for shape, hidden, out, more in [
+            ((5, 7), 11, 3, "abr"), ((5, 7), 11, 3, ""), ((1, 1), 1, 1, ""),
+            ((2, 3, 7), 28, 7, "abr"), ((5, 6), 4, 5, "a"), ((5, 6), 4, 5, "br"),
+            ((0, 4), 3, 2, "ab"), ((4, 0), 3, 2, "ab"), ((65, 33), 41, 17, "abr"),
+            ((2, 2, 3, 5), 129, 1, "r")]:
+        of = {"up_bias": normal(hidden), "down_bias": normal(out),
+              "residual": normal(*shape[:-1], out)}
+        case("feed_forward", x=normal(*shape), up=normal(hidden, shape[-1]),
+             down=normal(out, hidden), **{n: of[n] for n, k in zip(of, "abr") if k in more})
+    case("feed_forward", x=normal(3, 4, scale=20), up=normal(8, 4), down=normal(4, 8))
 
 
 def norms():
@@ -336,6 +356,10 @@ def attentions():
             (1, 129, 129, 1, 8, {"is_causal": True})]:
         case("flash_attention", attrs, q=normal(b, lq, h, d), k=normal(b, lk, h, d),
              v=normal(b, lk, h, d))
+    for shape, attrs in [((2, 5, 3, 4), {}), ((1, 1, 1, 2), {"first": 1000}), ((0, 4, 2, 8), {}),
+                         ((2, 7, 3, 2, 6), {"first": 3}), ((1, 67, 2, 32), {"base": 500000.0}),
+                         ((1, 31, 3, 1, 64), {"base": 1.5})]:
+        case("rotary", attrs, x=normal(*shape))
     case("flash_attention", q=normal(1, 9, 1, 8, scale=20), k=normal(1, 9, 1, 8, scale=20),
          v=normal(1, 9, 1, 8))
 
@@ -347,6 +371,8 @@ def shapes():
     for x, to in [((2, 6), [3, 4]), ((2, 6), [-1]), ((12,), [2, -1, 3]), ((0, 3), [3, 0]),
                   ((1,), [])]:
         case("reshape", {"shape": to}, x=normal(*x))
+    for x, start in [((2, 3, 5), 0), ((2, 3, 5), 1), ((4, 0, 3), -2), ((7,), 0), ((), 0)]:
+        case("flatten", {"start_dim": start}, x=normal(*x))
     for x, dims in [((2, 3), [1, 0]), ((2, 3, 5), [2, 0, 1]), ((2, 3, 5), [0, 2, 1]),
                     ((2, 3, 5, 7), [0, 2, 3, 1]), ((3, 1, 4), [-1, -2, -3]), ((0, 3), [1, 0]),
                     ((37, 65), [1, 0]), ((2, 3, 2, 3, 2), [4, 1, 3, 0, 2])]:

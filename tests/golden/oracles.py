@@ -142,6 +142,81 @@ def attention_magnitude(oracle, inputs, attrs, gout):
     return {n: m.transpose(1, 2) for n, m in magnitudes.items()}
 
 
+def rotary_pairs(t, a):
+    """x as [batch, length, turned heads, 2, head_dim / 2], what stays as it is, and the angles."""
+    x = t["x"]
+    turned, kept = (x, None) if x.dim() == 4 else (x[:, :, :2], x[:, :, 2:])
+    half = x.shape[-1] // 2
+    place = a.get("first", 0) + torch.arange(x.shape[1], dtype=torch.float64)
+    rates = a.get("base", 1e4) ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = (place[:, None] * rates).reshape(-1, *[1] * (x.dim() - 3), half)
+    return turned.unflatten(-1, (2, half)), kept, angles
+
+
+def rotary(t, a):
+    pairs, kept, angles = rotary_pairs(t, a)
+    turned = torch.complex(*pairs.unbind(-2)) * torch.polar(torch.ones_like(angles), angles)
+    y = torch.cat((turned.real, turned.imag), -1)
+    return y if kept is None else torch.cat((y, kept), 2)
+
+
+def rotary_magnitude(oracle, inputs, attrs, gout):
+    """Two products an element, of each other's signs."""
+
+    def of(x):
+        pairs, kept, _ = rotary_pairs({"x": x.abs()}, attrs)
+        both = pairs.sum(-2, keepdim=True).expand_as(pairs).flatten(-2)
+        return both if kept is None else torch.cat((both, kept), 2)
+
+    return {"out.0": of(inputs["x"]), "grad.x": of(gout)}
+
+
+def feed_forward(t, a):
+    h = F.linear(t["x"], t["up"], t.get("up_bias"))
+    y = F.linear(gelu({"x": h}, {}), t["down"], t.get("down_bias"))
+    return y + t.get("residual", 0)
+
+
+def feed_forward_magnitude(oracle, inputs, attrs, gout):
+    """Errors of the first sums, carried through gelu and its derivative to first order."""
+    x, up, down = (inputs[n].abs() for n in ("x", "up", "down"))
+    h = F.linear(inputs["x"], inputs["up"], inputs.get("up_bias")).requires_grad_()
+    g = gelu({"x": h}, {})
+    slope, = torch.autograd.grad(g.sum(), h, create_graph=True)
+    bend, = torch.autograd.grad(slope.sum(), h)
+    of_h = F.linear(x, up) + inputs.get("up_bias", h.new_zeros(1)).abs()
+    of_g = (g.abs() + slope.abs() * of_h).detach()
+    of_y = F.linear(of_g, down) + sum(inputs[n].abs() for n in ("down_bias", "residual")
+                                      if n in inputs)
+    dy = gout.abs()
+    dh = (dy @ down) * (slope.abs() + bend.abs() * of_h).detach()
+    rows = lambda m: m.flatten(0, -2)
+    return {"out.0": of_y, "grad.x": dh @ up, "grad.up": rows(dh).T @ rows(x),
+            "grad.down": rows(dy).T @ rows(of_g), "grad.up_bias": rows(dh).sum(0),
+            "grad.down_bias": rows(dy).sum(0)}
+
+
+def linear_cross_entropy(t, a):
+    a = {n: v for n, v in a.items() if n != "logits_at_a_time"}
+    return F.cross_entropy(F.linear(t["x"], t["weight"]), t["target"].long(), **a)
+
+
+def linear_cross_entropy_magnitude(oracle, inputs, attrs, gout):
+    """Errors of the logits, carried to first order through softmax, and those of its terms."""
+    x, w, t = inputs["x"], inputs["weight"], inputs["target"].long()
+    kept = t != attrs.get("ignore_index", -100)
+    t = torch.where(kept, t, 0)
+    logits, of_logits = x @ w.T, x.abs() @ w.abs().T
+    p = logits.softmax(1)
+    of_mean = (p * of_logits).sum(1, keepdim=True)
+    terms = kept[:, None] * (p * (1 + of_logits + of_mean) + F.one_hot(t, len(w)))
+    losses = F.cross_entropy(logits, t, reduction="none")
+    losses = kept * (losses + of_logits.gather(1, t[:, None])[:, 0] + of_mean[:, 0])
+    by = 1 / kept.sum() if attrs.get("reduction", "mean") == "mean" else 1
+    dl = gout.abs() * by * terms
+    return {"out.0": losses.sum() * by, "grad.x": dl @ w.abs(), "grad.weight": dl.T @ x.abs()}
+
+
 def cross_entropy(t, a):
     return F.cross_entropy(t["logits"], t["target"].long(), t.get("weight"), **a)
 
@@ -252,6 +327,8 @@ ORACLES = {
     "log_softmax": row(lambda t, a: F.log_softmax(t["x"], a.get("dim", -1))),
     "cross_entropy": Oracle(cross_entropy, "E", {"logits": "E"}, cross_entropy_magnitude,
                             fixed=("weight",)),
+    "linear_cross_entropy": Oracle(linear_cross_entropy, "E", {"*": "E"},
+                                   linear_cross_entropy_magnitude),
     "mse_loss": Oracle(lambda t, a: F.mse_loss(t["x"], t["target"], **a), "E", {"*": "E"}),
     "sum": linear(reduced(torch.sum)),
     "mean": linear(reduced(torch.mean)),
@@ -265,6 +342,7 @@ ORACLES = {
                             absolute_sums),
     "matmul": linear(lambda t, a: torch.matmul(t["a"], t["b"])),
     "linear": linear(lambda t, a: F.linear(t["x"], t["weight"], t.get("bias"))),
+    "feed_forward": Oracle(feed_forward, "E", {"residual": "A", "*": "E"}, feed_forward_magnitude),
     "layer_norm": Oracle(
         lambda t, a: F.layer_norm(t["x"], a["normalized_shape"], t.get("weight"), t.get("bias"),
                                   a.get("eps", 1e-5)),
@@ -281,9 +359,11 @@ ORACLES = {
     "max_pool2d": Oracle(pooling(F.max_pool2d), "A", {"x": "E"}, absolute_gradient),
     "avg_pool2d": linear(pooling(F.avg_pool2d)),
     "flash_attention": Oracle(attention, "E", {"*": "E"}, attention_magnitude),
+    "rotary": Oracle(rotary, "E", {"*": "E"}, rotary_magnitude),
     "embedding": Oracle(lambda t, a: F.embedding(t["indices"].long(), t["weight"]), "A",
                         {"weight": "E"}, absolute_sums),
     "reshape": moved(lambda t, a: t["x"].reshape(a["shape"])),
+    "flatten": moved(lambda t, a: t["x"].flatten(a.get("start_dim", 0))),
     "permute": moved(lambda t, a: t["x"].permute(a["dims"])),
     "transpose": moved(lambda t, a: t["x"].transpose(a["dim0"], a["dim1"])),
     "concat": moved(lambda t, a: torch.cat(list(t.values()), a.get("dim", 0))),

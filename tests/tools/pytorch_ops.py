@@ -74,6 +74,22 @@ def build(c, device):
     w = get("weight")
     if op == "linear":
         return F.linear, [x(*s), x(*w), x(w[0])]
+    if op == "feed_forward":
+        up, down = get("up"), [get("out", get("up")[1]), get("up")[0]]
+        gelu = lambda t: F.gelu(t, approximate="tanh")
+        f = lambda t, p, a, q, b, r: F.linear(gelu(F.linear(t, p, a)), q, b) + r
+        return f, [x(*s), x(*up), x(up[0]), x(*down), x(down[0]), x(*s[:-1], down[0])]
+    if op == "linear_cross_entropy":
+        t = torch.randint(0, w[0], (s[0],), device=device)
+        loss = lambda h, k: F.cross_entropy(F.linear(h, k), t, reduction=get("reduction", "mean"))
+        return loss, [x(*s), x(*w)]
+    if op == "rotary":  # [batch, length, heads, head_dim]
+        half = s[-1] // 2
+        angles = torch.outer(torch.arange(s[1], device=device), get("base", 1e4) ** (
+            -torch.arange(half, device=device) / half))
+        cos, sin = (f(angles).repeat(1, 2)[:, None].to(dt) for f in (torch.cos, torch.sin))
+        turned = lambda v: torch.cat((-v[..., half:], v[..., :half]), -1)
+        return (lambda v: v * cos + turned(v) * sin), [x(*s)]
     if op in ("conv1d", "conv2d"):
         conv = getattr(F, op)
         options = [get("stride", 1), get("padding", 0), get("dilation", 1), get("groups", 1)]

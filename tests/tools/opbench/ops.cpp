@@ -125,6 +125,31 @@ Function make_linear(Case& c) {
   return [=] { return linear(x, w, b); };
 }
 
+// The layers' sizes by the first one's weight, [hidden,in], and `out`; all that may be is there.
+Function make_feed_forward(Case& c) {
+  const Shape shape = c.shape(), up = c.shape("up");
+  const std::int64_t out = c.integer("out", up[1]);
+  const Tensor x = c.input(shape), first = c.input(up), last = c.input({out, up[0]});
+  const FeedForwardOptions options{.up_bias = c.input({up[0]}),
+                                   .down_bias = c.input({out}),
+                                   .residual = c.input(shape.with(shape.rank() - 1, out))};
+  return [=] { return feed_forward(x, first, last, options); };
+}
+
+Function make_linear_cross_entropy(Case& c) {
+  const Shape shape = c.shape(), weight = c.shape("weight");
+  const Tensor x = c.input(shape), w = c.input(weight), t = c.indices({shape[0]}, weight[0]);
+  const auto reduction = parse_reduction("linear_cross_entropy", c.word("reduction", "mean"));
+  return [=] {
+    return linear_cross_entropy(x, w, t, {.reduction = reduction, .check_targets = false});
+  };
+}
+
+Function make_rotary(Case& c) {
+  const Tensor x = c.input(c.shape());
+  return [x, base = c.number("base", 10000)] { return rotary(x, {.base = base}); };
+}
+
 Shape normalized_shape(const Case& c) {
   const Shape shape = c.shape();
   return c.shape_or("normalized_shape", {shape[shape.rank() - 1]});
@@ -280,6 +305,7 @@ const std::vector<Op>& ops() {
       {{"softmax"}, along<softmax>, Reads::output},
       {{"log_softmax"}, along<log_softmax>, Reads::output},
       {{"cross_entropy"}, make_cross_entropy, Reads::inputs},
+      {{"linear_cross_entropy"}, make_linear_cross_entropy, Reads::inputs},
       {{"mse_loss"}, make_mse_loss, Reads::inputs},
       {{"sum"}, reduce<sum>, Reads::nothing},
       {{"sum_dim1"}, sum_dim1, Reads::nothing},
@@ -291,6 +317,7 @@ const std::vector<Op>& ops() {
       {{"outer_product", "outer"}, make_outer, Reads::inputs},
       {{"matmul"}, make_matmul, Reads::inputs},
       {{"linear"}, make_linear, Reads::inputs},
+      {{"feed_forward"}, make_feed_forward, Reads::inputs},
       {{"layer_norm"}, make_layer_norm, Reads::inputs},
       {{"rms_norm"}, make_rms_norm, Reads::inputs},
       {{"batch_norm", "batch_norm2d"}, make_batch_norm, Reads::inputs},
@@ -301,6 +328,7 @@ const std::vector<Op>& ops() {
       {{"avg_pool2d"}, make_avg_pool2d, Reads::nothing},
       {{"flash_attention"}, make_flash_attention, Reads::inputs_and_output},
       {{"attention"}, make_attention, Reads::inputs_and_output},
+      {{"rotary"}, make_rotary, Reads::nothing},
       {{"embedding"}, make_embedding, Reads::nothing},
       {{"reshape"}, make_reshape, Reads::only_shapes},
       {{"permute"}, make_permute, Reads::nothing},

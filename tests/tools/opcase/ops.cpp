@@ -73,6 +73,18 @@ Tensor run_linear(const Call& c) {
   return linear(c["x"], c["weight"], c["bias"]);
 }
 
+Tensor run_feed_forward(const Call& c) {
+  return feed_forward(c["x"], c["up"], c["down"], {c["up_bias"], c["down_bias"], c["residual"]});
+}
+
+Tensor run_linear_cross_entropy(const Call& c) {
+  LinearCrossEntropyOptions options{.reduction = reduction(c),
+                                    .ignore_index = c.attributes.integer("ignore_index")};
+  if (!c.attributes.absent("logits_at_a_time"))
+    options.logits_at_a_time = c.attributes.integer("logits_at_a_time");
+  return linear_cross_entropy(c["x"], c["weight"], c["target"], options);
+}
+
 // None means the last dimension, as the library's options say.
 Shape normalized_shape(const Call& c) {
   if (c.attributes.absent("normalized_shape")) return {};
@@ -159,6 +171,11 @@ Tensor run_flash_attention(const Call& c) {
   return flash_attention(c["q"], c["k"], c["v"], options);
 }
 
+Tensor run_rotary(const Call& c) {
+  return rotary(c["x"],
+                {.first = c.attributes.integer("first"), .base = c.attributes.number("base")});
+}
+
 Tensor run_dropout(const Call& c) {
   const auto& a = c.attributes;
   return dropout(c["x"], {.p = a.number("p"),
@@ -222,6 +239,10 @@ const std::vector<Op>& ops() {
        {"logits", "target", "weight?!"},
        {{"reduction", "mean"}, {"ignore_index", -100}, {"label_smoothing", 0.0}},
        run_cross_entropy},
+      {"linear_cross_entropy",
+       {"x", "weight", "target"},
+       {{"reduction", "mean"}, {"ignore_index", -100}, {"logits_at_a_time", nullptr}},
+       run_linear_cross_entropy},
       {"mse_loss",
        {"x", "target"},
        {{"reduction", "mean"}},
@@ -235,6 +256,10 @@ const std::vector<Op>& ops() {
       {"outer_product", {"a", "b"}, none, binary<outer_product>},
       {"matmul", {"a", "b"}, none, run_matmul},
       {"linear", {"x", "weight", "bias?"}, none, run_linear},
+      {"feed_forward",
+       {"x", "up", "down", "up_bias?", "down_bias?", "residual?"},
+       none,
+       run_feed_forward},
       {"layer_norm",
        {"x", "weight?", "bias?"},
        {{"normalized_shape", nullptr}, {"eps", 1e-5}},
@@ -253,6 +278,7 @@ const std::vector<Op>& ops() {
        {"q", "k", "v"},
        {{"is_causal", false}, {"scale", nullptr}},
        run_flash_attention},
+      {"rotary", {"x"}, {{"first", 0}, {"base", 10000.0}}, run_rotary},
       {"dropout", {"x"}, {{"p", 0.5}, {"training", true}, {"seed", 0}}, run_dropout},
       {"embedding",
        {"indices", "weight"},
@@ -262,6 +288,10 @@ const std::vector<Op>& ops() {
        {"x"},
        {{"shape", nullptr}},
        [](const Call& c) { return reshape(c["x"], c.attributes.integers("shape")); }},
+      {"flatten",
+       {"x"},
+       {{"start_dim", 0}},
+       [](const Call& c) { return flatten(c["x"], c.attributes.integer("start_dim")); }},
       {"permute",
        {"x"},
        {{"dims", nullptr}},
