@@ -1,6 +1,7 @@
 #include "ebb/core/gradcheck.h"
 
 #include <cmath>
+#include <filesystem>
 
 #include "twins.h"
 
@@ -79,6 +80,23 @@ TEST_CASE("gradcheck: a gradient that depends on who else asks for one is caught
   CHECK(r.report.find("input 1 alone") != std::string::npos);
 }
 
+TEST_CASE("gradcheck: a gradient that is lost where one tensor is two inputs is caught") {
+  const auto product = [](bool careless) {
+    return [careless](const Tensors& in) {
+      const bool lost = careless && in[0].same_as(in[1]);
+      return record("product", in[0].detach() * in[1].detach(), {in[0], in[1]},
+                    [lost, a = in[0].detach(), b = in[1].detach()](const Tensor& dy) -> Gradients {
+                      return {dy * b, lost ? Tensor() : dy * a};
+                    });
+    };
+  };
+  const Tensors inputs = {leaf(randn({3}, 1)), leaf(randn({3}, 2))};
+  CHECK(gradcheck(product(false), inputs).ok);
+  const GradcheckResult r = gradcheck(product(true), inputs);
+  CHECK(!r.ok);
+  CHECK(r.report.find("gradcheck: product: one tensor as inputs 0 and 1") == 0);
+}
+
 TEST_CASE("gradcheck: a missing gradient, and one lost by detaching, are caught") {
   const Tensor x = leaf(randn({3}, 1));
   CHECK(!gradcheck([](const Tensors& in) { return apply(in[0], cube); }, {x}).ok);
@@ -109,6 +127,46 @@ TEST_CASE("gradcheck: the report names input, element and both values") {
   for (const char* part :
        {"input 0", "x[0] of output 0", "backward says", "differences say", "f64 [2] cpu", "seed 0"})
     CHECK_MESSAGE(r.report.find(part) != std::string::npos, r.report);
+}
+
+TEST_CASE("gradcheck: a failure leaves its case behind, a success nothing") {
+  const std::string path =
+      std::filesystem::temp_directory_path() / "ebb_test_gradcheck.safetensors";
+  std::filesystem::remove(path);
+  const Tensor x = leaf(randn({2}, 1)), labels = tensor<std::int32_t>({3, 4}, {2});
+  const auto check = [&](double factor, const Tensors& inputs, GradcheckOptions options) {
+    options.file = path;
+    return gradcheck(
+        [&](const Tensors& in) {
+          return op(in[0], cube, [factor](double x, double dy) { return factor * x * x * dy; });
+        },
+        inputs, options);
+  };
+  CHECK(check(3, {x}, {}).ok);
+  CHECK(!std::filesystem::exists(path));
+  CHECK(check(4, {x, {}, labels}, {}).report.find("; opcase --gradcheck " + path) !=
+        std::string::npos);
+  Checkpoint written = load_safetensors(path);
+  CHECK(written.metadata == std::map<std::string, std::string>{{"op", "op"}, {"attrs", "{}"}});
+  REQUIRE(written.tensors.size() == 3);
+  CHECK(values(*written.find("in.0")) == values(x));
+  CHECK(values(*written.find("in.2")) == values(labels));
+  CHECK(values(*written.find("gout.0")) == std::vector<double>{1, 0});
+  CHECK(!check(4, {x}, {.op = "cube", .attributes = R"({"n":3})", .names = {"x"}}).ok);
+  written = load_safetensors(path);
+  CHECK(written.metadata.at("op") == "cube");
+  CHECK(written.metadata.at("attrs") == R"({"n":3})");
+  CHECK(written.find("in.x"));
+  std::filesystem::remove(path);
+  GradcheckOptions nowhere{.file = "/proc/nowhere"};
+  const auto wrong = [](const Tensors& in) {
+    return op(in[0], cube, [](double, double) { return 0.0; });
+  };
+  const GradcheckResult r = gradcheck(wrong, {x}, nowhere);
+  CHECK(r.report.find("backward says") < r.report.find("/proc/nowhere"));
+  check_error(Kind::value, {"gradcheck: a name for each input"}, [&] {
+    check(3, {x}, {.names = {"a", "b"}});
+  });
 }
 
 TEST_CASE("gradcheck: inputs stay as they were; f32, and nothing to check, are refused") {

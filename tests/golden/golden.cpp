@@ -219,6 +219,30 @@ TEST_CASE("golden: in bf16 every op and gradient is f64's to eight bits") {
   });
 }
 
+// Through the file, with the inputs by their places: the library's op of that name is right.
+TEST_CASE("golden: opcase replays what a failed gradcheck leaves behind") {
+  const std::string file = fs::temp_directory_path() / "ebb_test_golden.safetensors";
+  const auto wrong = [](const Tensors& in) {
+    return record("swiglu", swiglu(in[0].detach(), in[1].detach()), {in[0], in[1]},
+                  [](const Tensor& dy) -> Gradients {
+                    return {dy, dy};
+                  });
+  };
+  const Tensors inputs = {leaf(randn({5}, 1)), leaf(randn({5}, 2))};
+  CHECK(!gradcheck(wrong, inputs, {.file = file}).ok);
+  const opcase::Case replayed = opcase::read_case("swiglu", file);
+  CHECK(values(replayed.call["gate"]) == values(inputs[0]));
+  CHECK(values(replayed.call["up"]) == values(inputs[1]));
+  for (const Device device : devices()) {
+    std::string op;
+    double worst = 1;
+    CHECK(opcase::gradcheck_case(file, device, &op, &worst).exit == opcase::ran);
+    CHECK(op == "swiglu");
+    CHECK(worst <= 1e-8);
+  }
+  fs::remove(file);
+}
+
 // The functions of the public headers that make a tensor of tensors: `Tensor silu(const Tensor& x)`
 // and the like. What the ops' own sources share begins with the op's name instead.
 std::set<std::string> library_ops() {
