@@ -118,14 +118,16 @@ std::vector<std::uint8_t> laid_over_white(const stbi_uc* rgba, std::size_t plane
 }  // namespace
 
 Image read_image(const std::string& path) {
-  const std::vector<std::uint8_t> bytes = read_all(path);
+  std::vector<std::uint8_t> bytes = read_all(path);
   const std::string_view format = format_of(bytes);
   require(format == "PNG" || format == "JPEG", Kind::format, "image",
           text(quoted(path), " is not supported"), format, "a PNG or a JPEG");
-  if (format == "PNG")
+  if (format == "PNG") {
     check_png(bytes, path, longest_side, most_pixels);
-  else
+    complete_palette(bytes);
+  } else {
     check_jpeg(bytes, path);
+  }
 
   const auto failure = [] {
     const char* reason = stbi_failure_reason();

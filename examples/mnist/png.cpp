@@ -160,4 +160,21 @@ void check_png(const std::vector<std::uint8_t>& bytes, const std::string& path, 
           "", "");
 }
 
+void complete_palette(std::vector<std::uint8_t>& bytes) {
+  constexpr std::size_t whole = 3 * 256;
+  constexpr std::string_view name = "PLTE";
+  for (std::size_t at = signature.size(); at + 12 <= bytes.size();) {
+    const std::size_t size = big_endian(&bytes[at]);
+    const bool found = std::equal(name.begin(), name.end(), &bytes[at + 4]);
+    if (found && size < whole && size % 3 == 0) {
+      const auto end = bytes.begin() + static_cast<std::ptrdiff_t>(at + 8 + size);
+      bytes.insert(end, whole - size, 0);
+      bytes[at + 2] = whole >> 8;
+      bytes[at + 3] = whole & 255;  // the CRC, now wrong, has been looked at
+    }
+    if (found) return;
+    at += size + 12;
+  }
+}
+
 }  // namespace mnist

@@ -15,4 +15,8 @@ bool is_png(const std::vector<std::uint8_t>& bytes);
 void check_png(const std::vector<std::uint8_t>& bytes, const std::string& path, int longest_side,
                std::int64_t most_pixels);
 
+// Fills a checked PNG's palette up with black to its 256 entries, as libpng does: stb_image shows
+// memory that nobody has written for an index beyond the palette.
+void complete_palette(std::vector<std::uint8_t>& bytes);
+
 }  // namespace mnist

@@ -184,6 +184,9 @@ TEST_CASE("image: PNG of every kind decodes to the right pixels") {
   CHECK(read(deep_rgb.bytes()).rgb == Bytes{1, 2, 3});
   const Png palette{3, 1, 8, 3, {0, 1, 0, 1}, chunk("PLTE", {9, 8, 7, 200, 100, 50})};
   CHECK(read(palette.bytes()).rgb == Bytes{200, 9, 200, 100, 8, 100, 50, 7, 50});
+  const Png beyond{4, 1, 8, 3, {0, 1, 2, 255, 0}, chunk("PLTE", {9, 8, 7, 200, 100, 50})};
+  CHECK(read(beyond.bytes()).rgb == Bytes{200, 0, 0, 9, 100, 0, 0, 8, 50, 0, 0, 7});
+  refuse(Kind::format, "damaged PNG", Png{1, 1, 8, 3, {0, 0}, chunk("PLTE", {9, 8})}.bytes());
   const Png interlaced{2, 2, 8, 2, {0, 1, 2, 3, 0, 4, 5, 6, 0, 7, 8, 9, 10, 11, 12}, {}, 1};
   CHECK(read(interlaced.bytes()).rgb == two_by_two_rgb);
 }
