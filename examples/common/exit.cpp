@@ -1,5 +1,7 @@
 #include "common/exit.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -41,9 +43,17 @@ int report(int code, std::string message) {
   return code;
 }
 
+// Who started the program may have closed these: a checkpoint must not become stdout. Writing to
+// them goes on to fail.
+void occupy_standard_files() {
+  for (int file = 0; file <= 2; ++file)
+    if (fcntl(file, F_GETFD) < 0) open("/dev/null", O_RDONLY);
+}
+
 }  // namespace
 
 int run(int argc, char** argv, const std::function<int(int, char**)>& body) {
+  occupy_standard_files();
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
   try {

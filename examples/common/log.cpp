@@ -24,6 +24,8 @@ bool is_kept(const Json& record, std::int64_t step) {
 
 std::vector<Json> read_until(const std::filesystem::path& path, std::int64_t step) {
   std::vector<Json> records;
+  std::error_code unknown;
+  if (!std::filesystem::is_regular_file(path, unknown)) return records;  // a FIFO would not end
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     if (file.eof()) break;  // no newline: cut off while it was written

@@ -41,7 +41,7 @@ std::string owner_of(int file) {
 ebb::Descriptor lock(const std::filesystem::path& path) {
   const std::string name = path / "run.lock";
   for (;;) {
-    ebb::Descriptor file(open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    ebb::Descriptor file(open(name.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644));
     require(file.get() >= 0, Kind::io, "out", text("cannot write into ", path.string()), reason(),
             "a folder that can be written");
     const bool locked = flock(file.get(), LOCK_EX | LOCK_NB) == 0;

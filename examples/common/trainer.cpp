@@ -18,7 +18,12 @@ constexpr std::int64_t log_interval = 50;
 // What a run writes later than its first checkpoint would pass for its own. Its checkpoint stays
 // until there is another.
 void forget_older_run(const OutputFolder& out) {
-  for (const char* name : {"best.safetensors", "curves.png"}) std::filesystem::remove(out / name);
+  for (const char* name : {"best.safetensors", "curves.png"}) {
+    std::error_code failed;
+    std::filesystem::remove(out / name, failed);
+    require(!failed, Kind::io, "out", text("cannot remove ", (out / name).string()),
+            failed.message(), "a file, or none");
+  }
 }
 
 }  // namespace

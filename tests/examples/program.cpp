@@ -53,6 +53,7 @@ Program::Program(const std::string& name, std::vector<std::string> words,
     const rlimit limit{around.file_limit, around.file_limit};
     const bool ready = dup2(out[1], 1) == 1 && dup2(err[1], 2) == 2 &&
                        chdir(around.folder.c_str()) == 0 && setrlimit(RLIMIT_FSIZE, &limit) == 0;
+    for (int file = 0; around.closed && file <= 2; ++file) close(file);
     if (ready) execve(arguments[0], arguments.data(), environment.data());
     _exit(127);
   }

@@ -24,6 +24,7 @@ struct Surroundings {
   std::vector<std::string> environment;  // "NAME=value", over this process's own
   rlim_t file_limit = RLIM_INFINITY;     // bytes a file may have: a full disk
   std::string output = {};               // a file for stdout, which is then not caught
+  bool closed = false;                   // neither stdin nor stdout nor stderr is open
 };
 
 struct Ended {

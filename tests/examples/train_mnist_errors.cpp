@@ -1,4 +1,5 @@
 // What train_mnist refuses: each with one line on stderr that names the thing, and its exit code.
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include <functional>
@@ -282,6 +283,42 @@ TEST_CASE("train_mnist: an --out that cannot be written is refused before the fi
   check_run_refused(tiny, {"--out", std::string(5000, 'x')}, 7,
                     {"out: ", "(5000 bytes)", "too long"});
   check_run_refused(tiny, {"--out", "/dev/full/a\nb"}, 7, {"/dev/full"});
+}
+
+TEST_CASE("train_mnist: what others put into --out is neither waited for nor written through") {
+  const Tiny tiny;
+  REQUIRE(tiny.train().code == 0);
+  const fs::path log = tiny.path / "out/metrics.jsonl", lock = tiny.path / "out/run.lock";
+  fs::remove(log);
+  REQUIRE(::mkfifo(log.c_str(), 0600) == 0);
+  check_run_refused(tiny, {"--resume"}, 7, {"metrics.jsonl", "not a regular file"});
+  fs::remove(log);
+  write(tiny.path / "letter", "mine");
+  fs::create_symlink(tiny.path / "letter", lock);
+  check_refused(tiny.train(), 7, {"out", "symbolic links"});
+  CHECK(read(tiny.path / "letter") == "mine");
+  fs::remove(lock);
+  for (const char* name : {"curves.png", "best.safetensors"}) {
+    fs::remove(tiny.path / "out" / name);
+    fs::create_directories(tiny.path / "out" / name / "full");
+    check_run_refused(tiny, {}, 7, {"out: cannot remove", name});
+    fs::remove_all(tiny.path / "out" / name);
+  }
+}
+
+TEST_CASE("train_mnist: with stdout and the like closed, its files hold what they always hold") {
+  const Tiny tiny;
+  REQUIRE(tiny.train({"--out", "open"}).code == 0);
+  auto around = tiny.around();
+  around.closed = true;
+  CHECK(ebb::test::run_program("train_mnist", tiny.words({}), around).code == 0);
+  CHECK(same_bytes(tiny.checkpoint(), tiny.checkpoint("open")));
+  CHECK(names_in(tiny.path / "out") == names_in(tiny.path / "open"));
+  CHECK(read(tiny.path / "out/metrics.jsonl").starts_with("{\"step\":"));
+  check_run_refused(tiny, {"--resume", "--lr", "1"}, 3, {"of another run"});
+  CHECK(ebb::test::run_program("train_mnist", tiny.words({"--resume", "--lr", "1"}), around).code ==
+        3);
+  CHECK(same_bytes(tiny.checkpoint(), tiny.checkpoint("open")));
 }
 
 TEST_CASE("train_mnist: a second run in the same --out is refused, the first goes on") {
