@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "ops.h"
 
@@ -22,34 +24,53 @@ Tensor differentiated(Tensor x) {
   return record("input", std::move(x), {leaf}, [](const Tensor&) { return Gradients{Tensor()}; });
 }
 
+bool is_whole(const Json& value) {
+  return value.is_number_integer() &&
+         (!value.is_number_unsigned() || value.get<std::uint64_t>() <= INT64_MAX);
+}
+
 }  // namespace
 
 Case::Case(const Json& json, Device device)
     : json_(json), options_{dtype_of(word("dtype", "f32")), device}, generator_(1) {}
 
-Shape Case::shape(const char* name) const {
+const Json& Case::checked(const char* name, bool ok, const char* expected) const {
+  require(ok, Kind::value, "opbench", text("bad `", name, "`"), json_[name].dump(), expected);
+  return json_[name];
+}
+
+Shape Case::shape(const char* name, int least_rank) const {
   require(has(name), Kind::value, "opbench", text("no `", name, "`"), json_.dump(), "a shape");
-  return Shape(integers(name));
+  const Shape shape(integers(name));
+  require(shape.rank() >= least_rank, Kind::shape, "opbench", text("bad `", name, "`"), shape,
+          text("rank ", least_rank, " or more"));
+  return shape;
 }
 Shape Case::shape_or(const char* name, const Shape& otherwise) const {
   return has(name) ? shape(name) : otherwise;
 }
 std::int64_t Case::integer(const char* name, std::int64_t otherwise) const {
-  return has(name) ? json_[name].get<std::int64_t>() : otherwise;
+  if (!has(name)) return otherwise;
+  return checked(name, is_whole(json_[name]), "a whole number").get<std::int64_t>();
 }
 double Case::number(const char* name, double otherwise) const {
-  return has(name) ? json_[name].get<double>() : otherwise;
+  if (!has(name)) return otherwise;
+  return checked(name, json_[name].is_number(), "a number").get<double>();
 }
 bool Case::flag(const char* name, bool otherwise) const {
-  return has(name) ? json_[name].get<bool>() : otherwise;
+  if (!has(name)) return otherwise;
+  return checked(name, json_[name].is_boolean(), "true or false").get<bool>();
 }
 std::string Case::word(const char* name, const char* otherwise) const {
-  return has(name) ? json_[name].get<std::string>() : otherwise;
+  if (!has(name)) return otherwise;
+  return checked(name, json_[name].is_string(), "a word").get<std::string>();
 }
 std::vector<std::int64_t> Case::integers(const char* name) const {
-  const Json& value = json_[name];
-  if (value.is_array()) return value.get<std::vector<std::int64_t>>();
-  return {value.get<std::int64_t>()};
+  require(has(name), Kind::value, "opbench", text("no `", name, "`"), json_.dump(),
+          "whole numbers");
+  if (!json_[name].is_array()) return {integer(name, 0)};
+  const bool whole = std::ranges::all_of(json_[name], is_whole);
+  return checked(name, whole, "whole numbers").get<std::vector<std::int64_t>>();
 }
 Pair Case::pair(const char* name, Pair otherwise) const {
   if (!has(name)) return otherwise;
@@ -72,6 +93,7 @@ Tensor Case::input(const Shape& shape) { return draw(shape, -std::sqrt(3), std::
 Tensor Case::positive_input(const Shape& shape) { return draw(shape, 0.5, 2); }
 
 Tensor Case::indices(const Shape& shape, std::int64_t below) {
+  require(below > 0, Kind::value, "opbench", "nothing to point at", below, "1 or more");
   const TensorOptions exact{Dtype::f64, options_.device};
   const auto end = static_cast<double>(below);
   inputs_.push_back(uniform(shape, 0, end, generator_, exact).to(Dtype::i32));

@@ -154,6 +154,7 @@ int run(std::istream& cases, const std::vector<std::string>& only, Device device
     if (line.empty() || line[0] == '#' || !wanted(line, only)) continue;
     const Json row = row_of(line, device);
     std::cout << row.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
+    if (!std::cout) return fail(7, "stdout cannot be written");
     release_cache(device);
   }
   return 0;
@@ -178,7 +179,7 @@ int main(int argc, char** argv) {
   }
   std::ifstream cases(file);
   if (!cases || cases.peek() == std::ifstream::traits_type::eof())  // a folder opens, and ends
-    return fail(2, "cannot read " + file);
+    return fail(7, "cannot read " + file);
   if (where == "cuda" && cuda_device_count() == 0)
     return fail(4, "no CUDA device; got none; expected one, or --device cpu");
   return run(cases, only, where == "cuda" ? cuda_device : cpu_device);

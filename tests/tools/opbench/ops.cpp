@@ -26,7 +26,7 @@ Function binary(Case& c) {
 }
 
 Function add_broadcast(Case& c) {
-  const Shape shape = c.shape();
+  const Shape shape = c.shape("shape", 1);
   const Tensor a = c.input(shape), b = c.input({shape[shape.rank() - 1]});
   return [a, b] { return add(a, b); };
 }
@@ -82,7 +82,7 @@ Function make_dropout(Case& c) {
 }
 
 Function make_cross_entropy(Case& c) {
-  const Shape shape = c.shape();
+  const Shape shape = c.shape("shape", 2);
   const Tensor x = c.input(shape), target = c.indices({shape[0]}, shape[1]);
   const CrossEntropyOptions options{
       .reduction = parse_reduction("cross_entropy", c.word("reduction", "mean")),
@@ -98,7 +98,7 @@ Function make_mse_loss(Case& c) {
 }
 
 Function make_outer(Case& c) {
-  const Shape shape = c.shape();
+  const Shape shape = c.shape("shape", 1);
   const Tensor a = c.input({shape[0]}), b = c.input({shape[shape.rank() - 1]});
   return [a, b] { return outer_product(a, b); };
 }
@@ -120,14 +120,14 @@ Function make_matmul(Case& c) {
 }
 
 Function make_linear(Case& c) {
-  const Shape weight = c.shape("weight");
+  const Shape weight = c.shape("weight", 1);
   const Tensor x = c.input(c.shape()), w = c.input(weight), b = c.input({weight[0]});
   return [=] { return linear(x, w, b); };
 }
 
 // The layers' sizes by the first one's weight, [hidden,in], and `out`; all that may be is there.
 Function make_feed_forward(Case& c) {
-  const Shape shape = c.shape(), up = c.shape("up");
+  const Shape shape = c.shape("shape", 1), up = c.shape("up", 2);
   const std::int64_t out = c.integer("out", up[1]);
   const Tensor x = c.input(shape), first = c.input(up), last = c.input({out, up[0]});
   const FeedForwardOptions options{.up_bias = c.input({up[0]}),
@@ -137,7 +137,7 @@ Function make_feed_forward(Case& c) {
 }
 
 Function make_linear_cross_entropy(Case& c) {
-  const Shape shape = c.shape(), weight = c.shape("weight");
+  const Shape shape = c.shape("shape", 1), weight = c.shape("weight", 1);
   const Tensor x = c.input(shape), w = c.input(weight), t = c.indices({shape[0]}, weight[0]);
   const auto reduction = parse_reduction("linear_cross_entropy", c.word("reduction", "mean"));
   return [=] {
@@ -151,7 +151,7 @@ Function make_rotary(Case& c) {
 }
 
 Shape normalized_shape(const Case& c) {
-  const Shape shape = c.shape();
+  const Shape shape = c.shape("shape", 1);
   return c.shape_or("normalized_shape", {shape[shape.rank() - 1]});
 }
 
@@ -170,7 +170,7 @@ Function make_rms_norm(Case& c) {
 }
 
 Function make_batch_norm(Case& c) {
-  const std::int64_t channels = c.shape()[1];
+  const std::int64_t channels = c.shape("shape", 2)[1];
   const Tensor x = c.input(c.shape()), w = c.input({channels}), b = c.input({channels});
   const Tensor mean = c.statistics(channels, 0), var = c.statistics(channels, 1);
   const BatchNormOptions options{.training = c.flag("training", true),
@@ -180,7 +180,7 @@ Function make_batch_norm(Case& c) {
 }
 
 Function make_conv1d(Case& c) {
-  const Shape weight = c.shape("weight");
+  const Shape weight = c.shape("weight", 1);
   const Tensor x = c.input(c.shape()), w = c.input(weight), b = c.input({weight[0]});
   const Conv1dOptions options{c.pair("stride", 1).w, c.pair("padding", 0).w,
                               c.pair("dilation", 1).w, c.integer("groups", 1)};
@@ -188,7 +188,7 @@ Function make_conv1d(Case& c) {
 }
 
 Function make_conv2d(Case& c) {
-  const Shape weight = c.shape("weight");
+  const Shape weight = c.shape("weight", 1);
   const Tensor x = c.input(c.shape()), w = c.input(weight), b = c.input({weight[0]});
   const Conv2dOptions options{c.pair("stride", 1), c.pair("padding", 0), c.pair("dilation", 1),
                               c.integer("groups", 1)};
@@ -251,7 +251,7 @@ Function make_attention(Case& c) {
 }
 
 Function make_embedding(Case& c) {
-  const Shape weight = c.shape("weight");
+  const Shape weight = c.shape("weight", 1);
   const Tensor indices = c.indices(c.shape(), weight[0]), w = c.input(weight);
   return [=] { return embedding(indices, w, {.check_indices = false}); };
 }

@@ -19,7 +19,7 @@ class Case {
  public:
   Case(const Json& json, ebb::Device device);
 
-  ebb::Shape shape(const char* name = "shape") const;
+  ebb::Shape shape(const char* name = "shape", int least_rank = 0) const;
   ebb::Shape shape_or(const char* name, const ebb::Shape& otherwise) const;
   bool has(const char* name) const { return json_.contains(name) && !json_[name].is_null(); }
   std::int64_t integer(const char* name, std::int64_t otherwise) const;
@@ -39,6 +39,8 @@ class Case {
   const std::vector<ebb::Tensor>& inputs() const { return inputs_; }
 
  private:
+  // The value of `name` when it is of the type that `ok` says; error `value` else.
+  const Json& checked(const char* name, bool ok, const char* expected) const;
   ebb::Tensor draw(const ebb::Shape& shape, double low, double high);
 
   Json json_;

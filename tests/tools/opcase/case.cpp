@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <new>
 
@@ -14,6 +15,8 @@ using namespace ebb;
 // when there is none. The file is read again, strictly, afterwards.
 std::string peek_op(const std::string& path) {
   constexpr std::uint64_t most = 1 << 20;
+  std::error_code unknown;
+  if (!std::filesystem::is_regular_file(path, unknown)) return {};  // opening a FIFO would wait
   std::ifstream file(path, std::ios::binary);
   std::uint64_t size = 0;
   if (!file.read(reinterpret_cast<char*>(&size), sizeof size) || size > most) return {};
@@ -28,10 +31,11 @@ std::string peek_op(const std::string& path) {
 
 // A failure as one line that begins with the op's name.
 std::string line(const std::string& op, std::string message) {
-  for (char& c : message)
-    if (static_cast<unsigned char>(c) < 0x20) c = ' ';
   const std::string name = op.empty() ? "opcase" : op;
-  return message.rfind(name + ":", 0) == 0 ? message : name + ": " + message;
+  if (message.rfind(name + ":", 0) != 0) message = name + ": " + message;
+  for (char& c : message)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  return message;
 }
 
 // Runs f and says how it ended. A failed CUDA call is the device's fault, not the case's.
@@ -122,7 +126,8 @@ Case read_case(const std::string& op, const std::string& path) {
   if (!row) throw Unsupported("no such op");
   const std::string attrs = text("attrs").empty() ? "{}" : text("attrs");
   const Json given = Json::parse(attrs, nullptr, false);
-  require(!given.is_discarded(), Kind::format, op, "attrs is not JSON", attrs, "a JSON object");
+  require(!given.is_discarded(), Kind::format, op, "attrs is not JSON", attrs.substr(0, 200),
+          "a JSON object");
   Case result{row, {op, {}, Attributes(op, row->attributes, given)}, {}};
   // By name, or by place: what a failed gradcheck wrote knows no names.
   const auto take = [&](const std::string& name, size_t place) {

@@ -20,6 +20,19 @@ std::string shown(const Json& json) {
   return json.dump(-1, ' ', true, Json::error_handler_t::replace);
 }
 
+int report(const Outcome& outcome) {
+  if (outcome.exit != ran) std::cerr << outcome.error << '\n';
+  return outcome.exit;
+}
+
+int wrong_usage(const std::string& message) { return report({usage, "opcase: " + message}); }
+
+// After what went to stdout.
+int listed() {
+  return report(std::cout.flush() ? Outcome{}
+                                  : Outcome{refused, "opcase: stdout cannot be written"});
+}
+
 int list(bool as_json) {
   Json devices = {"cpu"};
   if (ebb::has_cuda) devices.push_back("cuda");
@@ -39,7 +52,7 @@ int list(bool as_json) {
   }
   if (as_json) {
     std::cout << all.dump(2) << '\n';
-    return ran;
+    return listed();
   }
   for (const Json& op : all) {
     std::cout << op["op"].get<std::string>() << '(';
@@ -50,15 +63,8 @@ int list(bool as_json) {
       std::cout << ' ' << name << '=' << shown(value);
     std::cout << "  " << shown(devices) << ' ' << shown(dtypes) << '\n';
   }
-  return ran;
+  return listed();
 }
-
-int report(const Outcome& outcome) {
-  if (outcome.exit != ran) std::cerr << outcome.error << '\n';
-  return outcome.exit;
-}
-
-int wrong_usage(const std::string& message) { return report({usage, "opcase: " + message}); }
 
 int gradcheck(const std::string& file, ebb::Device device) {
   std::string op;

@@ -1,0 +1,107 @@
+// opcase and opbench from outside, where they are asked what makes no sense.
+#include <sys/stat.h>
+
+#include "ebb/core/safetensors.h"
+#include "folder.h"
+#include "twins.h"
+
+using namespace ebb::test;
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+struct Tools : Folder {
+  Surroundings around{path.string(), {}};
+
+  Ended run(const char* program, const Words& words) const {
+    return run_program(program, words, around);
+  }
+  void make_case(const std::string& op, const std::string& attrs) const {
+    const ebb::Tensor x = ebb::ones({2});
+    ebb::save_safetensors(path / "case",
+                          {{{"in.x", x}, {"gout.0", x}}, {{"op", op}, {"attrs", attrs}}});
+  }
+  void check_case_refused(int code, const Words& parts) const {
+    const Ended ended = run("opcase", {"--case", "case", "--out", "answer", "--backward"});
+    CAPTURE(ended.err);
+    CHECK(ended.code == code);
+    CHECK(ended.err.find('\n') == ended.err.size() - 1);
+    CHECK(ended.err.size() < 500);
+    for (const std::string& part : parts) CHECK(ended.err.find(part) != std::string::npos);
+    CHECK_FALSE(std::filesystem::exists(path / "answer"));
+  }
+  Ended bench(const std::string& lines) const {
+    write(path / "cases", lines);
+    return run("opbench", {"--cases", "cases"});
+  }
+};
+
+}  // namespace
+
+TEST_CASE("opcase: what is no case is refused in one short line, without an answer") {
+  const Tools tools;
+  tools.make_case("si\nlu\x1b", "{}");
+  tools.check_case_refused(5, {"si lu : no such op"});
+  tools.make_case("silu", std::string(100000, '['));
+  tools.check_case_refused(3, {"silu: attrs is not JSON"});
+  tools.make_case("silu", R"({"dim":0})");
+  tools.check_case_refused(5, {"silu: no attribute `dim`"});
+  tools.make_case("sum", R"({"dim":1e300})");
+  tools.check_case_refused(3, {"sum: attribute dim"});
+  std::filesystem::remove(tools.path / "case");
+  tools.check_case_refused(3, {"case: cannot be opened"});
+  REQUIRE(::mkfifo((tools.path / "case").c_str(), 0600) == 0);
+  tools.check_case_refused(3, {"case: not a regular file"});
+  const Ended gradcheck = tools.run("opcase", {"--gradcheck", "case"});
+  CHECK(gradcheck.code == 3);
+}
+
+TEST_CASE("opbench: a case that makes no sense is a row with an error, and the next one runs") {
+  const Tools tools;
+  const Words bad = {R"({"op":"outer","shape":[]})",
+                     R"({"op":"add_broadcast","shape":[]})",
+                     R"({"op":"layer_norm","shape":[]})",
+                     R"({"op":"batch_norm","shape":[2]})",
+                     R"({"op":"cross_entropy","shape":[3]})",
+                     R"({"op":"linear","shape":[2,2],"weight":[]})",
+                     R"({"op":"conv1d","shape":[1,1,4],"weight":[]})",
+                     R"({"op":"embedding","shape":[2],"weight":[0,2]})",
+                     R"({"op":"feed_forward","shape":[2,2],"up":[3]})",
+                     R"({"op":"linear_cross_entropy","shape":[2],"weight":[3,2]})",
+                     R"({"op":"silu","shape":[1.5]})",
+                     R"({"op":"silu","shape":[1e30]})",
+                     R"({"op":"silu","shape":[18446744073709551615]})",
+                     R"({"op":"silu","shape":"x"})",
+                     R"({"op":"permute","shape":[2]})",
+                     R"({"op":"sum","shape":[2],"keepdim":3})",
+                     R"({"op":"dropout","shape":[2],"p":"x"})",
+                     R"({"op":"gelu","shape":[2],"approximate":1})",
+                     R"([])",
+                     R"({)"};
+  std::string lines;
+  for (const std::string& line : bad) lines += line + "\n";
+  const Ended ended = tools.bench(lines + R"({"op":"silu","shape":[2]})");
+  CHECK(ended.code == 0);
+  CHECK(ended.err == "");
+  std::istringstream rows(ended.out);
+  std::string row;
+  for (const std::string& line : bad) {
+    CAPTURE(line);
+    REQUIRE(std::getline(rows, row));
+    CAPTURE(row);
+    CHECK(row.find("\"error\"") != std::string::npos);
+    CHECK(row.find("out of memory") == std::string::npos);
+  }
+  REQUIRE(std::getline(rows, row));
+  CHECK(row.find("gbps_bwd") != std::string::npos);
+}
+
+TEST_CASE("opcase and opbench: what cannot be read or written is said") {
+  Tools tools;
+  CHECK(tools.run("opbench", {"--cases", "nowhere"}).code == 7);
+  write(tools.path / "cases", R"({"op":"silu","shape":[2]})");
+  tools.around.output = "/dev/full";
+  CHECK(tools.run("opbench", {"--cases", "cases"}).code == 7);
+  CHECK(tools.run("opcase", {"--list"}).code == 3);
+}
