@@ -16,7 +16,9 @@ RotaryLayout layout_of(const Tensor& x, const RotaryOptions& options) {
   require(x.rank() == 4 || packed, Kind::shape, op, "x has the wrong shape", x.shape(),
           "[batch,length,heads,head_dim] or [batch,length,3,heads,head_dim]");
   require(x.size(-1) % 2 == 0, Kind::shape, op, "head_dim must be even", x.size(-1), x.shape());
-  require(options.first >= 0, Kind::value, op, "bad first position", options.first, "0 or more");
+  constexpr std::int64_t most = std::int64_t{1} << 53;  // an f64 tells all of them apart
+  require(0 <= options.first && options.first <= most, Kind::value, op, "bad first position",
+          options.first, text("0 to ", most));
   require(options.base > 1 && std::isfinite(options.base), Kind::value, op, "bad base",
           options.base, "a number above 1");
   const std::int64_t heads = x.size(-2);

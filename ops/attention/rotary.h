@@ -9,7 +9,7 @@
 // The gradient is dy turned by −θ. Angles are computed in f64.
 //
 // Errors: `shape` unless x has 4 dimensions, or 5 with 3 as the third, and head_dim is even;
-// `dtype` unless x is floating; `value` for a negative first and unless base is above 1.
+// `dtype` unless x is floating; `value` for a first outside 0 … 2^53, and unless base is above 1.
 // Source: Su et al. 2021, arXiv:2104.09864.
 #pragma once
 #include "ebb/ops/ops.h"

@@ -103,6 +103,9 @@ TEST_CASE("rotary: misuse is refused") {
   check_error(Kind::shape, {"rotary: head_dim must be even", "got 3"}, shaped({1, 2, 2, 3}));
   check_error(Kind::value, {"rotary: bad first position", "-1"},
               shaped({1, 2, 2, 4}, {.first = -1}));
+  check_error(Kind::value, {"rotary: bad first position", "9223372036854775807"}, [] {
+    rotary(zeros({1, 2, 1, 2}), {.first = INT64_MAX});
+  });
   for (const double base : {1.0, -2.0, std::nan(""), double(INFINITY)})
     check_error(Kind::value, {"rotary: bad base"}, shaped({1, 2, 2, 4}, {.base = base}));
   check_error(Kind::dtype, {"rotary: x must be floating"}, [] {
