@@ -25,28 +25,19 @@ struct Pair {
   }
 };
 
+// Each of these is error `state`, with the op's name, for an undefined tensor: an op that begins
+// with one of them for each of its arguments looks at no tensor that is not there.
+void require_defined(std::string_view op, std::string_view argument, const Tensor& x);
+
 // Error `dtype` unless x is f32, f64 or bf16.
-inline void require_floating(std::string_view op, std::string_view argument, const Tensor& x) {
-  require(is_floating(x.dtype()), Kind::dtype, op, text(argument, " must be floating"), x.dtype(),
-          "f32, f64 or bf16");
-}
+void require_floating(std::string_view op, std::string_view argument, const Tensor& x);
 
 // Errors `device`, `dtype` unless b is where a is and of its dtype.
-inline void require_alike(std::string_view op, std::string_view a_name, const Tensor& a,
-                          std::string_view b_name, const Tensor& b) {
-  require(a.device() == b.device(), Kind::device, op,
-          text(a_name, " and ", b_name, " are on different devices"),
-          text(a.device(), " and ", b.device()), "one device");
-  require(a.dtype() == b.dtype(), Kind::dtype, op,
-          text(a_name, " and ", b_name, " differ in dtype"), text(a.dtype(), " and ", b.dtype()),
-          "one dtype");
-}
+void require_alike(std::string_view op, std::string_view a_name, const Tensor& a,
+                   std::string_view b_name, const Tensor& b);
 
 // Error `shape` unless x has this shape.
-inline void require_shape(std::string_view op, std::string_view argument, const Tensor& x,
-                          const Shape& shape) {
-  require(x.shape() == shape, Kind::shape, op, text(argument, " has the wrong shape"), x.shape(),
-          shape);
-}
+void require_shape(std::string_view op, std::string_view argument, const Tensor& x,
+                   const Shape& shape);
 
 }  // namespace ebb

@@ -8,6 +8,8 @@ namespace {
 
 // What conv2d would say with heights in it.
 void check(const Tensor& x, const Tensor& w, const Conv1dOptions& o) {
+  require_floating("conv1d", "x", x);
+  require_alike("conv1d", "x", x, "w", w);
   require(x.rank() == 3, Kind::shape, "conv1d", "x must be [N,C,L]", x.shape(), "3 dimensions");
   require(w.rank() == 3, Kind::shape, "conv1d", "w must be [K,C/groups,R]", w.shape(),
           "3 dimensions");

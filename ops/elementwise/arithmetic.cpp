@@ -38,22 +38,22 @@ bool both_equal(const Operand& a, const Operand& b) {
 }  // namespace
 
 Tensor add(const Tensor& a, const Tensor& b) {
-  return record("add", calculate("add", Sign::add, a, b), {a, b},
-                [a = Operand(a), b = Operand(b)](const Tensor& dy) -> Gradients {
-                  return {a.needed ? sum_to(dy, a.shape) : Tensor(),
-                          b.needed ? sum_to(dy, b.shape) : Tensor()};
-                });
+  const Tensor y = calculate("add", Sign::add, a, b);
+  return record("add", y, {a, b}, [a = Operand(a), b = Operand(b)](const Tensor& dy) -> Gradients {
+    return {a.needed ? sum_to(dy, a.shape) : Tensor(), b.needed ? sum_to(dy, b.shape) : Tensor()};
+  });
 }
 
 Tensor sub(const Tensor& a, const Tensor& b) {
-  return record("sub", calculate("sub", Sign::sub, a, b), {a, b},
-                [a = Operand(a), b = Operand(b)](const Tensor& dy) -> Gradients {
-                  return {a.needed ? sum_to(dy, a.shape) : Tensor(),
-                          b.needed ? negative(sum_to(dy, b.shape)) : Tensor()};
-                });
+  const Tensor y = calculate("sub", Sign::sub, a, b);
+  return record("sub", y, {a, b}, [a = Operand(a), b = Operand(b)](const Tensor& dy) -> Gradients {
+    return {a.needed ? sum_to(dy, a.shape) : Tensor(),
+            b.needed ? negative(sum_to(dy, b.shape)) : Tensor()};
+  });
 }
 
 Tensor mul(const Tensor& a, const Tensor& b) {
+  const Tensor y = calculate("mul", Sign::mul, a, b);
   const auto backward = [a = Saved(a), b = Saved(b), of_a = Operand(a),
                          of_b = Operand(b)](const Tensor& dy) -> Gradients {
     Tensor da;
@@ -68,7 +68,7 @@ Tensor mul(const Tensor& a, const Tensor& b) {
     if (of_b.needed) db = sum_to(calculate("mul", Sign::mul, dy, a), of_b.shape);
     return {da, db};
   };
-  return record("mul", calculate("mul", Sign::mul, a, b), {a, b}, backward);
+  return record("mul", y, {a, b}, backward);
 }
 
 Tensor div(const Tensor& a, const Tensor& b) {

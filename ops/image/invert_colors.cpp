@@ -7,6 +7,7 @@ namespace ebb {
 
 Tensor invert_colors(const Tensor& x, const InvertOptions& options) {
   constexpr auto op = "invert_colors";
+  require_defined(op, "x", x);
   require(x.dtype() != Dtype::i32, Kind::dtype, op, "x is not an image", x.dtype(),
           "f32, f64, bf16 or u8");
   const bool bytes = x.dtype() == Dtype::u8;

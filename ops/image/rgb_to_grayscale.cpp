@@ -6,6 +6,7 @@ namespace ebb {
 
 Tensor rgb_to_grayscale(const Tensor& x, const GrayscaleOptions& options) {
   constexpr auto op = "rgb_to_grayscale";
+  require_defined(op, "x", x);
   require(x.dtype() != Dtype::i32, Kind::dtype, op, "x is not an image", x.dtype(),
           "f32, f64, bf16 or u8");
   require(x.rank() == 3 || x.rank() == 4, Kind::shape, op, "x must be [N,3,H,W] or [3,H,W]",

@@ -25,8 +25,8 @@ Planes check(const Tensor& x, const Tensor& running_mean, const Tensor& running_
   require_floating(op, "x", x);
   require(2 <= x.rank() && x.rank() <= 4, Kind::shape, op, "x must be [N,C], [N,C,L] or [N,C,H,W]",
           x.shape(), "2 to 4 dimensions");
-  require(running_mean.defined() && running_var.defined(), Kind::value, op,
-          "running_mean and running_var are needed", "undefined", "two tensors [C]");
+  require_defined(op, "running_mean", running_mean);
+  require_defined(op, "running_var", running_var);
   check_channel("running_mean", running_mean, x, Dtype::f32);
   check_channel("running_var", running_var, x, running_mean.dtype());
   require(running_var.dtype() == running_mean.dtype(), Kind::dtype, op,

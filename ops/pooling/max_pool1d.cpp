@@ -9,6 +9,7 @@ namespace {
 // What max_pool2d would say with heights in it.
 void check(const Tensor& x, std::int64_t kernel, std::int64_t stride, const MaxPool1dOptions& o) {
   constexpr const char* op = "max_pool1d";
+  require_floating(op, "x", x);
   const int r = x.rank();
   require(r == 2 || r == 3, Kind::shape, op, "x must be [N,C,L] or [C,L]", x.shape(),
           "2 or 3 dimensions");

@@ -15,6 +15,7 @@ constexpr const char* op = "cross_entropy";
 
 void check_targets(std::string_view op, const Tensor& target, std::int64_t n, std::int64_t classes,
                    Device device, std::int64_t ignore_index, bool values) {
+  require_defined(op, "target", target);
   require(target.dtype() == Dtype::i32, Kind::dtype, op, "target must hold class numbers",
           target.dtype(), "i32");
   require(target.device() == device, Kind::device, op, "logits and target are on different devices",

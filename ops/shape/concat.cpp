@@ -8,14 +8,15 @@ namespace {
 // The shape of the whole.
 Shape check(std::span<const Tensor> xs, std::int64_t dim, int* at) {
   require(!xs.empty(), Kind::value, "concat", "nothing to put together", "0 tensors", "1 or more");
+  require_defined("concat", "tensor 0", xs[0]);
   const Shape& first = xs[0].shape();
   require(first.rank() > 0, Kind::shape, "concat", "a scalar has no dimension", first,
           "rank 1 or more");
   *at = wrap_dim("concat", dim, first.rank());
   std::int64_t sum = 0;
   for (size_t i = 0; i < xs.size(); ++i) {
+    require_alike("concat", "tensor 0", xs[0], "tensor " + std::to_string(i), xs[i]);
     const Shape& shape = xs[i].shape();
-    require_alike("concat", "tensor 0", xs[0], "a later one", xs[i]);
     require(shape.rank() == first.rank() && shape.with(*at, 0) == first.with(*at, 0), Kind::shape,
             "concat", text("tensor ", i, " does not fit tensor 0"), text(shape, " and ", first),
             text("equal extents but for dimension ", *at));

@@ -26,6 +26,7 @@ void require_in_range(const Tensor& indices, std::int64_t rows) {
 }
 
 void check(const Tensor& indices, const Tensor& weight, const EmbeddingOptions& options) {
+  require_defined(op, "indices", indices);
   require(indices.dtype() == Dtype::i32, Kind::dtype, op, "indices must be whole numbers",
           indices.dtype(), "i32");
   require_floating(op, "weight", weight);

@@ -53,6 +53,7 @@ Tensor permute_recorded(const char* op, const Tensor& x, const Axes& axes) {
 }  // namespace
 
 Tensor permute(const Tensor& x, std::span<const std::int64_t> dims) {
+  require_defined("permute", "x", x);
   require(static_cast<int>(dims.size()) == x.rank(), Kind::value, "permute",
           "each axis must be named once", text(dims.size(), " axes for ", x.shape()),
           text(x.rank(), " axes"));
@@ -69,6 +70,7 @@ Tensor permute(const Tensor& x, std::span<const std::int64_t> dims) {
 }
 
 Tensor transpose(const Tensor& x, std::int64_t dim0, std::int64_t dim1) {
+  require_defined("transpose", "x", x);
   Axes axes{};
   std::iota(axes.begin(), axes.end(), 0);
   const int a = wrap_dim("transpose", dim0, x.rank());

@@ -45,10 +45,12 @@ Tensor view(const char* op, const Tensor& x, const Shape& shape) {
 }  // namespace
 
 Tensor reshape(const Tensor& x, std::span<const std::int64_t> shape) {
+  require_defined("reshape", "x", x);
   return view("reshape", x, resolve(shape, x));
 }
 
 Tensor flatten(const Tensor& x, std::int64_t start_dim) {
+  require_defined("flatten", "x", x);
   const int first = wrap_dim("flatten", start_dim, x.rank());
   std::array<std::int64_t, Shape::max_rank> dims{};
   std::copy_n(x.shape().begin(), first, dims.begin());

@@ -7,6 +7,7 @@
 namespace ebb {
 
 Tensor slice(const Tensor& x, std::int64_t dim, std::int64_t start, std::int64_t end) {
+  require_defined("slice", "x", x);
   require(x.rank() > 0, Kind::shape, "slice", "a scalar has no dimension", x.shape(),
           "rank 1 or more");
   const int at = wrap_dim("slice", dim, x.rank());

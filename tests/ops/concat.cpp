@@ -26,6 +26,8 @@ TEST_CASE("concat: tensors that do not fit are refused") {
   check_error(Kind::shape, {"concat: a scalar"}, [] { concat({zeros({}), zeros({})}); });
   check_error(Kind::shape, {"concat: tensor 1"}, [] { concat({zeros({2}), zeros({2, 2})}); });
   check_error(Kind::shape, {"[3,2] and [2,2]"}, [] { concat({zeros({2, 2}), zeros({3, 2})}, 1); });
+  check_error(Kind::state, {"concat: tensor 0 is undefined"}, [] { concat({{}, zeros({2})}); });
+  check_error(Kind::state, {"concat: tensor 1 is undefined"}, [] { concat({zeros({2}), {}}); });
   check_error(Kind::index, {"concat: dimension"}, [] { concat({zeros({2})}, 1); });
   check_error(Kind::dtype, {"concat: "}, [] {
     concat({zeros({2}), zeros({2}, {.dtype = Dtype::f64})});

@@ -94,6 +94,11 @@ Input::Input(std::string text) : name(std::move(text)) {
   if (list) name.pop_back();  // the dot
 }
 
+int Call::rank(const std::string& name) const {
+  const ebb::Tensor x = (*this)[name];
+  return x.defined() ? x.rank() : -1;
+}
+
 ebb::Tensor Call::operator[](const std::string& name) const {
   const auto found = inputs.find(name);
   return found == inputs.end() ? ebb::Tensor() : found->second;

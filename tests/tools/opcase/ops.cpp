@@ -47,8 +47,9 @@ Tensor run_invert(const Call& c) {
 
 Tensor run_cross_entropy(const Call& c) {
   const Tensor x = c["logits"], t = c["target"];
-  require_form(x.rank() == 2, "logits that are not [N,C]");
-  require_form(!(is_floating(t.dtype()) && t.shape() == x.shape()), "targets as probabilities");
+  require_form(!x.defined() || x.rank() == 2, "logits that are not [N,C]");
+  require_form(!x.defined() || !t.defined() || t.shape() != x.shape() || !is_floating(t.dtype()),
+               "targets as probabilities");
   const auto& a = c.attributes;
   return cross_entropy(x, t, c["weight"],
                        {.reduction = reduction(c),
@@ -58,8 +59,8 @@ Tensor run_cross_entropy(const Call& c) {
 
 Tensor run_matmul(const Call& c) {
   const Tensor a = c["a"], b = c["b"];
-  require_form(a.rank() != 1 && b.rank() != 1, "a 1-D operand");
-  const bool batched = a.rank() >= 2 && b.rank() >= 2;
+  require_form(c.rank("a") != 1 && c.rank("b") != 1, "a 1-D operand");
+  const bool batched = c.rank("a") >= 2 && c.rank("b") >= 2;
   require_form(!batched || a.rank() == b.rank(), "operands of unequal rank");
   for (int d = 0; batched && d < a.rank() - 2; ++d)
     require_form(a.shape()[d] == b.shape()[d] || (a.shape()[d] != 1 && b.shape()[d] != 1),
@@ -68,8 +69,8 @@ Tensor run_matmul(const Call& c) {
 }
 
 Tensor run_linear(const Call& c) {
-  require_form(c["x"].rank() != 1, "a 1-D input");
-  require_form(c["weight"].rank() != 1, "a 1-D weight");
+  require_form(c.rank("x") != 1, "a 1-D input");
+  require_form(c.rank("weight") != 1, "a 1-D weight");
   return linear(c["x"], c["weight"], c["bias"]);
 }
 
@@ -112,13 +113,14 @@ Tensor run_l2_normalize(const Call& c) {
 // The running tensors are written to: a call's own copies.
 Tensor run_batch_norm(const Call& c) {
   const auto& a = c.attributes;
+  const auto own = [&](const char* name) { return c.rank(name) < 0 ? Tensor() : c[name].clone(); };
   return batch_norm(
-      c["x"], c["running_mean"].clone(), c["running_var"].clone(), c["weight"], c["bias"],
+      c["x"], own("running_mean"), own("running_var"), c["weight"], c["bias"],
       {.training = a.flag("training"), .momentum = a.number("momentum"), .eps = a.number("eps")});
 }
 
 void require_conv_form(const Call& c, int batched_rank) {
-  require_form(c["x"].rank() != batched_rank - 1, "an input without a batch");
+  require_form(c.rank("x") != batched_rank - 1, "an input without a batch");
   require_form(!c.attributes.is_word("padding"), "padding by name");
 }
 

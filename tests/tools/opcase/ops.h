@@ -53,6 +53,7 @@ struct Call {
   Attributes attributes;
 
   ebb::Tensor operator[](const std::string& name) const;  // undefined when absent
+  int rank(const std::string& name) const;                // -1 when absent
 };
 
 struct Op {
