@@ -57,6 +57,34 @@ TEST_CASE("opcase: what is no case is refused in one short line, without an answ
   CHECK(gradcheck.code == 3);
 }
 
+TEST_CASE("opcase: in a folder each file that is a case is run, whatever lies beside it") {
+  const Tools tools;
+  const std::filesystem::path folder = tools.path / "cases";
+  std::filesystem::create_directories(folder / "below" / "folder.safetensors");
+  tools.make_case("silu", "{}");
+  for (const char* name :
+       {"a.safetensors", "below/line\nbreak.safetensors", "below/\xff.safetensors"})
+    std::filesystem::copy(tools.path / "case", folder / name);
+  write(folder / "empty.safetensors", "");
+  std::filesystem::create_symlink("loop.safetensors", folder / "loop.safetensors");
+  std::filesystem::create_symlink("nowhere", folder / "nowhere.safetensors");
+  std::filesystem::create_symlink(folder, folder / "below/up");
+  REQUIRE(::mkfifo((folder / "fifo.safetensors").c_str(), 0600) == 0);
+  for (int time = 0; time < 2; ++time) {  // answers below the cases are none themselves
+    const Ended ended = tools.run("opcase", {"--dir", "cases", "--out", "cases/answers"});
+    CHECK(ended.code == 0);
+    CHECK(ended.err == "");
+    std::istringstream status(read(folder / "answers/status.jsonl"));
+    std::string line;
+    for (const char* exit : {"0", "0", "0", "3"}) {
+      REQUIRE(std::getline(status, line));
+      CAPTURE(line);
+      CHECK(line.find(std::string("\"exit\":") + exit) != std::string::npos);
+    }
+    CHECK_FALSE(std::getline(status, line));
+  }
+}
+
 TEST_CASE("opbench: a case that makes no sense is a row with an error, and the next one runs") {
   const Tools tools;
   const Words bad = {R"({"op":"outer","shape":[]})",

@@ -78,10 +78,11 @@ int gradcheck(const std::string& file, ebb::Device device) {
 // should they go below the cases, are none.
 std::vector<fs::path> cases_in(const fs::path& folder, const fs::path& answers) {
   std::vector<fs::path> found;
+  std::error_code unknown;  // of a link in a circle
   for (auto entry = fs::recursive_directory_iterator(folder); entry != fs::end(entry); ++entry) {
-    if (entry->is_directory() && fs::equivalent(entry->path(), answers))
+    if (entry->is_directory(unknown) && fs::equivalent(entry->path(), answers, unknown))
       entry.disable_recursion_pending();
-    else if (entry->is_regular_file() && entry->path().extension() == ".safetensors")
+    else if (entry->is_regular_file(unknown) && entry->path().extension() == ".safetensors")
       found.push_back(entry->path().lexically_relative(folder));
   }
   std::sort(found.begin(), found.end());
