@@ -236,41 +236,35 @@ void with_group(std::int64_t packs, const Go& go) {
 }
 
 template <class T, bool centred>
-void backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-              const Tensor& weight, const Tensor& mean, const Tensor& rstd, Tensor& dx,
-              Tensor& dweight, Tensor& dbias) {
+void backward(const NormalizeBackward& n) {
   using C = Compute<T>;
   constexpr int count = centred ? 2 : 1;
-  const T* w = data_or_null<T>(weight);
+  const T* w = data_or_null<T>(n.weight);
   const bool packed =
-      s.cols % pack_size<T> == 0 && all_aligned(x.data<T>(), dy.data<T>(), w, dx.data<T>());
-  const std::int64_t packs = packed ? s.cols / pack_size<T> : s.cols;
+      n.s.cols % pack_size<T> == 0 && all_aligned(n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>());
+  const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
   constexpr std::int64_t most_packs = sizeof(T) == 2 ? 1024 : 2048;
-  if (packs > (packed ? most_packs : 8192) || few(s))
-    return normalize_slices_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias);
-  if (normalize_ring_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias)) return;
-  const AffineGradients<T, count> finish{data_or_null<T>(dweight), data_or_null<T>(dbias)};
+  if (packs > (packed ? most_packs : 8192) || few(n.s)) return normalize_slices_backward(n);
+  if (normalize_ring_backward(n)) return;
   const auto go = [&]<int group, int each, int width>() {
     constexpr int threads = block_threads(group, backward_threads);
     constexpr int per_block = threads / group;
     // One wave on 132 multiprocessors; the same on every GPU, so that all add in one order.
     constexpr std::int64_t most = 132 * 512 / threads;
-    const std::int64_t blocks = std::min(divide_up<std::int64_t>(s.rows, per_block), most);
+    const std::int64_t blocks = std::min(divide_up<std::int64_t>(n.s.rows, per_block), most);
     constexpr int stage = 2 * each * threads * 16;
-    const std::int64_t shared = per_block == 1 ? 4 * threads / warp_size : s.cols * count;
+    const std::int64_t shared = per_block == 1 ? 4 * threads / warp_size : n.s.cols * count;
     const int scratch = static_cast<int>(shared * sizeof(C));
-    if (packed && stage + scratch > block_memory())
-      return normalize_slices_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias);
+    if (packed && stage + scratch > block_memory()) return normalize_slices_backward(n);
     const int room = block_memory() * threads / 512 - scratch - 2048;
     const int stages = packed ? std::clamp(room / stage, 1, 3) : 0;
-    const bool sums = finish.dweight || finish.dbias;
-    Tensor partial = sums ? empty({count, blocks, s.cols}, rstd.options()) : Tensor();
-    C* const to = data_or_null<C>(partial);
-    launch(op, backward_kernel<T, group, each, width, centred>, dim3(static_cast<unsigned>(blocks)),
-           threads, static_cast<size_t>(stages * stage + scratch), x.data<T>(), dy.data<T>(), w,
-           data_or_null<double>(mean), rstd.data<C>(), s.rows, s.cols, stages, dx.data<T>(), to);
-    if (!sums) return;
-    add_parts(op, to, blocks, s.cols, finish, x.device());
+    ParameterSums<T, count> sums(n, blocks);
+    launch(n.op, backward_kernel<T, group, each, width, centred>,
+           dim3(static_cast<unsigned>(blocks)), threads,
+           static_cast<size_t>(stages * stage + scratch), n.x.data<T>(), n.dy.data<T>(), w,
+           data_or_null<double>(n.mean), n.rstd.data<C>(), n.s.rows, n.s.cols, stages,
+           n.dx.data<T>(), sums.data());
+    sums.add_up();
   };
   packed ? with_group<T, pack_size<T>>(packs, go) : with_group<T, 1>(packs, go);
 }
@@ -286,11 +280,8 @@ void gpu::normalize_rows_backward(const char* op, const Tensor& x, const Tensor&
     if (dbias.defined()) dbias.fill_(0);
     return;
   }
-  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    (mean.defined() ? backward<T, true> : backward<T, false>)(op, x, dy, s, weight, mean, rstd, dx,
-                                                              dweight, dbias);
-  });
+  const NormalizeBackward n{op, x, dy, s, weight, mean, rstd, dx, dweight, dbias};
+  with_norm<float, double, bf16>(n, [&]<class T, bool centred>() { backward<T, centred>(n); });
 }
 
 }  // namespace ebb

@@ -252,71 +252,51 @@ bool can_hold(const NormRows& s, int bytes, const X*... x) {
 }
 
 template <class T, bool centred>
-bool forward(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
-             const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
+bool forward(const Normalize& n) {
   constexpr int parts = strip / pack_size<T>;
   constexpr int kept = 8 / parts;
   constexpr int stored = 24 / parts;
   constexpr int bytes = HeldPacks<T, 1, kept, stored>::bytes;
-  const T* const w = data_or_null<T>(weight);
-  const T* const b = data_or_null<T>(bias);
-  if (!can_hold(s, bytes, x.data<T>(), w, b, y.data<T>())) return false;
-  Tensor partial = empty({s.rows, dealt_blocks, 2}, {Dtype::f64, x.device()});
-  launch_together(op, held_forward_kernel<T, centred, kept, stored>,
-                  {dealt_blocks, dealt_threads, bytes}, x.data<T>(), w, b, Deal(s), eps,
-                  reinterpret_cast<double2*>(partial.data<double>()), data_or_null<double>(mean),
-                  rstd.data<Compute<T>>(), y.data<T>());
+  const T* const w = data_or_null<T>(n.weight);
+  const T* const b = data_or_null<T>(n.bias);
+  if (!can_hold(n.s, bytes, n.x.data<T>(), w, b, n.y.data<T>())) return false;
+  Tensor partial = empty({n.s.rows, dealt_blocks, 2}, {Dtype::f64, n.x.device()});
+  launch_together(n.op, held_forward_kernel<T, centred, kept, stored>,
+                  {dealt_blocks, dealt_threads, bytes}, n.x.data<T>(), w, b, Deal(n.s), n.eps,
+                  reinterpret_cast<double2*>(partial.data<double>()), data_or_null<double>(n.mean),
+                  n.rstd.data<Compute<T>>(), n.y.data<T>());
   return true;
 }
 
 template <class T, bool centred>
-bool backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-              const Tensor& weight, const Tensor& mean, const Tensor& rstd, Tensor& dx,
-              Tensor& dweight, Tensor& dbias) {
+bool backward(const NormalizeBackward& n) {
   constexpr int count = centred ? 2 : 1;
   constexpr int parts = strip / pack_size<T>;
   constexpr int kept = 2 / parts;
   constexpr int stored = 12 / parts;
   constexpr int bytes = HeldPacks<T, 2, kept, stored>::bytes;
   static_assert(bytes >= OwnColumns<T, count>::bytes);
-  const T* const w = data_or_null<T>(weight);
-  const AffineGradients<T, count> gradients{data_or_null<T>(dweight), data_or_null<T>(dbias)};
-  if (!can_hold(s, bytes, x.data<T>(), dy.data<T>(), w, dx.data<T>(), gradients.dweight,
+  const T* const w = data_or_null<T>(n.weight);
+  const AffineGradients<T, count> gradients(n);
+  if (!can_hold(n.s, bytes, n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>(), gradients.dweight,
                 gradients.dbias))
     return false;
-  Tensor partial = empty({s.rows, dealt_blocks, 2}, {Dtype::f64, x.device()});
-  launch_together(op, held_backward_kernel<T, count, kept, stored>,
-                  {dealt_blocks, dealt_threads, bytes}, x.data<T>(), dy.data<T>(), w,
-                  data_or_null<double>(mean), rstd.data<Compute<T>>(), Deal(s),
-                  reinterpret_cast<double2*>(partial.data<double>()), dx.data<T>(), gradients);
+  Tensor partial = empty({n.s.rows, dealt_blocks, 2}, {Dtype::f64, n.x.device()});
+  launch_together(n.op, held_backward_kernel<T, count, kept, stored>,
+                  {dealt_blocks, dealt_threads, bytes}, n.x.data<T>(), n.dy.data<T>(), w,
+                  data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), Deal(n.s),
+                  reinterpret_cast<double2*>(partial.data<double>()), n.dx.data<T>(), gradients);
   return true;
 }
 
 }  // namespace
 
-bool normalize_held(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
-                    const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
-  bool done = false;
-  if (x.dtype() != Dtype::f64)
-    visit<float, bf16>(x.dtype(), op, [&](auto zero) {
-      using T = decltype(zero);
-      done = (mean.defined() ? forward<T, true> : forward<T, false>)(op, x, s, weight, bias, eps,
-                                                                     mean, rstd, y);
-    });
-  return done;
+bool normalize_held(const Normalize& n) {
+  return try_norm(n, [&]<class T, bool centred>() { return forward<T, centred>(n); });
 }
 
-bool normalize_held_backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-                             const Tensor& weight, const Tensor& mean, const Tensor& rstd,
-                             Tensor& dx, Tensor& dweight, Tensor& dbias) {
-  bool done = false;
-  if (x.dtype() != Dtype::f64)
-    visit<float, bf16>(x.dtype(), op, [&](auto zero) {
-      using T = decltype(zero);
-      done = (mean.defined() ? backward<T, true> : backward<T, false>)(op, x, dy, s, weight, mean,
-                                                                       rstd, dx, dweight, dbias);
-    });
-  return done;
+bool normalize_held_backward(const NormalizeBackward& n) {
+  return try_norm(n, [&]<class T, bool centred>() { return backward<T, centred>(n); });
 }
 
 }  // namespace gpu

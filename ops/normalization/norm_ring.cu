@@ -249,51 +249,35 @@ void with_ring(std::int64_t packs, const Go& go) {
 }
 
 template <class T, bool centred>
-bool backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-              const Tensor& weight, const Tensor& mean, const Tensor& rstd, Tensor& dx,
-              Tensor& dweight, Tensor& dbias) {
+bool backward(const NormalizeBackward& n) {
   constexpr int count = centred ? 2 : 1;
   constexpr std::int64_t multiprocessors_used = 132;  // of every GPU: all add in one order
-  const T* const w = data_or_null<T>(weight);
-  const std::int64_t packs = s.cols / pack_size<T>;
-  if (s.cols % pack_size<T> != 0 || packs <= 32 || packs > (sizeof(T) == 2 ? 1024 : 2048) ||
+  const T* const w = data_or_null<T>(n.weight);
+  const std::int64_t packs = n.s.cols / pack_size<T>;
+  if (n.s.cols % pack_size<T> != 0 || packs <= 32 || packs > (sizeof(T) == 2 ? 1024 : 2048) ||
       compute_capability() < 90 ||
-      !hopper::has_barriers<ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>>(op) ||
-      !all_aligned(x.data<T>(), dy.data<T>(), w, dx.data<T>()))
+      !hopper::has_barriers<ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>>(n.op) ||
+      !all_aligned(n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>()))
     return false;
-  const AffineGradients<T, count> finish{data_or_null<T>(dweight), data_or_null<T>(dbias)};
   with_ring<T>(packs, [&]<class R>() {
     const std::int64_t blocks = std::min<std::int64_t>(
-        divide_up<std::int64_t>(s.rows, R::rows * R::groups), multiprocessors_used);
+        divide_up<std::int64_t>(n.s.rows, R::rows * R::groups), multiprocessors_used);
     const std::int64_t groups = blocks * R::groups;
-    const bool sums = finish.dweight || finish.dbias;
-    Tensor windows;
-    if (sums && s.rows > groups * ring_window)
-      windows = empty({count, groups, s.cols}, rstd.options());
-    Tensor partial = sums ? empty({count, blocks, s.cols}, rstd.options()) : Tensor();
-    float* const to = data_or_null<float>(partial);
-    launch(op, ring_backward_kernel<T, R, centred>, dim3(static_cast<unsigned>(blocks)),
-           R::threads * R::groups, R::bytes, x.data<T>(), dy.data<T>(), w,
-           data_or_null<double>(mean), rstd.data<float>(), s.rows, s.cols, dx.data<T>(),
-           data_or_null<float>(windows), to);
-    if (sums) add_parts(op, to, blocks, s.cols, finish, x.device());
+    ParameterSums<T, count> sums(n, blocks);
+    ParameterSums<T, count> windows(n, n.s.rows > groups * ring_window ? groups : 0);
+    launch(n.op, ring_backward_kernel<T, R, centred>, dim3(static_cast<unsigned>(blocks)),
+           R::threads * R::groups, R::bytes, n.x.data<T>(), n.dy.data<T>(), w,
+           data_or_null<double>(n.mean), n.rstd.data<float>(), n.s.rows, n.s.cols, n.dx.data<T>(),
+           windows.data(), sums.data());
+    sums.add_up();
   });
   return true;
 }
 
 }  // namespace
 
-bool normalize_ring_backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-                             const Tensor& weight, const Tensor& mean, const Tensor& rstd,
-                             Tensor& dx, Tensor& dweight, Tensor& dbias) {
-  bool done = false;
-  if (x.dtype() != Dtype::f64)
-    visit<float, bf16>(x.dtype(), op, [&](auto zero) {
-      using T = decltype(zero);
-      done = (mean.defined() ? backward<T, true> : backward<T, false>)(op, x, dy, s, weight, mean,
-                                                                       rstd, dx, dweight, dbias);
-    });
-  return done;
+bool normalize_ring_backward(const NormalizeBackward& n) {
+  return try_norm(n, [&]<class T, bool centred>() { return backward<T, centred>(n); });
 }
 
 }  // namespace gpu

@@ -132,20 +132,19 @@ void with_group(std::int64_t packs, const Go& go) {
 }
 
 template <class T, bool centred>
-void forward(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
-             const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
-  const T* w = data_or_null<T>(weight);
-  const T* b = data_or_null<T>(bias);
-  const bool packed = s.cols % pack_size<T> == 0 && all_aligned(x.data<T>(), w, b, y.data<T>());
-  const std::int64_t packs = packed ? s.cols / pack_size<T> : s.cols;
-  if (packs > (packed ? 4096 : 8192) || few(s))
-    return normalize_slices(op, x, s, weight, bias, eps, mean, rstd, y);
+void forward(const Normalize& n) {
+  const T* w = data_or_null<T>(n.weight);
+  const T* b = data_or_null<T>(n.bias);
+  const bool packed =
+      n.s.cols % pack_size<T> == 0 && all_aligned(n.x.data<T>(), w, b, n.y.data<T>());
+  const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
+  if (packs > (packed ? 4096 : 8192) || few(n.s)) return normalize_slices(n);
   const auto go = [&]<int group, int each, int width>() {
     constexpr int threads = block_threads(group, 128);
-    const std::int64_t blocks = divide_up<std::int64_t>(s.rows, threads / group);
-    launch(op, forward_kernel<T, group, each, width, centred>, dim3(static_cast<unsigned>(blocks)),
-           threads, 0, x.data<T>(), w, b, s.rows, s.cols, eps, data_or_null<double>(mean),
-           rstd.data<Compute<T>>(), y.data<T>());
+    const std::int64_t blocks = divide_up<std::int64_t>(n.s.rows, threads / group);
+    launch(n.op, forward_kernel<T, group, each, width, centred>,
+           dim3(static_cast<unsigned>(blocks)), threads, 0, n.x.data<T>(), w, b, n.s.rows, n.s.cols,
+           n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), n.y.data<T>());
   };
   packed ? with_group<pack_size<T>>(packs, go) : with_group<1>(packs, go);
 }
@@ -156,11 +155,8 @@ void forward(const char* op, const Tensor& x, const NormRows& s, const Tensor& w
 void gpu::normalize_rows(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
                          const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
   if (x.numel() == 0) return;
-  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    (mean.defined() ? forward<T, true> : forward<T, false>)(op, x, s, weight, bias, eps, mean, rstd,
-                                                            y);
-  });
+  const Normalize n{op, x, s, weight, bias, eps, mean, rstd, y};
+  with_norm<float, double, bf16>(n, [&]<class T, bool centred>() { forward<T, centred>(n); });
 }
 
 }  // namespace ebb

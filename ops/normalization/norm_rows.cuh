@@ -9,6 +9,66 @@
 
 namespace ebb::gpu {
 
+// The arguments of the two functions of norm_rows.h, to hand on.
+struct Normalize {
+  const char* op;
+  const Tensor& x;
+  const NormRows& s;
+  const Tensor& weight;
+  const Tensor& bias;
+  double eps;
+  Tensor& mean;
+  Tensor& rstd;
+  Tensor& y;
+};
+struct NormalizeBackward {
+  const char* op;
+  const Tensor& x;
+  const Tensor& dy;
+  const NormRows& s;
+  const Tensor& weight;
+  const Tensor& mean;
+  const Tensor& rstd;
+  Tensor& dx;
+  Tensor& dweight;
+  Tensor& dbias;
+};
+
+// go.operator()<T, centred>() for the dtype, one of T, and for what the norm is.
+template <class... T, class N, class Go>
+void with_norm(const N& n, const Go& go) {
+  visit<T...>(n.x.dtype(), n.op, [&](auto zero) {
+    using E = decltype(zero);
+    if (n.mean.defined())
+      go.template operator()<E, true>();
+    else
+      go.template operator()<E, false>();
+  });
+}
+// The same for kernels that f64 has not; false, and nothing done, if they cannot.
+template <class N, class Go>
+bool try_norm(const N& n, const Go& go) {
+  bool done = false;
+  if (n.x.dtype() != Dtype::f64)
+    with_norm<float, bf16>(
+        n, [&]<class T, bool centred>() { done = go.template operator()<T, centred>(); });
+  return done;
+}
+
+template <class T>
+const T* data_or_null(const Tensor& x) {
+  return x.defined() ? x.data<T>() : nullptr;
+}
+template <class T>
+T* data_or_null(Tensor& x) {
+  return x.defined() ? x.data<T>() : nullptr;
+}
+
+template <class... P>
+bool all_aligned(const P*... p) {
+  return ((reinterpret_cast<std::uintptr_t>(p) % 16 == 0) && ...);
+}
+
 // a · b rounded on its own. Fused into the subtraction that follows, dy · w − mean(dy · w) would
 // leave the product's rounding error where the difference is exactly 0, times a large rstd.
 __device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
@@ -34,6 +94,8 @@ template <class T, int count>
 struct AffineGradients {
   T* dweight;  // or null
   T* dbias;    // or null
+  explicit AffineGradients(const NormalizeBackward& n)
+      : dweight(data_or_null<T>(n.dweight)), dbias(data_or_null<T>(n.dbias)) {}
   __device__ void operator()(std::int64_t c, const double (&sum)[count]) const {
     using C = Compute<T>;
     if (dweight) dweight[c] = narrow<T>(static_cast<C>(sum[0]));
@@ -42,17 +104,36 @@ struct AffineGradients {
   }
 };
 
-// dw and db, from the sums of some parts of the rows, [count][parts][cols].
+// What some parts of the rows leave of dw and db, [count][parts][cols], where somebody asks.
 template <class T, int count>
-void add_parts(const char* op, const Compute<T>* sums, std::int64_t parts, std::int64_t cols,
-               const AffineGradients<T, count>& finish, Device device) {
-  using C = Compute<T>;
-  const ColumnLayout layout{1, parts, cols};
-  if constexpr (count == 2)
-    columns<C, 2>(op, InputSums<C>{}, finish, layout, device, sums, sums + parts * cols);
-  else
-    columns<C, 1>(op, InputSums<C>{}, finish, layout, device, sums);
-}
+class ParameterSums {
+ public:
+  ParameterSums(const NormalizeBackward& n, std::int64_t parts) : n_(n), parts_(parts) {
+    if (parts > 0 && wanted(n)) sums_ = empty({count, parts, n.s.cols}, n.rstd.options());
+  }
+  static bool wanted(const NormalizeBackward& n) {
+    return n.dweight.defined() || n.dbias.defined();
+  }
+  Compute<T>* data() { return data_or_null<Compute<T>>(sums_); }  // null where there are none
+
+  void add_up() {
+    using C = Compute<T>;
+    if (!sums_.defined()) return;
+    const ColumnLayout layout{1, parts_, n_.s.cols};
+    const C* const sums = sums_.data<C>();
+    const AffineGradients<T, count> finish(n_);
+    if constexpr (count == 2)
+      columns<C, 2>(n_.op, InputSums<C>{}, finish, layout, n_.x.device(), sums,
+                    sums + parts_ * n_.s.cols);
+    else
+      columns<C, 1>(n_.op, InputSums<C>{}, finish, layout, n_.x.device(), sums);
+  }
+
+ private:
+  const NormalizeBackward& n_;
+  std::int64_t parts_;
+  Tensor sums_;
+};
 
 // *to = pack of 16 bytes: of words, as narrow() makes them, where store() joins elements.
 template <class P>
@@ -68,33 +149,14 @@ constexpr int block_threads(int group, int small) { return group <= warp_size ? 
 inline bool few(const NormRows& s) { return s.rows < 128 && s.cols > 4096; }
 
 // Those, and rows that are too wide for a group.
-NormalizeRows normalize_slices;
-NormalizeRowsBackward normalize_slices_backward;
+void normalize_slices(const Normalize& n);
+void normalize_slices_backward(const NormalizeBackward& n);
 
 // Of those, what a GPU can keep between two passes (norm_held.cu); false, and nothing done, if not.
-bool normalize_held(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
-                    const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y);
-bool normalize_held_backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-                             const Tensor& weight, const Tensor& mean, const Tensor& rstd,
-                             Tensor& dx, Tensor& dweight, Tensor& dbias);
+bool normalize_held(const Normalize& n);
+bool normalize_held_backward(const NormalizeBackward& n);
 
 // Rows that pass through a Hopper's shared memory (norm_ring.cu); false, and nothing done, if not.
-bool normalize_ring_backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-                             const Tensor& weight, const Tensor& mean, const Tensor& rstd,
-                             Tensor& dx, Tensor& dweight, Tensor& dbias);
-
-template <class T>
-const T* data_or_null(const Tensor& x) {
-  return x.defined() ? x.data<T>() : nullptr;
-}
-template <class T>
-T* data_or_null(Tensor& x) {
-  return x.defined() ? x.data<T>() : nullptr;
-}
-
-template <class... P>
-bool all_aligned(const P*... p) {
-  return ((reinterpret_cast<std::uintptr_t>(p) % 16 == 0) && ...);
-}
+bool normalize_ring_backward(const NormalizeBackward& n);
 
 }  // namespace ebb::gpu

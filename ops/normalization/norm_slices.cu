@@ -182,85 +182,68 @@ std::int64_t rows_of_part(const NormRows& s, int width) {
 }
 
 template <class T, bool centred>
-void forward(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
-             const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
+void forward(const Normalize& n) {
   using C = Compute<T>;
-  const T* const from = x.data<T>();
-  double* const means = data_or_null<double>(mean);
-  C* const r = rstd.data<C>();
+  const T* const from = n.x.data<T>();
+  double* const means = data_or_null<double>(n.mean);
+  C* const r = n.rstd.data<C>();
   if constexpr (centred)
-    channel_sums<T, 2, 0>(op, MomentsFromFirst<T>{from, s.cols},
-                          KeepMoments<T>{from, s.cols, eps, means, r}, 1, s.rows, s.cols,
-                          x.device(), from);
+    channel_sums<T, 2, 0>(n.op, MomentsFromFirst<T>{from, n.s.cols},
+                          KeepMoments<T>{from, n.s.cols, n.eps, means, r}, 1, n.s.rows, n.s.cols,
+                          n.x.device(), from);
   else
-    channel_sums<T, 1, 0>(op, RowSquares<C>{}, KeepSquares<C>{static_cast<double>(s.cols), eps, r},
-                          1, s.rows, s.cols, x.device(), from);
-  const T* const w = data_or_null<T>(weight);
-  channel_map<T, 2>(op, ApplyRow<C>{w != nullptr, means, r}, 1, s.rows, s.cols, y.data<T>(), from,
-                    w, data_or_null<T>(bias));
+    channel_sums<T, 1, 0>(n.op, RowSquares<C>{},
+                          KeepSquares<C>{static_cast<double>(n.s.cols), n.eps, r}, 1, n.s.rows,
+                          n.s.cols, n.x.device(), from);
+  const T* const w = data_or_null<T>(n.weight);
+  channel_map<T, 2>(n.op, ApplyRow<C>{w != nullptr, means, r}, 1, n.s.rows, n.s.cols, n.y.data<T>(),
+                    from, w, data_or_null<T>(n.bias));
 }
 
 template <class T, bool centred>
-void backward(const char* op, const Tensor& x, const Tensor& dy, const NormRows& s,
-              const Tensor& weight, const Tensor& mean, const Tensor& rstd, Tensor& dx,
-              Tensor& dweight, Tensor& dbias) {
+void backward(const NormalizeBackward& n) {
   using C = Compute<T>;
   constexpr int count = centred ? 2 : 1;
-  const AffineGradients<T, count> finish{data_or_null<T>(dweight), data_or_null<T>(dbias)};
-  const T* const w = data_or_null<T>(weight);
-  const double* const means = data_or_null<double>(mean);
-  const C* const r = rstd.data<C>();
+  const AffineGradients<T, count> finish(n);
+  const T* const w = data_or_null<T>(n.weight);
+  const double* const means = data_or_null<double>(n.mean);
+  const C* const r = n.rstd.data<C>();
   static_assert(sizeof(RowGradient<C>) == 6 * sizeof(C));
-  Tensor constants = empty({s.rows, 6}, rstd.options());
+  Tensor constants = empty({n.s.rows, 6}, n.rstd.options());
   auto* const of = reinterpret_cast<RowGradient<C>*>(constants.data<C>());
   const RowSums<C> terms{w != nullptr, means, r};
-  const KeepSums<C> keep{static_cast<double>(s.cols), means, r, of};
-  channel_sums<T, 2, 1>(op, terms, keep, 1, s.rows, s.cols, x.device(), x.data<T>(), dy.data<T>(),
-                        w);
-  const bool sums = finish.dweight || finish.dbias;
+  const KeepSums<C> keep{static_cast<double>(n.s.cols), means, r, of};
+  channel_sums<T, 2, 1>(n.op, terms, keep, 1, n.s.rows, n.s.cols, n.x.device(), n.x.data<T>(),
+                        n.dy.data<T>(), w);
   with_width<T>(
-      s.cols,
+      n.s.cols,
       [&]<int width>() {
-        const std::int64_t chunk = rows_of_part(s, width);
-        const std::int64_t parts = divide_up(s.rows, chunk);
-        const bool in_parts = sums && (parts > 1 || s.rows > gradient_window);
-        Tensor partial = in_parts ? empty({count, parts, s.cols}, rstd.options()) : Tensor();
-        C* const to = data_or_null<C>(partial);
-        const std::int64_t tiles = divide_up<std::int64_t>(s.cols, gradient_threads * width);
-        launch(op, gradient_kernel<T, count, width>,
+        const std::int64_t chunk = rows_of_part(n.s, width);
+        const std::int64_t parts = divide_up(n.s.rows, chunk);
+        const bool in_parts = parts > 1 || n.s.rows > gradient_window;
+        ParameterSums<T, count> sums(n, in_parts ? parts : 0);
+        const std::int64_t tiles = divide_up<std::int64_t>(n.s.cols, gradient_threads * width);
+        launch(n.op, gradient_kernel<T, count, width>,
                dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(parts)), gradient_threads,
-               0, x.data<T>(), dy.data<T>(), w, of, s.rows, s.cols, chunk, dx.data<T>(), finish,
-               to);
-        if (!in_parts) return;
-        add_parts(op, to, parts, s.cols, finish, x.device());
+               0, n.x.data<T>(), n.dy.data<T>(), w, of, n.s.rows, n.s.cols, chunk, n.dx.data<T>(),
+               finish, sums.data());
+        sums.add_up();
       },
-      x.data<T>(), dy.data<T>(), w, static_cast<const T*>(dx.data<T>()),
+      n.x.data<T>(), n.dy.data<T>(), w, static_cast<const T*>(n.dx.data<T>()),
       static_cast<const T*>(finish.dweight), static_cast<const T*>(finish.dbias));
 }
 
 }  // namespace
+
+void normalize_slices(const Normalize& n) {
+  if (normalize_held(n)) return;
+  with_norm<float, double, bf16>(n, [&]<class T, bool centred>() { forward<T, centred>(n); });
+}
+
+void normalize_slices_backward(const NormalizeBackward& n) {
+  if (normalize_held_backward(n)) return;
+  with_norm<float, double, bf16>(n, [&]<class T, bool centred>() { backward<T, centred>(n); });
+}
+
 }  // namespace gpu
-
-void gpu::normalize_slices(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
-                           const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
-  if (normalize_held(op, x, s, weight, bias, eps, mean, rstd, y)) return;
-  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    (mean.defined() ? forward<T, true> : forward<T, false>)(op, x, s, weight, bias, eps, mean, rstd,
-                                                            y);
-  });
-}
-
-void gpu::normalize_slices_backward(const char* op, const Tensor& x, const Tensor& dy,
-                                    const NormRows& s, const Tensor& weight, const Tensor& mean,
-                                    const Tensor& rstd, Tensor& dx, Tensor& dweight,
-                                    Tensor& dbias) {
-  if (normalize_held_backward(op, x, dy, s, weight, mean, rstd, dx, dweight, dbias)) return;
-  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    (mean.defined() ? backward<T, true> : backward<T, false>)(op, x, dy, s, weight, mean, rstd, dx,
-                                                              dweight, dbias);
-  });
-}
-
 }  // namespace ebb
