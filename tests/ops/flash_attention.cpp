@@ -314,6 +314,7 @@ TEST_CASE("flash_attention: bf16 agrees with the definition at every edge of its
     check_bf16_definition({1, 500, 400, 1, 64}, o, false);
     check_bf16_definition({1, 200, 600, 1, 128}, o, false);
     check_bf16_definition({1, 400, 400, 1, 88}, o, true);
+    check_bf16_definition({1, 4100, 300, 1, 8}, o, false);
     check_bf16_definition({1, 33, 150, 2, 128}, {.is_causal = causal, .scale = -0.3}, false);
     check_bf16_definition({1, 40, 40, 1, 8}, {.is_causal = causal, .scale = 0}, false);
   }
