@@ -221,29 +221,48 @@ void channel_map(std::string_view op, const Body& body, std::int64_t samples, st
 }
 
 // Σ (x − c) and Σ (x − c)² of a column or channel, c being its first element: nearly its mean, but
-// for an outlier, which double has digits for. A window adds its mean and its squares about that,
-// found in C and made small as x − c of finite numbers may overflow.
+// for an outlier, which double has digits for. What a thread has of them goes by windows: sums in C
+// about the mean of the first elements, made small as x − c of finite numbers may overflow.
 template <class C>
 struct MomentTerms {
   C c;
 
+  struct Window {
+    C origin, sum, square;
+    int size;
+  };
+  template <class Rows>
+  __device__ Window open(const Rows& rows) const {
+    const C first = rows.first() * small;
+    C total = 0;
+    rows.each([&](C x, auto...) { total += x * small - first; });
+    return {first + total * reciprocal(static_cast<C>(rows.size())), 0, 0, 0};
+  }
+  template <class Rows>
+  __device__ void add(const Rows& rows, Window& w) const {
+    rows.each([&](C x, auto...) {
+      const C d = x * small - w.origin;
+      w.sum += d;
+      w.square += d * d;
+    });
+    w.size += rows.size();
+  }
+  __device__ void close(const Window& w, double (&sum)[2]) const {
+    const double off = static_cast<double>(w.origin) / small - static_cast<double>(c);
+    const double rest = static_cast<double>(w.sum) / small;
+    sum[0] += w.size * off + rest;
+    sum[1] += static_cast<double>(w.square) / (small * small) + off * (w.size * off + 2 * rest);
+  }
+
   template <class Rows>
   __device__ void add(const Rows& rows, double (&sum)[2]) const {
-    constexpr C small = C(1) / 128;
-    const C origin = rows.first() * small;
-    C total = 0;
-    rows.each([&](C x, auto...) { total += x * small - origin; });
-    const C mean = total * reciprocal(static_cast<C>(rows.size()));
-    C square = 0;
-    rows.each([&](C x, auto...) {
-      const C d = (x * small - origin) - mean;
-      square += d * d;
-    });
-    const double off =
-        (static_cast<double>(origin) + static_cast<double>(mean)) / small - static_cast<double>(c);
-    sum[0] += rows.size() * off;
-    sum[1] += static_cast<double>(square) / (small * small) + rows.size() * off * off;
+    Window w = open(rows);
+    add(rows, w);
+    close(w, sum);
   }
+
+ private:
+  static constexpr C small = C(1) / 128;
 };
 
 // The same of channels whose first elements are `step` apart.

@@ -1,7 +1,7 @@
 #include "ebb/ops/held.cuh"
 #include "ebb/ops/normalization/batch_norm.h"
 
-// Channels are held by clusters of blocks between their sums and the map that needs them; or they
+// Channels are held by groups of blocks between their sums and the map that needs them; or they
 // are reduced in slices and mapped in a second read: those of images by their planes, those of
 // [N,C] as columns. The maps see [N,C] as N rows whose columns are the channels.
 namespace ebb {
@@ -125,16 +125,30 @@ template <class C>
 struct GradientTerms {
   struct Column {
     C mean, scale;  // half, twice
+
+    struct Window {
+      C dy, dy_x;
+    };
+    template <class Rows>
+    __device__ Window open(const Rows&) const {
+      return {0, 0};
+    }
+    template <class Rows>
+    __device__ void add(const Rows& rows, Window& w) const {
+      rows.each([&](C x, C dy) {
+        w.dy += dy;
+        w.dy_x += dy * ((C(0.5) * x - mean) * scale);
+      });
+    }
+    __device__ void close(const Window& w, double (&sum)[2]) const {
+      sum[0] += static_cast<double>(w.dy);
+      sum[1] += static_cast<double>(w.dy_x);
+    }
     template <class Rows>
     __device__ void add(const Rows& rows, double (&sum)[2]) const {
-      C a = 0;
-      C b = 0;
-      rows.each([&](C x, C dy) {
-        a += dy;
-        b += dy * ((C(0.5) * x - mean) * scale);
-      });
-      sum[0] += static_cast<double>(a);
-      sum[1] += static_cast<double>(b);
+      Window w = open(rows);
+      add(rows, w);
+      close(w, sum);
     }
   };
   const C* mean;
