@@ -1,0 +1,172 @@
+// The sums of a tile on their way through all blocks of a group: over the lanes, the warps and the
+// blocks, in order.
+//
+// Between blocks they go through memory, [tiles][group][numbers], where each number is there once
+// it is not `absent` any more.
+#pragma once
+#include "ebb/ops/held_units.cuh"
+#include "ebb/ops/together.cuh"
+
+namespace ebb::gpu {
+
+// In shared memory.
+template <int count, int lanes, class Channel>
+struct HeldSums {
+  static constexpr bool strips = lanes > 1;
+  static constexpr int first_lanes = strips ? strip_lanes : 1;
+  static constexpr int columns = lanes * first_lanes;
+  static constexpr int numbers = count * columns;
+  static constexpr int receivers = strips ? columns : warp_size;  // threads
+  static_assert(numbers <= held_threads<strips>);
+  using Numbers = double[numbers];
+
+  Numbers of_warps[held_warps<strips>];
+  alignas(16) unsigned char channels[columns][sizeof(Channel)];
+
+  __device__ void add_lanes(const double (&sum)[lanes][count]) {
+    double all[count * lanes];
+#pragma unroll
+    for (int i = 0; i < count * lanes; ++i) all[i] = sum[i % lanes][i / lanes];
+    add_lanes<warp_size / 2, 0>(all, 0, of_warps[threadIdx.x / warp_size]);
+  }
+
+  // Of this block.
+  __device__ double number(int n) const {
+    double total = 0;
+#pragma unroll
+    for (int w = 0; w < held_warps<strips>; ++w) total += of_warps[w][n];
+    return total;
+  }
+
+  __device__ void keep(int column, const Channel& channel) {
+    *reinterpret_cast<Channel*>(channels[column]) = channel;
+  }
+  // Of column j of the thread.
+  __device__ const Channel& channel(int j) const {
+    const int c = strips ? static_cast<int>(threadIdx.x) % strip_lanes * lanes + j : 0;
+    return *reinterpret_cast<const Channel*>(channels[c]);
+  }
+
+ private:
+  // Half of a lane's numbers go to another lane and half of that one's come, as long as there are
+  // two; then both have one. `first`: of all numbers of a lane, the first that is left. `alike`:
+  // bits of the lanes that have the same.
+  template <int offset, int alike, int left>
+  __device__ static void add_lanes(const double (&mine)[left], int first, Numbers& to) {
+    const int lane = static_cast<int>(threadIdx.x) % warp_size;
+    if constexpr (offset < first_lanes) {
+      if ((lane & alike) != 0) return;
+#pragma unroll
+      for (int i = 0; i < left; ++i) {
+        const int q = (first + i) / lanes;
+        const int j = (first + i) % lanes;
+        to[q * columns + lane % first_lanes * lanes + j] = mine[i];
+      }
+    } else if constexpr (left == 1) {
+      const double both[] = {mine[0] + __shfl_xor_sync(0xffffffffu, mine[0], offset)};
+      add_lanes<offset / 2, alike | offset>(both, first, to);
+    } else {
+      const bool upper = (lane & offset) != 0;
+      double both[left / 2];
+#pragma unroll
+      for (int i = 0; i < left / 2; ++i) {
+        const double low = mine[i];
+        const double high = mine[i + left / 2];
+        both[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, offset);
+      }
+      add_lanes<offset / 2, alike>(both, upper ? first + left / 2 : first, to);
+    }
+  }
+};
+
+template <class Sums>
+class HeldExchange {
+ public:
+  using Bits = unsigned long long;
+
+  // For all threads of all blocks.
+  __device__ HeldExchange(const HeldLayout& s, const Sums& sums, Bits* partial)
+      : group_(s.group), sums_(sums), partial_(partial) {
+    const std::int64_t groups = gridDim.x / group_;
+    for (std::int64_t tile = blockIdx.x / group_; tile < s.tiles; tile += groups)
+      for (int i = static_cast<int>(threadIdx.x); i < Sums::numbers;
+           i += static_cast<int>(blockDim.x))
+        partial_[place(tile, rank()) + i] = absent;
+    all_expect_ = cooperative_groups::this_grid().barrier_arrive();
+  }
+  // Of a block; and of all blocks the first time, as nobody may send before everybody expects it.
+  __device__ void meet() {
+    if (met_) return __syncthreads();
+    cooperative_groups::this_grid().barrier_wait(std::move(all_expect_));
+    met_ = true;
+  }
+
+  // Of the group.
+  __device__ int rank() const { return static_cast<int>(blockIdx.x) % group_; }
+
+  // Until this tile has come from the first block of its group, for all threads.
+  __device__ void wait_for(std::int64_t tile) {
+    meet();
+    if (threadIdx.x == 0)
+      while (partial_[place(tile, 0)] == absent) {}
+    __syncthreads();
+  }
+
+  // What this block has found, by all threads.
+  __device__ void send(std::int64_t tile) const {
+    const int me = static_cast<int>(threadIdx.x);
+    if (me >= Sums::numbers) return;
+    auto bits = __builtin_bit_cast(Bits, sums_.number(me));
+    if (bits == absent) bits >>= 1;
+    partial_[place(tile, rank()) + me] = bits;
+  }
+
+  // What all blocks of a group have found: a thread gets the sums of its column of a strip, a warp
+  // those of the channel.
+  template <int count>
+  __device__ void receive(std::int64_t tile, double (&total)[count]) const {
+    constexpr int most = Sums::strips ? 8 : 2;  // blocks that a thread asks at a time
+    constexpr int step = Sums::strips ? 1 : warp_size;
+    const int me = static_cast<int>(threadIdx.x);
+    if (me >= Sums::receivers) return;
+    const volatile Bits* const from = partial_ + place(tile, 0) + (Sums::strips ? me : 0);
+    for (int r = Sums::strips ? 0 : me; r < group_; r += most * step) {
+      Bits bits[most][count];
+      bool all = false;
+      while (!all) {
+        all = true;
+#pragma unroll
+        for (int u = 0; u < most; ++u)
+#pragma unroll
+          for (int q = 0; q < count; ++q)
+            bits[u][q] = r + u * step < group_
+                             ? from[(r + u * step) * Sums::numbers + q * Sums::columns]
+                             : 0;
+#pragma unroll
+        for (int u = 0; u < most; ++u)
+#pragma unroll
+          for (int q = 0; q < count; ++q) all = all && bits[u][q] != absent;
+      }
+#pragma unroll
+      for (int u = 0; u < most; ++u)
+#pragma unroll
+        for (int q = 0; q < count; ++q) total[q] += __builtin_bit_cast(double, bits[u][q]);
+    }
+    if constexpr (!Sums::strips)
+#pragma unroll
+      for (int q = 0; q < count; ++q) total[q] = warp_reduce(total[q], Sum{});
+  }
+
+ private:
+  static constexpr Bits absent = ~Bits{};  // a NaN
+  __device__ std::int64_t place(std::int64_t tile, int rank) const {
+    return (tile * group_ + rank) * Sums::numbers;
+  }
+  int group_;
+  const Sums& sums_;
+  volatile Bits* partial_;
+  cooperative_groups::grid_group::arrival_token all_expect_;
+  bool met_ = false;
+};
+
+}  // namespace ebb::gpu
