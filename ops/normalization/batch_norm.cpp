@@ -82,12 +82,18 @@ Tensor batch_norm(const Tensor& x, Tensor running_mean, Tensor running_var, cons
     const bool sums = training || needs_weight || needs_bias;
     Tensor sum_dy = sums ? empty_like(mean) : Tensor();
     Tensor sum_dy_x = sums ? empty_like(mean) : Tensor();
+    const auto narrow = [&](bool needed) {
+      return needed && mean.dtype() != dy.dtype() ? empty(mean.shape(), dy.options()) : Tensor();
+    };
+    Tensor dbias = narrow(needs_bias);
+    Tensor dweight = narrow(needs_weight);
     Tensor dx = needs_x ? empty_like(x.get()) : Tensor();
     run<cpu::batch_norm_backward, gpu::batch_norm_backward>(dy.device(), x.get(), dy, planes, mean,
                                                             inverse, weight.get(), training, sum_dy,
-                                                            sum_dy_x, dx);
-    return {dx, needs_weight ? sum_dy_x.to(dy.dtype()) : Tensor(),
-            needs_bias ? sum_dy.to(dy.dtype()) : Tensor()};
+                                                            sum_dy_x, dbias, dweight, dx);
+    if (needs_bias && !dbias.defined()) dbias = sum_dy;
+    if (needs_weight && !dweight.defined()) dweight = sum_dy_x;
+    return {dx, dweight, dbias};
   };
   return record(op, y, {x, weight, bias}, backward);
 }
@@ -342,8 +348,11 @@ void find_sums(const Tensor& x, const Tensor& dy, const Planes& s, const Tensor&
 
 void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s,
                               const Tensor& mean, const Tensor& inverse, const Tensor& weight,
-                              bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dx) {
+                              bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dbias,
+                              Tensor& dweight, Tensor& dx) {
   if (sum_dy.defined()) find_sums(x, dy, s, mean, inverse, sum_dy, sum_dy_x);
+  if (dbias.defined()) dbias.copy_(sum_dy);
+  if (dweight.defined()) dweight.copy_(sum_dy_x);
   if (!dx.defined()) return;
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);

@@ -156,13 +156,18 @@ struct GradientTerms {
   __device__ Column column(std::int64_t c) const { return {C(0.5) * mean[c], 2 * inverse[c]}; }
 };
 
-template <class C>
+template <class T>
 struct KeepSums {
+  using C = Compute<T>;
   C* sum_dy;
   C* sum_dy_x;
+  T* dbias;    // or null
+  T* dweight;  // or null
   __device__ void operator()(std::int64_t c, const double (&sum)[2]) const {
     sum_dy[c] = static_cast<C>(sum[0]);
     sum_dy_x[c] = static_cast<C>(sum[1]);
+    if (dbias) dbias[c] = narrow<T>(sum_dy[c]);
+    if (dweight) dweight[c] = narrow<T>(sum_dy_x[c]);
   }
 };
 
@@ -177,7 +182,7 @@ template <class T>
 struct InputGradient {
   using C = Compute<T>;
   GradientTerms<C> terms;
-  KeepSums<C> sums;
+  KeepSums<T> sums;
   const T* weight;  // or null
   C over_count;     // 1 / m in training, else 0
 
@@ -304,12 +309,14 @@ void gpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
 
 void gpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s,
                               const Tensor& mean, const Tensor& inverse, const Tensor& weight,
-                              bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dx) {
+                              bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dbias,
+                              Tensor& dweight, Tensor& dx) {
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     using C = Compute<T>;
     const GradientTerms<C> terms{mean.data<C>(), inverse.data<C>()};
-    const KeepSums<C> sums{data_or_null<C>(sum_dy), data_or_null<C>(sum_dy_x)};
+    const KeepSums<T> sums{data_or_null<C>(sum_dy), data_or_null<C>(sum_dy_x),
+                           data_or_null<T>(dbias), data_or_null<T>(dweight)};
     const C over_count = training ? C(1) / static_cast<C>(s.count()) : C(0);
     const InputGradient<T> body{terms, sums, data_or_null<T>(weight), over_count};
     const T* const v = x.data<T>();

@@ -46,10 +46,12 @@ using BatchNormRunning = void(const Tensor& running_mean, const Tensor& running_
 using BatchNormApply = void(const Tensor& x, const Planes& planes, const Tensor& mean,
                             const Tensor& inverse, const Tensor& weight, const Tensor& bias,
                             Tensor& y);
-// Σ dy and Σ dy · x̂, of mean's dtype, and dx; any may be undefined, but the sums not in training.
+// Σ dy and Σ dy · x̂, of mean's dtype; the same as dbias and dweight, of x's where that is another;
+// and dx. Any may be undefined, but the sums not in training.
 using BatchNormBackward = void(const Tensor& x, const Tensor& dy, const Planes& planes,
                                const Tensor& mean, const Tensor& inverse, const Tensor& weight,
-                               bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dx);
+                               bool training, Tensor& sum_dy, Tensor& sum_dy_x, Tensor& dbias,
+                               Tensor& dweight, Tensor& dx);
 namespace cpu {
 BatchNormTrain batch_norm_train;
 BatchNormRunning batch_norm_running;
