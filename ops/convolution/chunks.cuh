@@ -80,14 +80,16 @@ __global__ void pack_filters(Gather g, std::int64_t slabs, const T* weight, Chun
   packed[(group * g.rows + row) * g.columns + m] = chunk;
 }
 
-// The second stage: dw [filter, c, tap] = Σ over slices of partial [slice, filter, chunk, tap, c in
-// the chunk], in a fixed order. A thread adds one chunk of every eighth slice, 8 rows of threads
-// all.
+// The second stage of sums of chunks: dw [filter, c, tap] = Σ over slices of partial [slice,
+// filter, chunk, tap, c in the chunk], in a fixed order. A thread adds one chunk of every eighth
+// slice, and of 8 such sums one number. NaN is asked for again, as zeros beside the images may have
+// met infinities.
 template <class T>
-__global__ void add_filter_slices(std::int64_t size, std::int64_t slices, int taps, int chunks,
-                                  int channels, const float* partial, T* dw) {
+__global__ void __launch_bounds__(256)
+    add_filter_slices(const __grid_constant__ Weights g, std::int64_t size, std::int64_t slices,
+                      int chunks, const float* partial, const T* x, const T* dy, T* dw) {
   constexpr int width = pack_size<T>;
-  __shared__ float sums[7][width][32];
+  __shared__ float sums[8][width][32];
   const std::int64_t i = std::int64_t{blockIdx.x} * 32 + threadIdx.x;
   float sum[width] = {};
   if (i < size / width) {
@@ -99,29 +101,32 @@ __global__ void add_filter_slices(std::int64_t size, std::int64_t slices, int ta
       for (int e = 0; e < width; ++e) sum[e] += add.v[e];
     }
   }
-  if (threadIdx.y > 0) {
 #pragma unroll
-    for (int e = 0; e < width; ++e) sums[threadIdx.y - 1][e][threadIdx.x] = sum[e];
-  }
+  for (int e = 0; e < width; ++e) sums[threadIdx.y][e][threadIdx.x] = sum[e];
   __syncthreads();
-  if (threadIdx.y > 0 || i >= size / width) return;
-  const int tap = static_cast<int>(i % taps);
-  const int c = static_cast<int>(i / taps % chunks) * width;
-  T* const to = dw + (i / taps / chunks * channels + c) * taps + tap;
+  const int taps = g.r * g.s, tap = static_cast<int>(i % taps), e = static_cast<int>(threadIdx.y);
+  const int c = static_cast<int>(i / taps % chunks) * width + e;
+  if (e >= width || c >= g.c || i >= size / width) return;
+  float all = sums[0][e][threadIdx.x];
 #pragma unroll
-  for (int e = 0; e < width; ++e) {
-    for (int row = 0; row < 7; ++row) sum[e] += sums[row][e][threadIdx.x];
-    if (c + e < channels) to[e * taps] = narrow<T>(sum[e]);
-  }
+  for (int row = 1; row < 8; ++row) all += sums[row][e][threadIdx.x];
+  const std::int64_t filter = i / taps / chunks;
+  if (isnan(all))
+    all = static_cast<float>(add_terms<double>(g, x, dy, filter, c, tap / g.s, tap % g.s, 0, 1));
+  dw[(filter * g.c + c) * taps + tap] = narrow<T>(all);
 }
 
 // Launchers.
 
+// `partial` has `chunks` chunks of channels.
 template <class T>
-void launch_add_filter_slices(std::string_view op, std::int64_t size, std::int64_t slices, int taps,
-                              int chunks, int channels, const Tensor& partial, Tensor& dw) {
+void launch_add_filter_slices(std::string_view op, const Weights& g, std::int64_t slices,
+                              int chunks, const Tensor& partial, const Tensor& x, const Tensor& dy,
+                              Tensor& dw) {
+  const std::int64_t size = partial.numel() / slices;
   launch(op, add_filter_slices<T>, grid_of(op, divide_up<std::int64_t>(size / pack_size<T>, 32)),
-         dim3(32, 8), 0, size, slices, taps, chunks, channels, partial.data<float>(), dw.data<T>());
+         dim3(32, 8), 0, g, size, slices, chunks, partial.data<float>(), x.data<T>(), dy.data<T>(),
+         dw.data<T>());
 }
 
 template <class T>

@@ -11,18 +11,6 @@
 
 namespace ebb::gpu::convolution {
 
-// Extents of the weight gradient, in what its loaders need. A matrix's k is the pixel (n, p, q).
-struct Weights {
-  int c, h, w, m, r, s, p, q;  // c, m: of one group
-  int groups;
-  int h_stride, w_stride, h_padding, w_padding, h_dilation, w_dilation;
-  std::int64_t pixels;             // n·p·q
-  std::int64_t x_plane, dy_plane;  // elements of one channel
-  std::int64_t x_image, dy_image;  // elements of one image
-  int step_q, step_p, step_n;      // a slab's depth in the digits (n, p, q)
-  __host__ __device__ std::int64_t columns() const { return std::int64_t{c} * r * s; }
-};
-
 // Both loaders: thread t reads pixel t % 8 of a slab in rows t / 8, t / 8 + threads / 8, ….
 template <class T, class Tile, int extent>
 struct PixelSlab {
@@ -184,19 +172,7 @@ __global__ void __launch_bounds__(direct_threads)
   const int s = block.next(g.s);
   const int r = block.next(g.r);
   const int c = block.next(g.c);
-  const std::int64_t channel = block.left;
-  const std::int64_t group = channel / g.m;
-  const std::int64_t plane = std::int64_t{g.p} * g.q;
-  Compute<T> sum = 0;
-  for (std::int64_t pixel = threadIdx.x; pixel < g.pixels; pixel += direct_threads) {
-    const std::int64_t image = pixel / plane;
-    const std::int64_t at = pixel % plane;
-    const int h = static_cast<int>(at / g.q) * g.h_stride - g.h_padding + r * g.h_dilation;
-    const int w = static_cast<int>(at % g.q) * g.w_stride - g.w_padding + s * g.w_dilation;
-    if (h < 0 || h >= g.h || w < 0 || w >= g.w) continue;
-    const std::int64_t row = ((image * g.groups + group) * g.c + c) * g.h + h;
-    sum += widen(x[row * g.w + w]) * widen(dy[(image * g.groups * g.m + channel) * plane + at]);
-  }
+  auto sum = add_terms<Compute<T>>(g, x, dy, block.left, c, r, s, threadIdx.x, direct_threads);
   sum = block_reduce<direct_threads>(sum, Sum{});
   if (threadIdx.x == 0) dw[blockIdx.x] = narrow<T>(sum);
 }
@@ -211,42 +187,6 @@ void with_weight_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f)
   } else {
     with_tile<Tile<128, 64, 8, 8>, Tile<64, 64, 8, 8>, Tile<32, 32, 4, 4>>(m, n, batches, 1, f);
   }
-}
-
-inline void set_steps(Weights& g, int depth) {
-  g.step_q = depth % g.q;
-  g.step_p = depth / g.q % g.p;
-  g.step_n = depth / g.q / g.p;
-}
-
-inline Weights weights_of(std::string_view op, const Conv2dSize& size) {
-  const Conv2dOptions& o = size.options;
-  extent(op, (size.r - 1) * o.dilation.h);
-  extent(op, (size.s - 1) * o.dilation.w);
-  const auto narrowed = [&](std::int64_t value) { return extent(op, value); };
-  Weights g{};
-  g.c = narrowed(size.channels_in_group());
-  g.m = narrowed(size.filters_in_group());
-  g.groups = narrowed(o.groups);
-  g.h = narrowed(size.h);
-  g.w = narrowed(size.w);
-  g.r = narrowed(size.r);
-  g.s = narrowed(size.s);
-  g.p = narrowed(size.p);
-  g.q = narrowed(size.q);
-  g.h_stride = narrowed(o.stride.h);
-  g.w_stride = narrowed(o.stride.w);
-  g.h_padding = narrowed(o.padding.h);
-  g.w_padding = narrowed(o.padding.w);
-  g.h_dilation = narrowed(o.dilation.h);
-  g.w_dilation = narrowed(o.dilation.w);
-  g.pixels = size.n * size.p * size.q;
-  g.x_plane = size.h * size.w;
-  g.dy_plane = size.p * size.q;
-  g.x_image = size.c * g.x_plane;
-  g.dy_image = size.k * g.dy_plane;
-  set_steps(g, tile_depth);
-  return g;
 }
 
 // Whether a tap lies further from its window's origin than WindowLoader can say.

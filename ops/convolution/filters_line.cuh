@@ -151,8 +151,9 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
 // Launchers.
 
 template <class Tile>
-void launch_weight_gradient_line(std::string_view op, const LineWeights& g, int channels,
-                                 const Tensor& x, const Tensor& dy, Tensor& dw) {
+void launch_weight_gradient_line(std::string_view op, const Weights& whole, const LineWeights& g,
+                                 const Tensor& x_line, const Tensor& dy_line, const Tensor& x,
+                                 const Tensor& dy, Tensor& dw) {
   const std::int64_t columns = g.columns();
   const std::int64_t blocks = std::int64_t{divide_up(g.filters, Tile::rows)} *
                               divide_up<std::int64_t>(columns, Tile::cols) * g.groups;
@@ -161,9 +162,8 @@ void launch_weight_gradient_line(std::string_view op, const LineWeights& g, int 
   const std::int64_t size = g.groups * g.filters * columns;
   Tensor partial = empty({slices.count, size}, {Dtype::f32, dw.device()});
   launch(op, weight_gradient_line<Tile>, grid_of(op, blocks * slices.count), Tile::threads, 0, g,
-         slices, chunks_of<float>(x), chunks_of<float>(dy), partial.data<float>());
-  launch_add_filter_slices<float>(op, size, slices.count, g.taps(), g.c_chunks, channels, partial,
-                                  dw);
+         slices, chunks_of<float>(x_line), chunks_of<float>(dy_line), partial.data<float>());
+  launch_add_filter_slices<float>(op, whole, slices.count, g.c_chunks, partial, x, dy, dw);
 }
 
 inline LineWeights line_weights(std::string_view op, const Conv2dSize& size) {
@@ -210,7 +210,8 @@ inline bool run_weight_gradient_line(std::string_view op, const Conv2dSize& size
        line_packer<float, false>(g.dy, g.groups, whole.m, g.m_chunks, g.p, g.q, dy, dy_line));
   with_tile<Tile<64, 192, 8, 12>, Tile<128, 64, 8, 8>, Tile<64, 64, 8, 8>>(
       g.filters, g.columns(), g.groups, 1, [&](auto tile) {
-        launch_weight_gradient_line<decltype(tile)>(op, g, whole.c, x_line, dy_line, dw);
+        launch_weight_gradient_line<decltype(tile)>(op, weights_of(op, size), g, x_line, dy_line, x,
+                                                    dy, dw);
       });
   return true;
 }

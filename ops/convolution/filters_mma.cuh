@@ -197,8 +197,9 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
 // Launchers.
 
 template <class T, class Tile, class Copier>
-void launch_weight_gradient_mma(std::string_view op, const ChunkWeights& all, std::int64_t images,
-                                const Tensor& x, const Tensor& dy, Tensor& dw) {
+void launch_weight_gradient_mma(std::string_view op, const Weights& whole, const ChunkWeights& all,
+                                std::int64_t images, const Tensor& x, const Tensor& dy,
+                                Tensor& dw) {
   const Weights& g = all.g;
   const std::int64_t columns = g.columns() * pack_size<T>;
   const std::int64_t blocks = std::int64_t{divide_up(all.filters, Tile::rows)} *
@@ -212,7 +213,7 @@ void launch_weight_gradient_mma(std::string_view op, const ChunkWeights& all, st
   launch(op, weight_gradient_mma<T, Tile, Copier>, grid_of(op, blocks * slices.count),
          Tile::threads, Tile::stages * sizeof(Stage<typename Copier::A, typename Copier::B>), all,
          slices, x_prepared.data<T>(), dy_prepared.data<T>(), partial.data<float>());
-  launch_add_filter_slices<T>(op, size, slices.count, g.r * g.s, g.c, all.channels, partial, dw);
+  launch_add_filter_slices<T>(op, whole, slices.count, g.c, partial, x, dy, dw);
 }
 
 // Whether each pixel of dy is that of x in its place, in whole chunks.
@@ -244,8 +245,8 @@ inline bool run_weight_gradient_mma(std::string_view op, const Weights& whole, s
         all.filters, g.columns() * pack_size<T>, g.groups, 1, [&](auto tile) {
           using Tile = decltype(tile);
           const auto launch = [&](auto copier) {
-            launch_weight_gradient_mma<T, Tile, typename decltype(copier)::type>(op, all, images, x,
-                                                                                 dy, dw);
+            launch_weight_gradient_mma<T, Tile, typename decltype(copier)::type>(op, whole, all,
+                                                                                 images, x, dy, dw);
           };
           if (in_place<T>(g)) {
             launch(std::type_identity<PlaneGradientCopier<T, Tile>>{});

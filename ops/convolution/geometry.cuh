@@ -169,4 +169,72 @@ inline Gather gather_of(std::string_view op, const Conv2dSize& size, bool transp
   return g;
 }
 
+// Extents of the weight gradient, in what its loaders need. A matrix's k is the pixel (n, p, q).
+struct Weights {
+  int c, h, w, m, r, s, p, q;  // c, m: of one group
+  int groups;
+  int h_stride, w_stride, h_padding, w_padding, h_dilation, w_dilation;
+  std::int64_t pixels;             // n·p·q
+  std::int64_t x_plane, dy_plane;  // elements of one channel
+  std::int64_t x_image, dy_image;  // elements of one image
+  int step_q, step_p, step_n;      // a slab's depth in the digits (n, p, q)
+  __host__ __device__ std::int64_t columns() const { return std::int64_t{c} * r * s; }
+};
+
+inline void set_steps(Weights& g, int depth) {
+  g.step_q = depth % g.q;
+  g.step_p = depth / g.q % g.p;
+  g.step_n = depth / g.q / g.p;
+}
+
+inline Weights weights_of(std::string_view op, const Conv2dSize& size) {
+  const Conv2dOptions& o = size.options;
+  extent(op, (size.r - 1) * o.dilation.h);
+  extent(op, (size.s - 1) * o.dilation.w);
+  const auto narrowed = [&](std::int64_t value) { return extent(op, value); };
+  Weights g{};
+  g.c = narrowed(size.channels_in_group());
+  g.m = narrowed(size.filters_in_group());
+  g.groups = narrowed(o.groups);
+  g.h = narrowed(size.h);
+  g.w = narrowed(size.w);
+  g.r = narrowed(size.r);
+  g.s = narrowed(size.s);
+  g.p = narrowed(size.p);
+  g.q = narrowed(size.q);
+  g.h_stride = narrowed(o.stride.h);
+  g.w_stride = narrowed(o.stride.w);
+  g.h_padding = narrowed(o.padding.h);
+  g.w_padding = narrowed(o.padding.w);
+  g.h_dilation = narrowed(o.dilation.h);
+  g.w_dilation = narrowed(o.dilation.w);
+  g.pixels = size.n * size.p * size.q;
+  g.x_plane = size.h * size.w;
+  g.dy_plane = size.p * size.q;
+  g.x_image = size.c * g.x_plane;
+  g.dy_image = size.k * g.dy_plane;
+  set_steps(g, tile_depth);
+  return g;
+}
+
+// An element of dw by its definition, of whose terms every `step`-th is added, until it is NaN.
+template <class Sum, class T>
+__device__ Sum add_terms(const Weights& g, const T* x, const T* dy, std::int64_t channel, int c,
+                         int r, int s, std::int64_t first, int step) {
+  const std::int64_t group = channel / g.m;
+  const std::int64_t plane = std::int64_t{g.p} * g.q;
+  Sum sum = 0;
+  for (std::int64_t pixel = first; pixel < g.pixels && !isnan(sum); pixel += step) {
+    const std::int64_t image = pixel / plane;
+    const std::int64_t at = pixel % plane;
+    const int h = static_cast<int>(at / g.q) * g.h_stride - g.h_padding + r * g.h_dilation;
+    const int w = static_cast<int>(at % g.q) * g.w_stride - g.w_padding + s * g.w_dilation;
+    if (h < 0 || h >= g.h || w < 0 || w >= g.w) continue;
+    const std::int64_t row = ((image * g.groups + group) * g.c + c) * g.h + h;
+    sum += static_cast<Sum>(widen(x[row * g.w + w])) *
+           widen(dy[(image * g.groups * g.m + channel) * plane + at]);
+  }
+  return sum;
+}
+
 }  // namespace ebb::gpu::convolution

@@ -345,7 +345,8 @@ bool run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& 
 }
 
 template <class Tile>
-bool run_gradient(const Gather& g, const Tensor& x, const Tensor& dy, Tensor& dw) {
+bool run_gradient(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& dy,
+                  Tensor& dw) {
   Line line = line_of(g, Tile::points);
   const int taps = line.h_taps * line.w_taps;
   int reach = 0;
@@ -372,7 +373,7 @@ bool run_gradient(const Gather& g, const Tensor& x, const Tensor& dy, Tensor& dw
          size_t(ring) * stage_bytes, line, slices, g.groups, m_chunks, c_chunks, g.m, ring,
          stage_bytes, dy_place.size, chunks_of<bf16>(x_line), chunks_of<bf16>(dy_line),
          partial.data<float>());
-  launch_add_filter_slices<bf16>(op, size, slices.count, taps, c_chunks, g.c, partial, dw);
+  launch_add_filter_slices<bf16>(op, whole, slices.count, c_chunks, partial, x, dy, dw);
   return true;
 }
 
@@ -395,10 +396,11 @@ bool gpu::hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const
   if (!usable(g, dw.dtype()) || g.m <= 16 || g.c <= 16 || taps < 2 ||
       !worth_packing(dy.numel() * g.c * taps))
     return false;
-  if (dw.dtype() == Dtype::f32) return weight_gradient_tf32(g, x, dy, dw);
-  if (g.c > 64) return run_gradient<GradientTile<128, 3>>(g, x, dy, dw);
-  return taps <= 3 ? run_gradient<GradientTile<64, 3>>(g, x, dy, dw)
-                   : run_gradient<GradientTile<64, 5>>(g, x, dy, dw);
+  const Weights whole = weights_of(op, size);
+  if (dw.dtype() == Dtype::f32) return weight_gradient_tf32(whole, g, x, dy, dw);
+  if (g.c > 64) return run_gradient<GradientTile<128, 3>>(whole, g, x, dy, dw);
+  return taps <= 3 ? run_gradient<GradientTile<64, 3>>(whole, g, x, dy, dw)
+                   : run_gradient<GradientTile<64, 5>>(whole, g, x, dy, dw);
 }
 
 }  // namespace ebb

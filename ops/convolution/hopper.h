@@ -7,6 +7,7 @@
 
 namespace ebb::gpu::convolution {
 struct Gather;
+struct Weights;
 }
 
 namespace ebb::gpu::hopper {
@@ -17,7 +18,7 @@ bool convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const T
 bool weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw);
 
 // What it is in TF32.
-bool weight_gradient_tf32(const convolution::Gather& g, const Tensor& x, const Tensor& dy,
-                          Tensor& dw);
+bool weight_gradient_tf32(const convolution::Weights& whole, const convolution::Gather& g,
+                          const Tensor& x, const Tensor& dy, Tensor& dw);
 
 }  // namespace ebb::gpu::hopper

@@ -6,6 +6,7 @@
 // them: so dy lies there as it is, and x, which a tap shifts by any number of pixels, is read into
 // registers, as the left operand.
 #include "ebb/ops/convolution/hopper.h"
+
 #include "ebb/ops/convolution/line.cuh"
 #include "ebb/ops/convolution/stages.cuh"
 
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
 // Launchers.
 
 template <class Tile>
-bool run(const Gather& g, const Tensor& x, const Tensor& dy, Tensor& dw) {
+bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& dy, Tensor& dw) {
   const Line line = line_of(g, Tile::points);
   const int taps = line.h_taps * line.w_taps;
   int reach = 0;
@@ -213,15 +214,16 @@ bool run(const Gather& g, const Tensor& x, const Tensor& dy, Tensor& dw) {
   launch(op, shifted_gradient_tf32<Tile>, grid_of(op, tiles * slices.count), gpu::hopper::warpgroup,
          size_t(sizes.ring) * sizes.stage_bytes, sizes, slices, chunks_of<float>(x_packed),
          chunks_of<float>(dy_packed), partial.data<float>());
-  launch_add_filter_slices<float>(op, size, slices.count, taps, sizes.c_chunks, g.c, partial, dw);
+  launch_add_filter_slices<float>(op, whole, slices.count, sizes.c_chunks, partial, x, dy, dw);
   return true;
 }
 
 }  // namespace
 
-bool gpu::hopper::weight_gradient_tf32(const Gather& g, const Tensor& x, const Tensor& dy,
-                                       Tensor& dw) {
-  return g.m <= 64 ? run<Tf32Tile<64>>(g, x, dy, dw) : run<Tf32Tile<128>>(g, x, dy, dw);
+bool gpu::hopper::weight_gradient_tf32(const Weights& whole, const Gather& g, const Tensor& x,
+                                       const Tensor& dy, Tensor& dw) {
+  return g.m <= 64 ? run<Tf32Tile<64>>(whole, g, x, dy, dw)
+                   : run<Tf32Tile<128>>(whole, g, x, dy, dw);
 }
 
 }  // namespace ebb

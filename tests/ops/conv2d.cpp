@@ -259,6 +259,78 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
   }
 }
 
+TEST_CASE("conv2d: what is not finite reaches what sees it, on tensor cores or not") {
+  if (cuda_device_count() == 0) return;
+  constexpr std::int64_t images = 20, channels = 64, filters = 72, height = 40, width = 41;
+  const Shape shape{images, channels, height, width};
+  const Tensor w = randn({filters, channels, 3, 3}, 32, Dtype::f32),
+               dy = randn({images, filters, height, width}, 33, Dtype::f32);
+  struct Mode {
+    Dtype dtype;
+    bool tf32;
+  };
+  for (const auto& [dtype, tf32] :
+       {Mode{Dtype::bf16, false}, Mode{Dtype::f32, true}, Mode{Dtype::f32, false}})
+    for (const float bad : {INFINITY, -INFINITY, NAN}) {
+      // In the corners of an image of one channel of x, and of another of dy.
+      const auto spoiled = [&](const Tensor& t, std::int64_t plane) {
+        auto v = std::vector<float>(t.data<float>(), t.data<float>() + t.numel());
+        v[static_cast<size_t>(plane * height * width)] = bad;
+        return tensor<float>(v, t.shape()).to(dtype).clone().to(cuda_device);
+      };
+      allow_tf32(tf32);
+      const Tensor clean_x = randn(shape, 34, Dtype::f32);
+      const Tensor weights = w.to(dtype).clone().to(cuda_device);
+      const auto gradients = [&](std::int64_t x_plane, std::int64_t dy_plane) {
+        const Tensor x = leaf(x_plane < 0 ? clean_x.to(dtype).clone().to(cuda_device)
+                                          : spoiled(clean_x, x_plane));
+        const Tensor k = leaf(weights.clone());
+        const Tensor y = conv2d(x, k, {}, {.padding = 1});
+        y.backward(dy_plane < 0 ? dy.to(dtype).clone().to(cuda_device) : spoiled(dy, dy_plane));
+        return Tensors{y.detach(), x.grad(), k.grad()};
+      };
+      const Tensors by_x = gradients(7 * channels + 5, -1), by_dy = gradients(-1, 3 * filters + 2);
+      allow_tf32(false);
+      const auto weight = values(w), upstream = values(dy), pixels = values(clean_x);
+      // value is bad · factor, or finite.
+      const auto check = [&](double value, bool sees, double factor) {
+        if (!sees) return std::isfinite(value);
+        return std::isnan(bad) ? std::isnan(value) : value == bad * factor;
+      };
+      std::int64_t wrong[4] = {};
+      const auto y = values(by_x[0]), dx = values(by_dy[1]);
+      for (std::int64_t nc = 0, at = 0; nc < images * filters; ++nc)
+        for (std::int64_t p = 0; p < height; ++p)
+          for (std::int64_t q = 0; q < width; ++q, ++at) {
+            const bool sees = nc / filters == 7 && p <= 1 && q <= 1;
+            const auto tap = sees ? ((nc % filters * channels + 5) * 3 + 1 - p) * 3 + 1 - q : 0;
+            wrong[0] += !check(y[at], sees, weight[tap]);
+          }
+      for (std::int64_t nc = 0, at = 0; nc < images * channels; ++nc)
+        for (std::int64_t h = 0; h < height; ++h)
+          for (std::int64_t v = 0; v < width; ++v, ++at) {
+            const bool sees = nc / channels == 3 && h <= 1 && v <= 1;
+            const auto tap = sees ? ((2 * channels + nc % channels) * 3 + h + 1) * 3 + v + 1 : 0;
+            wrong[1] += !check(dx[at], sees, weight[tap]);
+          }
+      const auto dw_x = values(by_x[2]), dw_dy = values(by_dy[2]);
+      for (std::int64_t k = 0, at = 0; k < filters; ++k)
+        for (std::int64_t c = 0; c < channels; ++c)
+          for (std::int64_t r = 0; r < 3; ++r)
+            for (std::int64_t s = 0; s < 3; ++s, ++at) {
+              const bool by_pixel = c == 5 && r <= 1 && s <= 1;
+              const auto place =
+                  by_pixel ? ((7 * filters + k) * height + 1 - r) * width + 1 - s : 0;
+              wrong[2] += !check(dw_x[at], by_pixel, upstream[place]);
+              const bool by_output = k == 2 && r >= 1 && s >= 1;
+              const auto pixel =
+                  by_output ? ((3 * channels + c) * height + r - 1) * width + s - 1 : 0;
+              wrong[3] += !check(dw_dy[at], by_output, pixels[pixel]);
+            }
+      for (const std::int64_t n : wrong) CHECK(n == 0);
+    }
+}
+
 TEST_CASE("conv2d: TF32 is used where it is allowed, and only there") {
   if (cuda_device_count() == 0) return;
   const Tensor x = randn({8, 64, 20, 20}, 27, Dtype::f32),
