@@ -18,7 +18,7 @@ struct Phases {
   Phases(std::int64_t stride, std::int64_t padding, std::int64_t dilation, std::int64_t kernel)
       : stride(stride), padding(padding), dilation(dilation), kernel(kernel) {
     const std::int64_t low = padding - (kernel - 1) * dilation;
-    first = low < 0 ? -divide_up(-low, stride) : low / stride;
+    first = low < 0 ? -(-low / stride) : divide_up(low, stride);
     window = (stride - 1 + padding) / stride - first + 1;
   }
   // Of phase a, or −1.
