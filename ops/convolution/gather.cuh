@@ -185,9 +185,15 @@ __device__ void store_columns(Out* out, const std::int64_t* places, const Pack<V
     constexpr int pack = decltype(all)::value;
 #pragma unroll
     for (int j = 0; j < width; j += pack)
-      if (places[j] >= 0)
-        *reinterpret_cast<Pack<Out, pack>*>(out + places[j]) =
-            reinterpret_cast<const Pack<Out, pack>*>(results.v)[j / pack];
+      if (places[j] >= 0) {
+        auto* const to = reinterpret_cast<Pack<Out, pack>*>(out + places[j]);
+        const auto& from = reinterpret_cast<const Pack<Out, pack>*>(results.v)[j / pack];
+        if constexpr (width > 4) {
+          gpu::store(to, from);
+        } else {
+          *to = from;  // in fewer registers
+        }
+      }
   };
   if (together >= width) {
     store(std::integral_constant<int, width>{});

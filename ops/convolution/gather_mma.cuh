@@ -200,6 +200,20 @@ struct GatherMemory {
   std::int64_t places[Tile::cols];
 };
 
+// A finished tile from filter first_m on, `first_channel` of an image's.
+template <class T, class Out, class Core>
+__device__ void store_product(const Core& core, const Gather& g, int first_m,
+                              std::int64_t first_channel, const std::int64_t* places, int together,
+                              const T* bias, Out* out) {
+  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
+  out += first_channel * plane;
+  core.template for_each<8>([&](int m, int n, const auto& sums) {
+    if (first_m + m >= g.m) return;
+    const float add = bias ? widen(bias[first_channel + m]) : 0.f;
+    store_columns(out + m * plane, places + n, sums, add, together);
+  });
+}
+
 // As gather: slice i of several goes to out + i · out_size.
 template <class T, class Out, class Tile, class Copier>
 __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
@@ -231,14 +245,54 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   };
   multiply_stages<Tile::stages>(memory.ring, fetch, core, slabs);
 
-  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
-  const std::int64_t first_channel = group * g.m + first_m;
-  Out* const to = out + slice * out_size + first_channel * plane;
-  core.template for_each<8>([&](int m, int n, const auto& sums) {
-    if (first_m + m >= g.m) return;
-    const float add = bias ? widen(bias[first_channel + m]) : 0.f;
-    store_columns(to + m * plane, memory.places + n, sums, add, together);
-  });
+  store_product(core, g, first_m, group * g.m + first_m, memory.places, together, bias,
+                out + slice * out_size);
+}
+
+// The same for pixels in place whose sums fit into the ring: all filters meet them there.
+template <class T, class Tile>
+struct WholeMemory {
+  using A = AlongK<T, Tile::rows>;
+  using B = typename PlaneCopier<T, Tile>::Slab;
+  A a[2][Tile::stages];
+  B b[Tile::stages];
+  std::int64_t places[Tile::cols];
+};
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
+    gather_whole(const __grid_constant__ Gather g, std::int64_t column_tiles, int together,
+                 const T* in, const Chunk<T>* packed, const T* bias, T* out) {
+  using Memory = WholeMemory<T, Tile>;
+  extern __shared__ __align__(128) unsigned char bytes[];
+  Memory& memory = *reinterpret_cast<Memory*>(bytes);
+  BlockIndex block;
+  const std::int64_t first_column = std::int64_t{block.next(column_tiles)} * Tile::cols;
+  const std::int64_t group = block.left;
+  const Class z = class_of(g, 0, slab_chunks);
+  const int slabs = static_cast<int>(z.slabs), tiles = divide_up(g.m, Tile::rows);
+  PlaneCopier<T, Tile> pixels(g, z, in, group, first_column, 0, memory.places);
+  packed += (group * g.rows + z.first_row) * g.columns;
+  const auto fetch = [&](int tile) {
+    FilterCopier<T, Tile> filters(packed + tile * Tile::rows, g.columns);
+    for (int slab = 0; slab < slabs; ++slab) filters.fetch(memory.a[tile % 2][slab]);
+  };
+
+  for (int slab = 0; slab < slabs; ++slab) pixels.fetch(memory.b[slab]);
+  fetch(0);
+  commit_copies();
+  for (int tile = 0; tile < tiles; ++tile) {
+    if (tile + 1 < tiles) fetch(tile + 1);
+    commit_copies();
+    wait_for_groups<1>();
+    __syncthreads();
+    MmaCore<T, Tile, typename Memory::A, typename Memory::B> core;
+    for (int slab = 0; slab < slabs; ++slab)
+      core.multiply(memory.a[tile % 2][slab], memory.b[slab]);
+    const int first_m = tile * Tile::rows;
+    store_product(core, g, first_m, group * g.m + first_m, memory.places, together, bias, out);
+    __syncthreads();  // before the filters after the next
+  }
 }
 
 // Launchers.
@@ -257,6 +311,14 @@ void launch_gather_mma(std::string_view op, Gather g, std::int64_t points, const
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   const int together = adjacent_columns(g);
   const dim3 grid = grid_of(op, blocks * slices.count);
+  if constexpr (std::is_same_v<Copier, PlaneCopier<T, Tile>> && Tile::rows == 64) {
+    if (slabs <= Tile::stages && g.m > Tile::rows && column_tiles * g.groups >= multiprocessors()) {
+      launch(op, gather_whole<T, Tile>, grid_of(op, column_tiles * g.groups), Tile::threads,
+             sizeof(WholeMemory<T, Tile>), g, column_tiles, together, in.data<T>(),
+             chunks_of<T>(filters), bias, out.data<T>());
+      return;
+    }
+  }
   const size_t shared = sizeof(GatherMemory<T, Tile, Copier>);
   if (slices.count == 1) {
     launch(op, gather_mma<T, T, Tile, Copier>, grid, Tile::threads, shared, g, slices, column_tiles,

@@ -202,6 +202,8 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
       {{2, 37, 40, 41}, {83, 37, 3, 5}, {}},                         // ragged channels, odd planes
       {{8, 3, 64, 64}, {64, 3, 7, 7}, {.stride = 2, .padding = 3}},  // a stem: slabs of many taps
       {{9, 260, 14, 14}, {130, 260, 1, 1}, {}},                      // 1×1
+      {{48, 56, 24, 30}, {150, 56, 1, 1}, {}},                       // 1×1, short sums
+      {{48, 150, 24, 30}, {56, 150, 1, 1}, {}},                      // and in the gradient
       {{9, 200, 28, 28}, {136, 200, 1, 1}, {.stride = {2, 3}}},      // 1×1 that skips pixels
       {{2, 300, 9, 9}, {160, 300, 3, 3}, {.padding = 1}},            // sums in slices
       {{2, 40, 61, 50},
