@@ -209,10 +209,10 @@ class MmaCore {
   }
 
   // f(m, n, pack): `together` adjacent n of one row of the finished tile, as many as a thread has
-  // or eight.
+  // or four or eight.
   template <int together = adjacent, class F>
   __device__ void for_each(F f) const {
-    static_assert(together == adjacent || together == 8);
+    static_assert(together == adjacent || together == 4 || together == 8);
 #pragma unroll
     for (int i = 0; i < 2 * blocks; ++i)
 #pragma unroll
@@ -235,18 +235,25 @@ class MmaCore {
     }
   }
 
-  // Four lanes that have two columns each of four fragments get the eight of one fragment each.
+  // Four lanes that have two columns each of n / 2 fragments get n adjacent columns each.
   __device__ static void exchange(Pack<float, 8>& sums) {
+    exchange<2>(sums, 1);
+    exchange<4>(sums, 2);
+  }
+  __device__ static void exchange(Pack<float, 4>& sums) {
+    exchange<2>(sums, 2);
+    exchange<2>(sums, 1);
+  }
+  // With the lane whose number differs in `bit`: its numbers e for the lower's numbers e + apart.
+  template <int apart, int n>
+  __device__ static void exchange(Pack<float, n>& sums, int bit) {
+    const bool upper = lane_id() & bit;
 #pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-      const bool upper = lane_id() & bit;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if (e / 2 & bit) continue;
-        float &low = sums.v[e], &high = sums.v[e + 2 * bit];
-        const float got = __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
-        (upper ? low : high) = got;
-      }
+    for (int e = 0; e < n; ++e) {
+      if (e & apart) continue;
+      float &low = sums.v[e], &high = sums.v[e + apart];
+      const float got = __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
+      (upper ? low : high) = got;
     }
   }
 

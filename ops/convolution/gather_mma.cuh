@@ -60,6 +60,8 @@ class PixelCopier {
 
  public:
   using Slab = AlongK<T, Tile::cols>;
+  template <class Out>
+  static constexpr int adjacent = 8;
   static Tensor prepared(std::string_view op, const Gather& g, const Tensor& in) {
     return packed_pixels<T>(op, g.images * g.groups, g.c, g.in_plane, in);
   }
@@ -158,6 +160,8 @@ class PlaneCopier {
 
  public:
   using Slab = AcrossK<T, Tile::cols, std::is_same_v<T, float>>;
+  template <class Out>
+  static constexpr int adjacent = pack_size<Out>;  // so that lanes store whole sectors
   static Tensor prepared(std::string_view, const Gather&, const Tensor& in) { return in; }
 
   __device__ PlaneCopier(const Gather& g, const Class&, const T* in, std::int64_t group,
@@ -200,14 +204,15 @@ struct GatherMemory {
   std::int64_t places[Tile::cols];
 };
 
-// A finished tile from filter first_m on, `first_channel` of an image's.
-template <class T, class Out, class Core>
+// A finished tile, `adjacent` columns a thread, from filter first_m on, `first_channel` of an
+// image's.
+template <int adjacent, class T, class Out, class Core>
 __device__ void store_product(const Core& core, const Gather& g, int first_m,
                               std::int64_t first_channel, const std::int64_t* places, int together,
                               const T* bias, Out* out) {
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   out += first_channel * plane;
-  core.template for_each<8>([&](int m, int n, const auto& sums) {
+  core.template for_each<adjacent>([&](int m, int n, const auto& sums) {
     if (first_m + m >= g.m) return;
     const float add = bias ? widen(bias[first_channel + m]) : 0.f;
     store_columns(out + m * plane, places + n, sums, add, together);
@@ -245,8 +250,9 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   };
   multiply_stages<Tile::stages>(memory.ring, fetch, core, slabs);
 
-  store_product(core, g, first_m, group * g.m + first_m, memory.places, together, bias,
-                out + slice * out_size);
+  store_product<Copier::template adjacent<Out>>(core, g, first_m, group * g.m + first_m,
+                                                memory.places, together, bias,
+                                                out + slice * out_size);
 }
 
 // The same for pixels in place whose sums fit into the ring: all filters meet them there.
@@ -290,7 +296,8 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
     for (int slab = 0; slab < slabs; ++slab)
       core.multiply(memory.a[tile % 2][slab], memory.b[slab]);
     const int first_m = tile * Tile::rows;
-    store_product(core, g, first_m, group * g.m + first_m, memory.places, together, bias, out);
+    store_product<PlaneCopier<T, Tile>::template adjacent<T>>(
+        core, g, first_m, group * g.m + first_m, memory.places, together, bias, out);
     __syncthreads();  // before the filters after the next
   }
 }
