@@ -31,6 +31,12 @@ __device__ inline std::uint64_t chunk_descriptor(const void* p, int k_stride, in
          static_cast<std::uint64_t>(row_stride >> 4) << 32;
 }
 
+// What begins `chunks` of 16 bytes further on: only the low word changes.
+__device__ inline std::uint64_t moved(std::uint64_t descriptor, int chunks) {
+  const unsigned low = static_cast<unsigned>(descriptor) + static_cast<unsigned>(chunks);
+  return descriptor >> 32 << 32 | low;
+}
+
 // The products that follow see what registers and shared memory hold now.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void end_products() {
@@ -147,12 +153,13 @@ __device__ inline void multiply(float (&s)[2][32], const unsigned (&a)[4], std::
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
 }
 
-// sums[64,224] += a[64,k] · b[k,224], both along k: 16 of bf16, 8 of TF32.
+// sums[64,224] += a[64,k] · b[k,224], both along k: 16 of bf16, 8 of TF32. Here and below, sums are
+// not added to what s holds if `keep` is 0.
 template <class T>
-__device__ void multiply_along(float (&s)[112], std::uint64_t a, std::uint64_t b) {
+__device__ void multiply_along(float (&s)[112], std::uint64_t a, std::uint64_t b, int keep = 1) {
   if constexpr (std::is_same_v<T, bf16>) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.eq.u32 p, 1, 1;\n"
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %114, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n224k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -180,10 +187,10 @@ __device__ void multiply_along(float (&s)[112], std::uint64_t a, std::uint64_t b
           "+f"(s[98]), "+f"(s[99]), "+f"(s[100]), "+f"(s[101]), "+f"(s[102]), "+f"(s[103]),
           "+f"(s[104]), "+f"(s[105]), "+f"(s[106]), "+f"(s[107]), "+f"(s[108]), "+f"(s[109]),
           "+f"(s[110]), "+f"(s[111])
-        : "l"(a), "l"(b));
+        : "l"(a), "l"(b), "r"(keep));
   } else {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.eq.u32 p, 1, 1;\n"
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %114, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n224k8.f32.tf32.tf32 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -211,7 +218,7 @@ __device__ void multiply_along(float (&s)[112], std::uint64_t a, std::uint64_t b
           "+f"(s[98]), "+f"(s[99]), "+f"(s[100]), "+f"(s[101]), "+f"(s[102]), "+f"(s[103]),
           "+f"(s[104]), "+f"(s[105]), "+f"(s[106]), "+f"(s[107]), "+f"(s[108]), "+f"(s[109]),
           "+f"(s[110]), "+f"(s[111])
-        : "l"(a), "l"(b));
+        : "l"(a), "l"(b), "r"(keep));
   }
 }
 
@@ -253,9 +260,10 @@ __device__ inline void multiply_across(float (&s)[64], std::uint64_t a, std::uin
 }
 
 // sums[64,n] += a[64,8] · b[8,n] of TF32, a in registers as mma.sync has it, b along k.
-__device__ inline void multiply_tf32(float (&s)[32], const unsigned (&a)[4], std::uint64_t b) {
+__device__ inline void multiply_tf32(float (&s)[32], const unsigned (&a)[4], std::uint64_t b,
+                                     int keep = 1) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.eq.u32 p, 1, 1;\n"
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
@@ -265,11 +273,12 @@ __device__ inline void multiply_tf32(float (&s)[32], const unsigned (&a)[4], std
         "+f"(s[14]), "+f"(s[15]), "+f"(s[16]), "+f"(s[17]), "+f"(s[18]), "+f"(s[19]), "+f"(s[20]),
         "+f"(s[21]), "+f"(s[22]), "+f"(s[23]), "+f"(s[24]), "+f"(s[25]), "+f"(s[26]), "+f"(s[27]),
         "+f"(s[28]), "+f"(s[29]), "+f"(s[30]), "+f"(s[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
 }
-__device__ inline void multiply_tf32(float (&s)[64], const unsigned (&a)[4], std::uint64_t b) {
+__device__ inline void multiply_tf32(float (&s)[64], const unsigned (&a)[4], std::uint64_t b,
+                                     int keep = 1) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.eq.u32 p, 1, 1;\n"
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -286,7 +295,7 @@ __device__ inline void multiply_tf32(float (&s)[64], const unsigned (&a)[4], std
         "+f"(s[49]), "+f"(s[50]), "+f"(s[51]), "+f"(s[52]), "+f"(s[53]), "+f"(s[54]), "+f"(s[55]),
         "+f"(s[56]), "+f"(s[57]), "+f"(s[58]), "+f"(s[59]), "+f"(s[60]), "+f"(s[61]), "+f"(s[62]),
         "+f"(s[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
 }
 
 }  // namespace ebb::gpu::hopper

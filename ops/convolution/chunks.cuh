@@ -16,6 +16,47 @@ __device__ T for_tensor_cores(T x) {
   }
 }
 
+// How numbers are packed: as they are; as tensor cores take them; or in float32's exactness as two
+// TF32 numbers each, whose products but low · low add up to theirs:
+//
+//   x = high + low,   high = TF32(x),   low = TF32(x − high),   |x − high − low| ≤ 2⁻²³ |x|
+//
+// High parts near the largest number are cut, as they would round to infinity. What is not finite
+// is a low part, so that it meets each number once, and its high part ±1.
+enum class Form { as_is, rounded, halves };
+template <Form form>
+inline constexpr int parts_of = form == Form::halves ? 2 : 1;
+
+struct Halves {
+  float high, low;
+  __device__ explicit Halves(float x) {
+    const float rounded = to_tf32(x);
+    const float cut = __uint_as_float(__float_as_uint(x) & 0xffffe000u);
+    high = !isfinite(x) ? copysignf(1.f, x) : isfinite(rounded) ? rounded : cut;
+    low = isfinite(x) ? to_tf32(x - high) : rounded;
+  }
+};
+
+// A chunk, or two.
+template <class T, Form form>
+struct FormedChunk {
+  Chunk<T> part[parts_of<form>] = {};
+  __device__ void set(int e, T x) {
+    if constexpr (form == Form::halves) {
+      const Halves both(x);
+      part[0].v[e] = both.high;
+      part[1].v[e] = both.low;
+    } else {
+      part[0].v[e] = form == Form::rounded ? for_tensor_cores(x) : x;
+    }
+  }
+  // The low one `apart` chunks after the high one.
+  __device__ void store(Chunk<T>* to, std::int64_t apart) const {
+#pragma unroll
+    for (int i = 0; i < parts_of<form>; ++i) to[i * apart] = part[i];
+  }
+};
+
 constexpr int pack_threads = 256;
 
 // x [images, channels, plane] → packed [images, chunks, plane]: images of one group each. A row of

@@ -5,8 +5,9 @@
 //   weight gradient  dw[k, (c,r,s)] = Σ over n,p,q  dy[k, (n,p,q)] · x[(n,p,q), (c,r,s)]
 //
 // The first two are one kernel, gather.cuh; the third is filters.cuh. On tensor cores they are
-// gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu. Where there are many
-// products for each pixel, gather_line.cuh and filters_line.cuh compute them in float32.
+// gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu, float32 without TF32
+// too. Where there are many products for each pixel, gather_line.cuh and filters_line.cuh compute
+// them in float32 elsewhere.
 #include "ebb/core/basic.h"
 #include "ebb/ops/convolution/filters_line.cuh"
 #include "ebb/ops/convolution/filters_mma.cuh"

@@ -205,9 +205,9 @@ inline bool run_weight_gradient_line(std::string_view op, const Conv2dSize& size
   Tensor x_line = empty_line<float>(g.x, g.groups, g.c_chunks, x);
   Tensor dy_line = empty_line<float>(g.dy, g.groups, g.m_chunks, dy);
   pack(op,
-       line_packer<float, false>(g.x, g.groups, whole.c, g.c_chunks, whole.h.in, whole.w.in, x,
-                                 x_line),
-       line_packer<float, false>(g.dy, g.groups, whole.m, g.m_chunks, g.p, g.q, dy, dy_line));
+       line_packer<float, Form::as_is>(g.x, g.groups, whole.c, g.c_chunks, whole.h.in, whole.w.in,
+                                       x, x_line),
+       line_packer<float, Form::as_is>(g.dy, g.groups, whole.m, g.m_chunks, g.p, g.q, dy, dy_line));
   with_tile<Tile<64, 192, 8, 12>, Tile<128, 64, 8, 8>, Tile<64, 64, 8, 8>>(
       g.filters, g.columns(), g.groups, 1, [&](auto tile) {
         launch_weight_gradient_line<decltype(tile)>(op, weights_of(op, size), g, x_line, dy_line, x,

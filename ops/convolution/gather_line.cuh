@@ -18,9 +18,9 @@ class LineLoader {
     const int all = g.c_packed / width;
     Tensor packed = empty_line<float>(g.line, g.groups, all, in);
     const auto packer =
-        line_packer<float, false>(g.line, g.groups, g.c, all, g.h.in, g.w.in, in, packed);
-    launch(op, pack_one<LinePacker<float, false>>, grid_of(op, packer.blocks()), pack_threads, 0,
-           packer);
+        line_packer<float, Form::as_is>(g.line, g.groups, g.c, all, g.h.in, g.w.in, in, packed);
+    launch(op, pack_one<LinePacker<float, Form::as_is>>, grid_of(op, packer.blocks()), pack_threads,
+           0, packer);
     return packed;
   }
 

@@ -10,6 +10,10 @@
 //
 // A block is one warpgroup with 64 filters, two blocks a multiprocessor. One thread, or one warp,
 // begins to copy a stage as soon as the products with the one before have been done.
+//
+// Float32 without TF32 is three products of TF32, of high and low parts (chunks.cuh). As the tensor
+// cores cut their sums instead of rounding them, few taps are added there, the small products
+// first, and those sums in registers.
 #include "ebb/ops/convolution/hopper.h"
 
 #include "ebb/ops/convolution/line.cuh"
@@ -23,6 +27,7 @@ using namespace gpu::convolution;
 using gpu::hopper::Barrier;
 using gpu::hopper::copy;
 using gpu::hopper::most_slots;
+using gpu::hopper::moved;
 
 constexpr std::string_view op = "conv2d";
 constexpr int filters = 64;       // of a tile
@@ -31,7 +36,7 @@ constexpr int chunk_bytes = 16;
 constexpr int step_chunks = 2;  // along k of one instruction: 16 bf16, 8 TF32
 
 // Weights → [group, tile of filters, stage, tap, chunk, filter], zeros beyond; `chunks` of a stage.
-template <class T>
+template <class T, Form form>
 struct TapPacker {
   Gather g;
   int stages, taps, chunks;
@@ -54,21 +59,25 @@ struct TapPacker {
     const int first = (stage * chunks + chunk) * pack_size<T>;
     const T* from =
         weight + place.left * g.m * g.c * taps + m * g.m_stride + first * g.c_stride + tap;
-    Chunk<T> out{};
+    FormedChunk<T, form> out;
 #pragma unroll
     for (int e = 0; e < pack_size<T>; ++e)
-      if (m < g.m && first + e < g.c) out.v[e] = for_tensor_cores(from[e * g.c_stride]);
-    packed[i] = out;
+      if (m < g.m && first + e < g.c) out.set(e, from[e * g.c_stride]);
+    out.store(packed + i, size);
   }
 };
 
-// How the sum over channels is cut: `products` instructions a stage, `steps` for each tap, whose
-// pixels begin `shift` chunks after the stage's.
+// How the sum over channels and taps is cut: `products` instructions a stage, `steps` for each tap,
+// whose pixels begin `shift` chunks after the stage's. A stage has all taps, or, where their pixels
+// would not fit, one row of them: of `rows` stages with the same channels, each begins `row_step`
+// pixels after the one before.
 struct Stages {
   int steps, count, ring, products;
-  int filter_bytes, pixel_bytes;  // of a stage
+  int parts, filter_bytes, pixel_bytes;  // of a part of a stage
+  int rows, start, row_step, reach;
   int shift[64];
-  __host__ __device__ int bytes() const { return filter_bytes + pixel_bytes; }
+  __host__ __device__ int part_bytes() const { return filter_bytes + pixel_bytes; }
+  __host__ __device__ int bytes() const { return parts * part_bytes(); }
 };
 
 // Writes rows of a tile to out through shared memory, so that adjacent points are written together.
@@ -109,12 +118,13 @@ __device__ void store_tile(const float (&sums)[tile_points / 2], Out* rows, cons
 }
 
 // `batch` products are queued at once.
-template <class T, int batch>
+template <class T, Form form, int batch>
 __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
     shifted(const __grid_constant__ Gather g, const __grid_constant__ Line line,
             const __grid_constant__ Stages stages, const Chunk<T>* pixels, const Chunk<T>* weights,
             const T* bias, T* out) {
   if constexpr (gpu::hopper::has_wgmma) {
+    constexpr bool halves = form == Form::halves;
     extern __shared__ __align__(128) unsigned char ring[];
     __shared__ Barrier full[most_slots];
     BlockIndex block;
@@ -124,44 +134,75 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
         std::int64_t{block.next(divide_up<std::int64_t>(line.points(), tile_points))} * tile_points;
     const std::int64_t group = block.left;
     const int chunks = stages.steps * step_chunks;
-    const int run = (tile_points + line.reach) * chunk_bytes;  // pixels of one chunk
-    weights += (group * tiles + tile) * stages.count * (stages.filter_bytes / chunk_bytes);
-    pixels += group * stages.count * chunks * line.size + first_point;
+    const int run = (tile_points + stages.reach) * chunk_bytes;  // pixels of one chunk
+    const std::int64_t stage_filters = stages.filter_bytes / chunk_bytes;
+    const std::int64_t all_filters = g.groups * tiles * stages.count * stage_filters;
+    const std::int64_t all_chunks = stages.count / stages.rows * chunks;
+    weights += (group * tiles + tile) * stages.count * stage_filters;
+    pixels += group * all_chunks * line.size + first_point + stages.start;
 
     const auto fetch = [&](int stage, int at) {
-      unsigned char* const to = ring + at * stages.bytes();
-      full[at].arrive_expecting(stages.filter_bytes + chunks * run);
-      copy(to, weights + std::int64_t{stage} * (stages.filter_bytes / chunk_bytes),
-           stages.filter_bytes, full[at]);
-#pragma unroll 1
-      for (int chunk = 0; chunk < chunks; ++chunk)
-        copy(to + stages.filter_bytes + chunk * run,
-             pixels + (std::int64_t{stage} * chunks + chunk) * line.size, run, full[at]);
-    };
-    float sums[tile_points / 2] = {};
-    const auto multiply = [&](int slot) {
-      const unsigned char* const a = ring + slot * stages.bytes();
-      std::uint64_t filter = gpu::hopper::chunk_descriptor(a, filters * chunk_bytes, 128);
-      const std::uint64_t pixel = gpu::hopper::chunk_descriptor(a + stages.filter_bytes, run, 128);
-#pragma unroll 1
-      for (int first = 0; first < stages.products; first += batch) {
-        gpu::hopper::begin_products();
+      unsigned char* to = ring + at * stages.bytes();
+      const int first = stage / stages.rows * chunks, row = stage % stages.rows;
+      full[at].arrive_expecting(parts_of<form> * (stages.filter_bytes + chunks * run));
 #pragma unroll
-        for (int i = 0; i < batch; ++i)
-          gpu::hopper::multiply_along<T>(sums, filter + i * (step_chunks * filters),
-                                         pixel + stages.shift[first + i]);
-        gpu::hopper::end_products();
-        filter += batch * (step_chunks * filters);
+      for (int part = 0; part < parts_of<form>; ++part) {
+        copy(to, weights + part * all_filters + stage * stage_filters, stages.filter_bytes,
+             full[at]);
+        const Chunk<T>* from =
+            pixels + row * stages.row_step + (part * g.groups * all_chunks + first) * line.size;
+#pragma unroll 1
+        for (int chunk = 0; chunk < chunks; ++chunk, from += line.size)
+          copy(to + stages.filter_bytes + chunk * run, from, run, full[at]);
+        to += stages.part_bytes();
       }
     };
-    gpu::hopper::run_stages(full, stages.ring, stages.count, threadIdx.x == 0, fetch, multiply);
+    float sums[tile_points / 2] = {}, totals[halves ? tile_points / 2 : 1] = {};
+    const auto multiply = [&](int slot) {
+      const unsigned char* const a = ring + slot * stages.bytes();
+      const std::uint64_t filter = gpu::hopper::chunk_descriptor(a, filters * chunk_bytes, 128);
+      const std::uint64_t pixel = gpu::hopper::chunk_descriptor(a + stages.filter_bytes, run, 128);
+      const int low = halves ? stages.part_bytes() / chunk_bytes : 0;
+#pragma unroll 1
+      for (int first = 0; first < stages.products; first += batch) {
+        const auto queue = [&](int filter_part, int pixel_part, bool fresh) {
+#pragma unroll
+          for (int i = 0; i < batch; ++i)
+            gpu::hopper::multiply_along<T>(
+                sums, moved(filter, filter_part + (first + i) * (step_chunks * filters)),
+                moved(pixel, pixel_part + stages.shift[first + i]), !fresh || i > 0);
+        };
+        gpu::hopper::begin_products();
+        if constexpr (halves) {
+          queue(low, 0, true);
+          queue(0, low, false);
+        }
+        queue(0, 0, false);
+        gpu::hopper::end_products();
+        if constexpr (halves) {
+          gpu::hopper::wait_for_products<0>();
+          gpu::hopper::hold(sums);
+#pragma unroll
+          for (int i = 0; i < tile_points / 2; ++i) totals[i] += sums[i];
+        }
+      }
+    };
+    gpu::hopper::run_stages<halves>(full, stages.ring, stages.count, threadIdx.x == 0, fetch,
+                                    multiply);
     gpu::hopper::hold(sums);
     __syncthreads();
     const std::int64_t channel = group * g.m + tile * filters;
     const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
-    store_tile<T>(sums, reinterpret_cast<T*>(ring), line, first_point, g.h.out, g.w.out,
-                  g.m - tile * filters, plane * g.groups * g.m, bias ? bias + channel : nullptr,
-                  out + channel * plane);
+    const auto store = [&](const float(&results)[tile_points / 2]) {
+      store_tile<T>(results, reinterpret_cast<T*>(ring), line, first_point, g.h.out, g.w.out,
+                    g.m - tile * filters, plane * g.groups * g.m, bias ? bias + channel : nullptr,
+                    out + channel * plane);
+    };
+    if constexpr (halves) {
+      store(totals);
+    } else {
+      store(sums);
+    }
   } else {
     __trap();
   }
@@ -232,11 +273,12 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
       for (int step = 0; step < Tile::points / 16; ++step)
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
-          gpu::hopper::multiply_across(sums[t], left + step * 16,
-                                       right + step * 16 + (tap.shift[t] - tap.low));
+          gpu::hopper::multiply_across(sums[t], moved(left, step * 16),
+                                       moved(right, step * 16 + (tap.shift[t] - tap.low)));
       gpu::hopper::end_products();
     };
-    gpu::hopper::run_stages(full, ring_stages, stages, threadIdx.x < warp_size, fetch, multiply);
+    gpu::hopper::run_stages<false>(full, ring_stages, stages, threadIdx.x < warp_size, fetch,
+                                   multiply);
     gpu::hopper::hold(sums);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = lane_id();
 #pragma unroll
@@ -263,32 +305,44 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
 
 bool usable(const Gather& g, Dtype dtype) {
   const std::int64_t weights = std::int64_t{g.h.kernel} * g.w.kernel * g.c * g.m;
-  return compute_capability() == 90 && on_tensor_cores(dtype) && g.h.stride == 1 &&
-         g.w.stride == 1 && line_fits(g) && weights < std::int64_t{1} << 30 &&
-         gpu::hopper::has_barriers<shifted<bf16, 1>>(op);
+  return compute_capability() == 90 && dtype != Dtype::f64 && g.h.stride == 1 && g.w.stride == 1 &&
+         line_fits(g) && weights < std::int64_t{1} << 30 &&
+         gpu::hopper::has_barriers<shifted<bf16, Form::rounded, 1>>(op);
+}
+
+// Whether three products with the zeros in tiles of so many rows and columns are less work than one
+// on other cores.
+bool mostly_filled(const Gather& g, int rows, int cols) {
+  return std::int64_t{round_up(g.m, rows)} * round_up(g.c, cols) < std::int64_t{2} * g.m * g.c;
 }
 
 constexpr int half_memory = 113 * 1024;  // of a multiprocessor
 
-// As many instructions a stage as leave few zeros beyond the last channel.
-template <class T>
-Stages stages_of(int channels, const Line& line) {
+// As many instructions a stage as leave few zeros beyond the last channel, of all taps or of a row.
+template <class T, Form form>
+Stages stages_of(int channels, const Line& line, bool by_rows) {
   const int all = divide_up(channels, step_chunks * pack_size<T>);
-  const int taps = line.h_taps * line.w_taps;
+  Stages stages{};
+  stages.rows = by_rows ? line.h_taps : 1;
+  const int taps = line.h_taps * line.w_taps / stages.rows;
   int steps = 1;
   for (int more = 2; more * taps <= 9 && more <= all; ++more)
     if (round_up(all, more) <= round_up(all, steps)) steps = more;
-  Stages stages{};
+  const int across = (line.w_taps - 1) * line.w_step;
+  stages.start = by_rows ? line.first + std::min(0, across) : 0;
+  stages.row_step = by_rows ? line.h_step : 0;
+  stages.reach = by_rows ? std::abs(across) : line.reach;
   stages.steps = steps;
-  stages.count = divide_up(all, steps);
+  stages.count = divide_up(all, steps) * stages.rows;
   stages.products = taps * steps;
+  stages.parts = parts_of<form>;
   stages.filter_bytes = stages.products * step_chunks * filters * chunk_bytes;
-  stages.pixel_bytes = steps * step_chunks * (tile_points + line.reach) * chunk_bytes;
+  stages.pixel_bytes = steps * step_chunks * (tile_points + stages.reach) * chunk_bytes;
   stages.ring = std::min(most_slots, half_memory / stages.bytes());
   for (int i = 0; i < stages.products && stages.products <= int{std::size(stages.shift)}; ++i)
     stages.shift[i] = line.first + i / steps / line.w_taps * line.h_step +
-                      i / steps % line.w_taps * line.w_step +
-                      i % steps * step_chunks * (tile_points + line.reach);
+                      i / steps % line.w_taps * line.w_step - stages.start +
+                      i % steps * step_chunks * (tile_points + stages.reach);
   return stages;
 }
 
@@ -304,42 +358,44 @@ void with_batch(int n, F f) {
   };
   one_of(std::integral_constant<int, 9>{});
   one_of(std::integral_constant<int, 7>{});
+  one_of(std::integral_constant<int, 6>{});
   one_of(std::integral_constant<int, 5>{});
   one_of(std::integral_constant<int, 4>{});
   one_of(std::integral_constant<int, 3>{});
   one_of(std::integral_constant<int, 1>{});
 }
 
-template <class T>
+template <class T, Form form>
 bool run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& bias, Tensor& out) {
   const Line line = line_of(g, tile_points);
   const int taps = line.h_taps * line.w_taps;
-  const Stages stages = stages_of<T>(g.c, line);
+  Stages stages = stages_of<T, form>(g.c, line, false);
+  if (stages.ring < 2) stages = stages_of<T, form>(g.c, line, true);
   const std::int64_t tiles = divide_up(g.m, filters);
   const std::int64_t blocks =
       divide_up<std::int64_t>(line.points(), tile_points) * tiles * g.groups;
   if (stages.ring < 2 || stages.products > int{std::size(stages.shift)} ||
       blocks < multiprocessors())
     return false;
-  const int chunks = stages.count * stages.steps * step_chunks;
+  const int chunks = stages.count / stages.rows * stages.steps * step_chunks;
   const std::int64_t size = g.groups * tiles * chunks * taps * filters;
-  Tensor pixels = empty_line<T>(line, g.groups, chunks, in);
-  Tensor weights = empty({size, pack_size<T>}, weight.options());
-  const TapPacker<T> tap_packer{g,
-                                stages.count,
-                                taps,
-                                stages.steps * step_chunks,
-                                size,
-                                weight.data<T>(),
-                                reinterpret_cast<Chunk<T>*>(weights.data<T>())};
+  Tensor pixels = empty_line<T, form>(line, g.groups, chunks, in);
+  Tensor weights = empty({parts_of<form>, size, pack_size<T>}, weight.options());
+  const TapPacker<T, form> tap_packer{g,
+                                      stages.count / stages.rows,
+                                      taps,
+                                      stages.steps * step_chunks,
+                                      size,
+                                      weight.data<T>(),
+                                      reinterpret_cast<Chunk<T>*>(weights.data<T>())};
   pack(op, tap_packer,
-       line_packer<T, true>(line, g.groups, g.c, chunks, g.h.in, g.w.in, in, pixels));
+       line_packer<T, form>(line, g.groups, g.c, chunks, g.h.in, g.w.in, in, pixels));
   const size_t rows = filters * (tile_points + 8) * sizeof(T);
   const size_t shared = std::max(size_t(stages.ring) * stages.bytes(), rows);
   with_batch(stages.products, [&](auto batch) {
-    launch(op, shifted<T, decltype(batch)::value>, grid_of(op, blocks), gpu::hopper::warpgroup,
-           shared, g, line, stages, chunks_of<T>(pixels), chunks_of<T>(weights),
-           bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
+    launch(op, shifted<T, form, decltype(batch)::value>, grid_of(op, blocks),
+           gpu::hopper::warpgroup, shared, g, line, stages, chunks_of<T>(pixels),
+           chunks_of<T>(weights), bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
   });
   return true;
 }
@@ -361,8 +417,10 @@ bool run_gradient(const Weights& whole, const Gather& g, const Tensor& x, const 
   dy_place.size = round_up(line.points(), Tile::points);
   Tensor x_line = empty_line<bf16>(line, g.groups, c_chunks, x);
   Tensor dy_line = empty_line<bf16>(dy_place, g.groups, m_chunks, dy);
-  pack(op, line_packer<bf16, true>(line, g.groups, g.c, c_chunks, g.h.in, g.w.in, x, x_line),
-       line_packer<bf16, true>(dy_place, g.groups, g.m, m_chunks, g.h.out, g.w.out, dy, dy_line));
+  pack(op,
+       line_packer<bf16, Form::rounded>(line, g.groups, g.c, c_chunks, g.h.in, g.w.in, x, x_line),
+       line_packer<bf16, Form::rounded>(dy_place, g.groups, g.m, m_chunks, g.h.out, g.w.out, dy,
+                                        dy_line));
   const std::int64_t tiles = std::int64_t{divide_up(g.m, filters)} *
                              divide_up(c_chunks, Tile::c_chunks) * divide_up(taps, Tile::together) *
                              g.groups;
@@ -385,8 +443,10 @@ bool gpu::hopper::convolve(const Conv2dSize& size, bool transposed, const Tensor
   if (!usable(g, out.dtype()) || g.m <= 16 || in_place<bf16>(g) ||
       !worth_packing(out.numel() * g.c * g.h.kernel * g.w.kernel))
     return false;
-  return out.dtype() == Dtype::bf16 ? run<bf16>(g, in, weight, bias, out)
-                                    : run<float>(g, in, weight, bias, out);
+  if (out.dtype() == Dtype::bf16) return run<bf16, Form::rounded>(g, in, weight, bias, out);
+  if (tf32_allowed()) return run<float, Form::rounded>(g, in, weight, bias, out);
+  return mostly_filled(g, filters, step_chunks * pack_size<float>) &&
+         run<float, Form::halves>(g, in, weight, bias, out);
 }
 
 bool gpu::hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
@@ -397,7 +457,9 @@ bool gpu::hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const
       !worth_packing(dy.numel() * g.c * taps))
     return false;
   const Weights whole = weights_of(op, size);
-  if (dw.dtype() == Dtype::f32) return weight_gradient_tf32(whole, g, x, dy, dw);
+  if (dw.dtype() == Dtype::f32)
+    return (tf32_allowed() || mostly_filled(g, 64, 64)) &&
+           weight_gradient_tf32(whole, g, x, dy, dw);
   if (g.c > 64) return run_gradient<GradientTile<128, 3>>(whole, g, x, dy, dw);
   return taps <= 3 ? run_gradient<GradientTile<64, 3>>(whole, g, x, dy, dw)
                    : run_gradient<GradientTile<64, 5>>(whole, g, x, dy, dw);

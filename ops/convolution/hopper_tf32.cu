@@ -1,10 +1,12 @@
-// The weight gradient of a convolution of stride 1 in TF32 on Hopper, over lines as in hopper.cu:
+// The weight gradient of a convolution of stride 1 in float32 on Hopper, over lines as in
+// hopper.cu:
 //
 //   dw[m, c, tap] = Σ over j  dy[m, j] · x[c, j + shift(tap)]
 //
 // wgmma takes TF32 along k only, here pixels, and from shared memory only whole chunks, of four of
 // them: so dy lies there as it is, and x, which a tap shifts by any number of pixels, is read into
-// registers, as the left operand.
+// registers, as the left operand. Without TF32 that is where x is parted into high and low, and the
+// tensor cores add what one stage has.
 #include "ebb/ops/convolution/hopper.h"
 
 #include "ebb/ops/convolution/line.cuh"
@@ -22,13 +24,16 @@ constexpr std::string_view op = "conv2d";
 constexpr int chunk_bytes = 16;
 
 // 64 channels × `filters`, for three taps at once. A block is one warpgroup.
-template <int filters_>
+template <int filters_, Form form_>
 struct Tf32Tile {
   static constexpr int filters = filters_;
+  static constexpr Form form = form_;
+  static constexpr bool halves = form == Form::halves;
   static constexpr int channels = 64;
   static constexpr int together = 3;
   static constexpr int points = 32;  // of the line, a stage
-  static constexpr int dy_bytes = points / 4 * filters * chunk_bytes;
+  static constexpr int part_bytes = points / 4 * filters * chunk_bytes;
+  static constexpr int dy_bytes = parts_of<form> * part_bytes;
   // Of the chunks of x that a stage needs, wherever in the first one it begins.
   __host__ __device__ static int x_bytes(int reach) {
     return (points + reach + 6) / 4 * channels * chunk_bytes;
@@ -36,7 +41,9 @@ struct Tf32Tile {
 };
 
 // x [images, groups, channels, height, width] → [groups, tile of channels, chunk of four pixels of
-// the line, channel], in TF32, zeros where there is no pixel. A warp packs 8 channels × 4 chunks.
+// the line, channel], zeros where there is no pixel; all high parts before all low ones. A warp
+// packs 8 channels × 4 chunks.
+template <Form form>
 struct PixelPacker {
   Line line;
   int groups, channels, height, width, tile;
@@ -55,20 +62,27 @@ struct PixelPacker {
     const std::int64_t chunk = warp.next(chunks() / 4) * std::int64_t{4} + lane_id() / 8;
     const int channel = warp.next(tiles() * tile / 8) * 8 + lane_id() % 8;
     const std::int64_t group = warp.left;
-    Chunk<float> out{};
-    const std::int64_t plane = std::int64_t{height} * width;
+    // From an image before the first, as a line may begin before it.
+    const auto place = static_cast<unsigned>(chunk * 4 + line.before + line.height * line.width);
+    const auto across = static_cast<unsigned>(line.width),
+               down = static_cast<unsigned>(line.height);
+    unsigned w = place % across, h = place / across % down, image = place / across / down - 1;
+    FormedChunk<float, form> out;
+    const float* from = x + (group * channels + channel) * height * width;
+    const std::int64_t images_apart = std::int64_t{groups} * channels * height * width;
+#pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const std::int64_t j = chunk * 4 + e + line.before;
-      const auto place = static_cast<unsigned>(j < 0 ? 0 : j);
-      const unsigned row = place / static_cast<unsigned>(line.width);
-      const unsigned w = place % static_cast<unsigned>(line.width);
-      const unsigned h = row % static_cast<unsigned>(line.height);
-      const unsigned image = row / static_cast<unsigned>(line.height);
-      if (j >= 0 && image < line.images && h < height && w < width && channel < channels)
-        out.v[e] = to_tf32(x[((std::int64_t{image} * groups + group) * channels + channel) * plane +
-                             std::int64_t{h} * width + w]);
+      if (image < line.images && h < height && w < width && channel < channels)
+        out.set(e, from[image * images_apart + (std::int64_t{h} * width + w)]);
+      if (++w < across) continue;
+      w = 0;
+      if (++h < down) continue;
+      h = 0;
+      ++image;
     }
-    packed[((group * tiles() + channel / tile) * chunks() + chunk) * tile + channel % tile] = out;
+    out.store(
+        packed + ((group * tiles() + channel / tile) * chunks() + chunk) * tile + channel % tile,
+        groups * tiles() * chunks() * tile);
   }
 };
 
@@ -77,6 +91,19 @@ struct Sizes {
   int groups, filters, channels, c_chunks, ring, stage_bytes;
   std::int64_t x_chunks, dy_chunks, stages;
 };
+
+// x → high, low.
+template <int n>
+__device__ void part(unsigned (&x)[n][4], unsigned (&low)[n][4]) {
+#pragma unroll
+  for (int t = 0; t < n; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float whole = __uint_as_float(x[t][i]), high = to_tf32(whole);
+      x[t][i] = __float_as_uint(high);
+      low[t][i] = __float_as_uint(to_tf32(whole - high));
+    }
+}
 
 // Partial sums [slice, group, filter, chunk of c, tap, c in the chunk].
 template <class Tile>
@@ -98,6 +125,7 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
     const std::int64_t begin = slice * slices.length;
     const int stages = static_cast<int>(min(slices.length, g.stages - begin));
     const int x_bytes = Tile::x_bytes(tap.reach);
+    const std::int64_t low = g.groups * m_tiles * g.dy_chunks * Tile::filters;
     dy += ((group * m_tiles + m_tile) * g.dy_chunks + begin * (Tile::points / 4)) * Tile::filters;
     x += ((group * c_tiles + c_tile) * g.x_chunks + begin * (Tile::points / 4) + tap.low / 4) *
          Tile::channels;
@@ -105,8 +133,11 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
     const auto fetch = [&](std::int64_t stage, int at) {
       unsigned char* const to = ring + at * g.stage_bytes;
       full[at].arrive_expecting(Tile::dy_bytes + x_bytes);
-      gpu::hopper::copy(to, dy + stage * (Tile::points / 4 * Tile::filters), Tile::dy_bytes,
-                        full[at]);
+#pragma unroll
+      for (int part = 0; part < parts_of<Tile::form>; ++part)
+        gpu::hopper::copy(to + part * Tile::part_bytes,
+                          dy + part * low + stage * (Tile::points / 4 * Tile::filters),
+                          Tile::part_bytes, full[at]);
       gpu::hopper::copy(to + Tile::dy_bytes, x + stage * (Tile::points / 4 * Tile::channels),
                         x_bytes, full[at]);
     };
@@ -118,8 +149,9 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
       from[t] = (pixel / 4 * Tile::channels + row) * 4 + pixel % 4;
     }
     float sums[Tile::together][Tile::filters / 2] = {};
+    float totals[Tile::halves ? Tile::together : 1][Tile::filters / 2] = {};
     gpu::hopper::hold(sums);
-    unsigned a[2][Tile::together][4];
+    unsigned a[2][Tile::together][4];  // of two steps, or high and low
     const auto multiply = [&](int slot) {
       const unsigned char* const at = ring + slot * g.stage_bytes;
       const auto* const pixels = reinterpret_cast<const unsigned*>(at + Tile::dy_bytes);
@@ -127,22 +159,42 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
           gpu::hopper::chunk_descriptor(at, Tile::filters * chunk_bytes, 8 * chunk_bytes);
 #pragma unroll
       for (int step = 0; step < Tile::points / 8; ++step) {
-        gpu::hopper::wait_for_products<1>();
+        unsigned(&now)[Tile::together][4] = a[Tile::halves ? 0 : step % 2];
+        gpu::hopper::wait_for_products<!Tile::halves>();
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            a[step % 2][t][i] =
-                pixels[from[t] + (2 * step + i / 2) * Tile::channels * 4 + i % 2 * 8 * 4];
-        gpu::hopper::begin_products();
+            now[t][i] = pixels[from[t] + (2 * step + i / 2) * Tile::channels * 4 + i % 2 * 8 * 4];
+        if constexpr (Tile::halves) part(a[0], a[1]);
+        const auto queue = [&](unsigned(&left)[Tile::together][4], int second, bool fresh) {
 #pragma unroll
-        for (int t = 0; t < Tile::together; ++t)
-          gpu::hopper::multiply_tf32(sums[t], a[step % 2][t], right + step * 2 * Tile::filters);
+          for (int t = 0; t < Tile::together; ++t)
+            gpu::hopper::multiply_tf32(
+                sums[t], left[t],
+                gpu::hopper::moved(
+                    right, step * 2 * Tile::filters + second * (Tile::part_bytes / chunk_bytes)),
+                !fresh);
+        };
+        gpu::hopper::begin_products();
+        if constexpr (Tile::halves) {
+          queue(a[1], 0, step == 0);
+          queue(a[0], 1, false);
+        }
+        queue(now, 0, false);
         gpu::hopper::end_products();
       }
+      if constexpr (Tile::halves) {
+        gpu::hopper::wait_for_products<0>(sums);
+#pragma unroll
+        for (int t = 0; t < Tile::together; ++t)
+#pragma unroll
+          for (int i = 0; i < Tile::filters / 2; ++i) totals[t][i] += sums[t][i];
+      }
     };
-    gpu::hopper::run_stages(full, g.ring, stages, threadIdx.x == 0, fetch, multiply);
+    gpu::hopper::run_stages<Tile::halves>(full, g.ring, stages, threadIdx.x == 0, fetch, multiply);
     gpu::hopper::hold(sums);
+    const auto result = [&](int t, int i) { return Tile::halves ? totals[t][i] : sums[t][i]; };
 
     const int m_first = m_tile * Tile::filters + lane_id() % 4 * 2;
 #pragma unroll
@@ -161,7 +213,7 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
             c % 4;
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
-          if (tap_first + t < taps) to[t * 4] = sums[t][i / 2 * 4 + r * 2 + i % 2];
+          if (tap_first + t < taps) to[t * 4] = result(t, i / 2 * 4 + r * 2 + i % 2);
       }
     }
   } else {
@@ -194,21 +246,26 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
               dy_line.size / Tile::points};
   sizes.ring = std::min(most_slots, memory / sizes.stage_bytes);
   if (sizes.ring < 2) return false;
-  PixelPacker pack_x{line, g.groups, g.c, g.h.in, g.w.in, Tile::channels, x.data<float>(), nullptr};
-  PixelPacker pack_dy{dy_line,       g.groups,         g.m,    g.h.out, g.w.out,
-                      Tile::filters, dy.data<float>(), nullptr};
-  const auto make = [&](PixelPacker& packer, std::int64_t& chunks) {
+  constexpr Form x_form = Tile::halves ? Form::as_is : Form::rounded;
+  PixelPacker<x_form> pack_x{line,           g.groups,        g.c,    g.h.in, g.w.in,
+                             Tile::channels, x.data<float>(), nullptr};
+  PixelPacker<Tile::form> pack_dy{dy_line,       g.groups,         g.m,    g.h.out, g.w.out,
+                                  Tile::filters, dy.data<float>(), nullptr};
+  const auto make = [&](auto& packer, std::int64_t& chunks, int parts) {
     chunks = packer.chunks();
-    Tensor packed = empty({packer.groups, packer.tiles(), chunks, packer.tile, 4}, x.options());
+    Tensor packed =
+        empty({parts, packer.groups, packer.tiles(), chunks, packer.tile, 4}, x.options());
     packer.packed = reinterpret_cast<Chunk<float>*>(packed.data<float>());
     return packed;
   };
-  const Tensor x_packed = make(pack_x, sizes.x_chunks), dy_packed = make(pack_dy, sizes.dy_chunks);
+  const Tensor x_packed = make(pack_x, sizes.x_chunks, 1),
+               dy_packed = make(pack_dy, sizes.dy_chunks, parts_of<Tile::form>);
   pack(op, pack_x, pack_dy);
   const std::int64_t tiles = std::int64_t{divide_up(g.m, Tile::filters)} *
                              divide_up(g.c, Tile::channels) * divide_up(taps, Tile::together) *
                              g.groups;
-  const Slices slices(sizes.stages, 2 * multiprocessors() / tiles);
+  const std::int64_t accurate = Tile::halves ? divide_up<std::int64_t>(dy_line.size, 4096) : 1;
+  const Slices slices(sizes.stages, std::max(accurate, 2 * multiprocessors() / tiles));
   const std::int64_t size = std::int64_t{g.groups} * g.m * sizes.c_chunks * 4 * taps;
   Tensor partial = empty({slices.count, size}, dw.options());
   launch(op, shifted_gradient_tf32<Tile>, grid_of(op, tiles * slices.count), gpu::hopper::warpgroup,
@@ -222,8 +279,9 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
 
 bool gpu::hopper::weight_gradient_tf32(const Weights& whole, const Gather& g, const Tensor& x,
                                        const Tensor& dy, Tensor& dw) {
-  return g.m <= 64 ? run<Tf32Tile<64>>(whole, g, x, dy, dw)
-                   : run<Tf32Tile<128>>(whole, g, x, dy, dw);
+  if (!tf32_allowed()) return run<Tf32Tile<64, Form::halves>>(whole, g, x, dy, dw);
+  return g.m <= 64 ? run<Tf32Tile<64, Form::rounded>>(whole, g, x, dy, dw)
+                   : run<Tf32Tile<128, Form::rounded>>(whole, g, x, dy, dw);
 }
 
 }  // namespace ebb

@@ -71,8 +71,8 @@ inline bool line_fits(const Gather& g) {
 }
 
 // x [images, groups, channels, height, width] → [groups, chunks, line], zeros where there is no
-// pixel; rounded to TF32 if it is for tensor cores. A block packs some pixels of one chunk.
-template <class T, bool round>
+// pixel; all high parts before all low ones. A block packs some pixels of one chunk.
+template <class T, Form form>
 struct LinePacker {
   Line line;
   int groups, channels, chunks, height, width;
@@ -99,12 +99,12 @@ struct LinePacker {
     const int first = chunk * pack_size<T>;
     const T* from = x + ((std::int64_t{image} * groups + block.left) * channels + first) * plane +
                     std::int64_t{h} * width + w;
-    Chunk<T> out{};
+    FormedChunk<T, form> out;
 #pragma unroll
     for (int e = 0; e < pack_size<T>; ++e)
-      if (inside && first + e < channels)
-        out.v[e] = round ? for_tensor_cores(from[e * plane]) : from[e * plane];
-    packed[(block.left * chunks + chunk) * line.size + at] = out;
+      if (inside && first + e < channels) out.set(e, from[e * plane]);
+    out.store(packed + (block.left * chunks + chunk) * line.size + at,
+              std::int64_t{groups} * chunks * line.size);
   }
 };
 
@@ -127,13 +127,13 @@ void pack(std::string_view op, const A& a, const B& b) {
   launch(op, pack_both<A, B>, grid_of(op, a.blocks() + b.blocks()), pack_threads, 0, a, b);
 }
 
-template <class T>
+template <class T, Form form = Form::as_is>
 Tensor empty_line(const Line& line, int groups, int chunks, const Tensor& x) {
-  return empty({groups, chunks, line.size, pack_size<T>}, x.options());
+  return empty({parts_of<form>, groups, chunks, line.size, pack_size<T>}, x.options());
 }
-template <class T, bool round>
-LinePacker<T, round> line_packer(const Line& line, int groups, int channels, int chunks, int height,
-                                 int width, const Tensor& x, Tensor& packed) {
+template <class T, Form form>
+LinePacker<T, form> line_packer(const Line& line, int groups, int channels, int chunks, int height,
+                                int width, const Tensor& x, Tensor& packed) {
   return {line,   groups, channels,    chunks,
           height, width,  x.data<T>(), reinterpret_cast<Chunk<T>*>(packed.data<T>())};
 }

@@ -78,6 +78,21 @@ const std::vector<Case>& cases() {
   return all;
 }
 
+// Long sums of positive numbers, whose worst of millions the rounding of each product alone may
+// bring beyond class E. Sums that are cut instead of rounded are all too small.
+void check_unbiased(const Tensor& got, const Tensor& reference, const std::string& what) {
+  const auto a = values(got), b = values(reference);
+  double bias = 0, noise = 0, power = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    bias += (a[i] - b[i]) / b[i] / static_cast<double>(a.size());
+    noise += (a[i] - b[i]) * (a[i] - b[i]);
+    power += b[i] * b[i];
+  }
+  INFO(what);
+  CHECK(std::abs(bias) <= 6 * 0x1p-24);
+  CHECK(noise <= 1e-12 * power);
+}
+
 }  // namespace
 
 TEST_CASE("conv2d: a correlation with bias, the kernel not flipped") {
@@ -216,6 +231,7 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
       {{11, 20, 55, 53}, {70, 20, 2, 2}, {}},
       {{4, 72, 1, 7500}, {20, 72, 1, 5}, {.padding = {0, 2}}},
       {{10, 40, 50, 41}, {48, 20, 3, 2}, {.padding = {3, 1}, .dilation = {2, 3}, .groups = 2}},
+      {{1, 24, 40, 1500}, {24, 24, 3, 3}, {.padding = 1}},  // a row of taps at a time
       // What float32 without TF32 reads from lines, forward and backward.
       {{5, 48, 30, 29}, {116, 48, 3, 3}, {.padding = 1}},
       {{12, 460, 15, 16}, {24, 460, 3, 3}, {.stride = 2, .padding = 1}},
@@ -259,6 +275,57 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
       }
     }
   }
+}
+
+TEST_CASE("conv2d: float32 without TF32 keeps class E, and a long sum of positives its mean") {
+  if (cuda_device_count() == 0) return;
+  const std::vector<Case> large = {
+      {{32, 44, 30, 29}, {116, 44, 3, 3}, {.padding = 1}},  // what Hopper's tensor cores compute
+      {{10, 36, 70, 66}, {40, 36, 3, 3}, {.padding = 1}},   // rows of taps at a time
+      {{8, 40, 64, 65}, {40, 40, 5, 5}, {.padding = 2}},
+      {{7, 48, 1, 7500}, {96, 24, 1, 3}, {.padding = {0, 2}, .dilation = 2, .groups = 2}},
+      {{16, 400, 44, 44}, {40, 400, 3, 3}, {}},
+  };
+  for (const Case& c : large)
+    for (const double low : {-1.0, 0.5}) {
+      const auto uniform_of = [&](const Shape& shape, std::uint64_t seed) {
+        Generator g(seed);
+        return uniform(shape, low, 1, g, {Dtype::f32, cpu_device});
+      };
+      const Tensor x = uniform_of(c.x, 29), w = uniform_of(c.w, 30);
+      Tensor dy;
+      // Numbers just below the largest, and small ones.
+      constexpr double x_scale = 0x1p127, w_scale = 0x1p-100;
+      const auto results = [&](Dtype as, bool scaled) {
+        const auto made = [&](const Tensor& t, double scale) {
+          return leaf((t.to(Dtype::f64) * (scaled ? scale : 1)).to(as).to(cuda_device));
+        };
+        const Tensor a = made(x, x_scale), b = made(w, w_scale);
+        const Tensor y = conv2d(a, b, {}, c.options);
+        if (!dy.defined()) dy = uniform_of(y.shape(), 31);
+        y.backward(made(dy, 1).detach());
+        return Tensors{y.detach(), a.grad(), b.grad()};
+      };
+      const Tensors reference = results(Dtype::f64, false);
+      const std::int64_t taps = c.w.product(2, 4), filters = c.w[0] / c.options.groups;
+      const std::int64_t terms[] = {c.w[1] * taps, filters * taps, dy.numel() / c.w[0]};
+      for (const bool scaled : {false, true}) {
+        const Tensors got = results(Dtype::f32, scaled);
+        const double scales[] = {x_scale * w_scale, w_scale};  // dw would be too large
+        for (size_t i = 0; i < (scaled ? 2 : 3); ++i) {
+          std::ostringstream what;
+          what << "result " << i << " of " << c.x << ' ' << c.w << " from " << low
+               << (scaled ? ", scaled" : "");
+          const Tensor unscaled = got[i].to(Dtype::f64) * (scaled ? 1 / scales[i] : 1);
+          if (low > 0) {
+            check_unbiased(unscaled, reference[i], what.str());
+          } else {  // Σ|aᵢbᵢ| is about a quarter of the terms
+            const double sum = 0.2 * static_cast<double>(terms[i]);
+            check_close(unscaled, reference[i], {1e-7 + 16 * 0x1p-24 * sum, 0}, what.str());
+          }
+        }
+      }
+    }
 }
 
 TEST_CASE("conv2d: what is not finite reaches what sees it, on tensor cores or not") {
