@@ -74,6 +74,12 @@ __device__ inline void copy_async_cached(void* to, const void* from, bool inside
                "r"(inside ? 16 : 0)
                : "memory");
 }
+// The same where the 256 bytes around them are copied soon: so memory is read in long runs.
+__device__ inline void copy_async_ahead(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+               "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
+}
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // The thread's copies since the last commit become a group; all but the newest `left` groups are
@@ -111,6 +117,9 @@ __device__ inline void copy_async(void* to, const void* from, bool inside) {
   *static_cast<uint4*>(to) = inside ? *static_cast<const uint4*>(from) : uint4{};
 }
 __device__ inline void copy_async_cached(void* to, const void* from, bool inside) {
+  copy_async(to, from, inside);
+}
+__device__ inline void copy_async_ahead(void* to, const void* from, bool inside) {
   copy_async(to, from, inside);
 }
 __device__ inline void wait_for_copies() {}

@@ -139,12 +139,12 @@ class PlaneGradientCopier {
   __device__ void fetch(A& a, B& b) {
 #pragma unroll
     for (int i = 0; i < Tile::rows; i += apart)
-      copy_async(&A::Rows::at(a, row() + i, chunk()), dy_ + (i * plane_ + pixel_),
-                 left_ > 0 && i < m_left_);
+      copy_async_ahead(&A::Rows::at(a, row() + i, chunk()), dy_ + (i * plane_ + pixel_),
+                       left_ > 0 && i < m_left_);
 #pragma unroll
     for (int i = 0; i < Tile::cols; i += apart)
-      copy_async(&B::Cols::at(b, row() + i, chunk()), x_ + (i * plane_ + pixel_),
-                 left_ > 0 && i < c_left_);
+      copy_async_ahead(&B::Cols::at(b, row() + i, chunk()), x_ + (i * plane_ + pixel_),
+                       left_ > 0 && i < c_left_);
     left_ -= slab_depth<T>;
     for (pixel_ += slab_depth<T>; pixel_ >= plane_; pixel_ -= plane_) {
       x_ += x_image_;
