@@ -322,7 +322,9 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
   if (packs <= 8) return go.template operator()<8, 1>();
   if constexpr (fast)
     if (packs <= 32) return go.template operator()<32, 1>();
-  if (packs <= 128) return go.template operator()<32, 4>();
+  if constexpr (sizeof(T) <= 4)
+    if (packs <= 64) return go.template operator()<32, 2>();
+  if (packs <= 128) return go.template operator()<64, 2>();
   if (packs <= 256) return go.template operator()<128, 2>();
   if constexpr (fast)
     if (packs <= 512) return go.template operator()<64, 8>();
