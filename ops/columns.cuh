@@ -19,6 +19,7 @@
 
 #include "ebb/core/tensor.h"
 #include "ebb/ops/packs.cuh"
+#include "ebb/ops/parts.cuh"
 
 namespace ebb::gpu {
 
@@ -149,6 +150,7 @@ template <int count, class Finish>
 __global__ void __launch_bounds__(column_lanes* column_warps)
     add_slices_kernel(Finish finish, std::int64_t columns, std::int64_t slices,
                       const double* partial) {
+  await_previous();
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * column_lanes + threadIdx.x;
   const bool inside = i < columns;
   double sum[1][count] = {};
@@ -164,9 +166,9 @@ __global__ void __launch_bounds__(column_lanes* column_warps)
 template <int count, class Finish>
 void add_slices(std::string_view op, const Finish& finish, std::int64_t columns,
                 std::int64_t slices, const double* partial) {
-  launch(op, add_slices_kernel<count, Finish>,
-         dim3(static_cast<unsigned>(divide_up<std::int64_t>(columns, column_lanes))),
-         dim3(column_lanes, column_warps), 0, finish, columns, slices, partial);
+  launch_next(op, add_slices_kernel<count, Finish>,
+              dim3(static_cast<unsigned>(divide_up<std::int64_t>(columns, column_lanes))),
+              dim3(column_lanes, column_warps), finish, columns, slices, partial);
 }
 
 // `once`: no second pass reads x again. The device's own number of multiprocessors does not enter,
