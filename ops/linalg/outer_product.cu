@@ -4,6 +4,7 @@
 
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
+#include "ebb/ops/parts.cuh"
 #include "ebb/ops/rows.cuh"
 
 namespace ebb {
@@ -68,23 +69,22 @@ struct Gradients {
   C* part_b;          // [parts][n], or null
 };
 
-constexpr int warps = 4;  // of a block
+constexpr int warps = 8;  // of a block
 template <class T>
 constexpr std::int64_t tile_columns = sizeof(T) == 8 ? 256 : 512;
-template <class T>
-constexpr int rows_at_once = sizeof(T) == 2 ? 4 : 2;
+constexpr int rows_at_once = 2;
 
 // A block owns a tile of columns and a part of the rows, each warp a share of those, with its
 // columns of b and their sums in registers; G is read once, some rows at a time.
 template <class T, bool packed, bool passing>
-__global__ void __launch_bounds__(warps* warp_size, sizeof(T) == 2 ? 6 : 4)
+__global__ void __launch_bounds__(warps* warp_size, sizeof(T) == 2 ? 4 : 2)
     gradients_kernel(Gradients<T> s) {
   using C = Compute<T>;
   using P = Pack<T, pack_size<T>>;
   constexpr int width = pack_size<T>;
   constexpr int tile = tile_columns<T>;
   constexpr int packs = tile / (warp_size * width);
-  constexpr int together = rows_at_once<T>;
+  constexpr int together = rows_at_once;
   const int lane = threadIdx.x % warp_size;
   const int warp = threadIdx.x / warp_size;
   const std::int64_t part = blockIdx.x / s.tiles;
@@ -172,6 +172,7 @@ constexpr int finish_threads = 32;  // that share an element
 template <class T>
 __global__ void __launch_bounds__(warp_size* finish_threads)
     finish_kernel(Parts<T> a, Parts<T> b, std::int64_t blocks_a) {
+  await_previous();
   const bool first = blockIdx.x < blocks_a;
   const Parts<T> s = first ? a : b;
   const std::int64_t i = (blockIdx.x - (first ? 0 : blocks_a)) * warp_size + threadIdx.x;
@@ -221,8 +222,8 @@ void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, T
   if (db.defined()) to_b = {state.part_b, parts, n, db.data<T>()};
   const std::int64_t blocks_a = divide_up<std::int64_t>(to_a.elements, warp_size);
   const std::int64_t blocks_b = divide_up<std::int64_t>(to_b.elements, warp_size);
-  launch(op, finish_kernel<T>, dim3(static_cast<unsigned>(blocks_a + blocks_b)),
-         dim3(warp_size, finish_threads), 0, to_a, to_b, blocks_a);
+  launch_next(op, finish_kernel<T>, dim3(static_cast<unsigned>(blocks_a + blocks_b)),
+              dim3(warp_size, finish_threads), to_a, to_b, blocks_a);
 }
 
 }  // namespace
