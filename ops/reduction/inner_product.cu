@@ -7,10 +7,6 @@ namespace ebb {
 namespace gpu {
 namespace {
 
-struct Product {
-  __device__ double operator()(double a, double b) const { return a * b; }
-};
-
 template <class T>
 struct Store {
   T* y;

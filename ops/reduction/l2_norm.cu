@@ -7,10 +7,6 @@ namespace ebb {
 namespace gpu {
 namespace {
 
-struct Square {
-  __device__ double operator()(double x) const { return x * x; }
-};
-
 template <class T>
 struct Root {
   T* y;

@@ -13,59 +13,22 @@ __device__ Y scaled(double sum, double factor) {
   return narrow<Y>(static_cast<C>(factor * static_cast<double>(static_cast<C>(sum))));
 }
 
-// Rows that are contiguous, or slices of them.
 template <class Y>
-struct SumRow {
+struct Total {
   double factor;
   Y* y;
 
-  template <class Row>
-  __device__ void operator()(Row& row) const {
-    const double total = row.template sum<double>([](auto, auto x) { return x; });
-    if (row.leader()) y[row.index()] = scaled<Y>(total, factor);
-  }
+  __device__ void operator()(std::int64_t i, double sum) const { y[i] = scaled<Y>(sum, factor); }
+  __device__ void operator()(std::int64_t i, const double (&sum)[1]) const { (*this)(i, sum[0]); }
 };
-
-template <class Y>
-struct ColumnTotal {
-  double factor;
-  Y* y;
-
-  __device__ void operator()(std::int64_t column, const double (&sum)[1]) const {
-    y[column] = scaled<Y>(sum[0], factor);
-  }
-};
-
-// y[slice] = factor · Σ of it. Long ones of large tensors by many threads with two packs each: the
-// more evenly all blocks move through memory, the more loads that pass the caches help.
-template <class T, class Y>
-void add_rows(const RowLayout& layout, double factor, const T* x, Y* y) {
-  const SumRow<Y> body{factor, y};
-  const T* const nothing = nullptr;
-  const std::int64_t packs = divide_up<std::int64_t>(layout.chunk, pack_size<T>);
-  if (packs <= 512 || packs > 2048 || !passes<T>(layout.rows * layout.cols))
-    return stream_rows<T>("sum", body, layout, nothing, x);
-  if (packs <= 1024) return launch_rows<T, 512, 2, Held::passing>("sum", body, layout, nothing, x);
-  launch_rows<T, 1024, 2, Held::passing>("sum", body, layout, nothing, x);
-}
-
-template <class T, class Y>
-void sum_rows(const Tensor& x, std::int64_t rows, std::int64_t n, double factor, Tensor& y) {
-  const RowLayout layout = slice_rows(rows, n);
-  if (layout.slices == 1) return add_rows(layout, factor, x.data<T>(), y.data<Y>());
-  Tensor partial = empty({rows, layout.slices}, {Dtype::f64, x.device()});
-  add_rows(layout, 1, x.data<T>(), partial.data<double>());
-  add_rows<double>({rows, layout.slices}, factor, partial.data<double>(), y.data<Y>());
-}
 
 template <class T, class Y>
 void sum_any(const Tensor& x, const View& v, double factor, Tensor& y) {
-  if (v.inner == 1) {
-    sum_rows<T, Y>(x, v.outer, v.n, factor, y);
-  } else {
-    columns<T, 1, true>("sum", InputSums<Compute<T>>{}, ColumnTotal<Y>{factor, y.data<Y>()},
-                        {v.outer, v.n, v.inner}, x.device(), x.data<T>());
-  }
+  const Total<Y> total{factor, y.data<Y>()};
+  if (v.inner == 1)
+    return sum_slices<T>("sum", Same{}, total, v.outer, v.n, x.device(), x.data<T>());
+  columns<T, 1, true>("sum", InputSums<Compute<T>>{}, total, {v.outer, v.n, v.inner}, x.device(),
+                      x.data<T>());
 }
 
 constexpr int repeat_threads = 256;

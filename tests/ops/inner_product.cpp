@@ -38,6 +38,42 @@ TEST_CASE("inner_product: large terms that cancel leave the small one") {
   }
 }
 
+// Products are 1 and -1 but for a few that make the sum 7 or 8, which bf16 has, and no slice's is.
+TEST_CASE("inner_product: of more than caches keep, nothing is lost") {
+  const std::pair<Dtype, std::int64_t> cases[] = {{Dtype::f32, (std::int64_t{1} << 24) + 4004},
+                                                  {Dtype::f32, (std::int64_t{1} << 24) + 4003},
+                                                  {Dtype::bf16, (std::int64_t{1} << 25) + 4008}};
+  for (const auto& [dtype, n] : cases) {
+    std::vector<float> a(static_cast<size_t>(n)), b(a.size());
+    std::int64_t total = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      a[i] = i * i % 7 < 3 ? -1 : 1;
+      b[i] = i / 1000 % 3 == 0 ? -1 : 1;
+      total += static_cast<std::int64_t>(a[i] * b[i]);
+    }
+    for (size_t i = 0; total < 7 || total > 8; ++i) {
+      if ((a[i] * b[i] > 0) != (total > 8)) continue;
+      b[i] = -b[i];
+      total += total > 8 ? -2 : 2;
+    }
+    for (const Device device : devices()) {
+      const auto on = [&](const std::vector<float>& v) {
+        return tensor<float>(v, {n}, device).to(dtype);
+      };
+      CHECK(f({on(a), on(b)}).item() == static_cast<double>(total));
+    }
+  }
+}
+
+TEST_CASE("inner_product: products beyond f32 cancel, in bf16 too") {
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      const Tensor a = tensor<float>({0x1p100f, 0x1p100f, 3}, {3}, device).to(dtype);
+      const Tensor b = tensor<float>({0x1p100f, -0x1p100f, 0}, {3}, device).to(dtype);
+      CHECK(f({a, b}).item() == 0);
+    }
+}
+
 TEST_CASE("inner_product: gradients agree with finite differences") {
   check_gradients(f, {randn({7}, 1), randn({7}, 2)});
   check_gradients([](const Tensors& in) { return inner_product(in[0], in[0]); }, {randn({5}, 3)});

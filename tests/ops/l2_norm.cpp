@@ -33,6 +33,14 @@ TEST_CASE("l2_norm: known rows, also where squares leave f32") {
   check_row({NAN, 1}, NAN, {NAN, NAN});
 }
 
+TEST_CASE("l2_norm: squares leave f32 in bf16 too") {
+  for (const Device device : devices())
+    for (const float unit : {0x1p-100f, 1.f, 0x1p100f}) {
+      const Tensor x = tensor<float>({3 * unit, 0, 4 * unit}, {3}, device).to(Dtype::bf16);
+      CHECK(l2_norm(x).item() == 5 * double(unit));
+    }
+}
+
 TEST_CASE("l2_norm: over all, one and several dimensions, kept or not") {
   for (const Device device : devices()) {
     const Tensor x = tensor<float>({3, 0, 4, 12, 0, 5, 0, 0}, {2, 2, 2}, device);

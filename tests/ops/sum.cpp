@@ -60,20 +60,43 @@ TEST_CASE("sum: twins agree at ragged, 1 and 0 sizes") {
 }
 
 TEST_CASE("sum: of more than caches keep, rows and columns lose nothing") {
-  constexpr std::int64_t rows = 4100, cols = 4104;  // small whole numbers: exact in any order
-  std::vector<float> x(static_cast<size_t>(rows * cols));
-  std::vector<double> of_rows(rows), of_columns(cols);
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t c = 0; c < cols; ++c) {
-      const auto value = static_cast<float>((r * 31 + c * 17) % 13 - 6);
-      x[static_cast<size_t>(r * cols + c)] = value;
-      of_rows[static_cast<size_t>(r)] += value;
-      of_columns[static_cast<size_t>(c)] += value;
+  const std::pair<Dtype, Shape> cases[] = {
+      {Dtype::f32, {9000, 1900}}, {Dtype::f32, {4100, 4104}},  {Dtype::f32, {4100, 4103}},
+      {Dtype::f32, {3, 6000004}}, {Dtype::bf16, {8200, 4104}}, {Dtype::bf16, {2, 17000008}}};
+  for (const auto& [dtype, shape] : cases) {
+    const std::int64_t rows = shape[0], cols = shape[1];
+    std::vector<float> x(static_cast<size_t>(rows * cols));  // small whole numbers: always exact
+    std::vector<double> of_rows(static_cast<size_t>(rows)), of_columns(static_cast<size_t>(cols));
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t c = 0; c < cols; ++c) {
+        const auto value = static_cast<float>((r * 31 + c * 17) % 13 - 6);
+        x[static_cast<size_t>(r * cols + c)] = value;
+        of_rows[static_cast<size_t>(r)] += value;
+        of_columns[static_cast<size_t>(c)] += value;
+      }
+    for (const Device device : devices()) {
+      const Tensor in = tensor<float>(x, shape, device).to(dtype);
+      CHECK(values(sum(in, {.dim = {1}})) == of_rows);
+      CHECK(values(sum(in, {.dim = {0}})) == of_columns);
     }
+  }
+}
+
+TEST_CASE("sum: replays of a step give the bytes of an ordinary one") {
   for (const Device device : devices()) {
-    const Tensor in = tensor<float>(x, {rows, cols}, device);
-    CHECK(values(sum(in, {.dim = {1}})) == of_rows);
-    CHECK(values(sum(in, {.dim = {0}})) == of_columns);
+    Tensor x = leaf(randn({3, 70000}, 9, Dtype::f32, device));
+    Tensor y, z;
+    Graph step(device, [&] {
+      y = sum(x * x, {.dim = {1}});                   // slices, and their sums
+      z = sum(reshape(x, {70000, 3}), {.dim = {0}});  // of columns
+    });
+    const auto run = [&] {
+      step.run();
+      return std::pair(values(y), values(z));
+    };
+    const auto ordinary = run();
+    for (int i = 0; i < 4; ++i) CHECK(run() == ordinary);
+    CHECK(step.captured() == device.is_cuda());
   }
 }
 
