@@ -9,7 +9,8 @@
 //
 // A thread maps one pack of 16 bytes, a block one contiguous tile: with full multiprocessors enough
 // bytes are in flight, and the smaller the tiles, the closer together lie those that run at a time.
-// More packs a thread were slower on an H200, and so were hints to the caches. The last tile, and
+// More packs a thread were slower on an H200, and so were hints to the caches; but a small map of
+// one operand is over before that counts, and two packs need fewer blocks. The last tile, and
 // pointers that are not 16-byte aligned, go element by element.
 #pragma once
 #include <utility>
@@ -78,12 +79,12 @@ __device__ Values<T, outputs> apply(const F& f, const Values<T, inputs>& x,
   return y;
 }
 
-template <class T, int outputs, int inputs, class F>
+template <class T, int packs, int outputs, int inputs, class F>
 __global__ void __launch_bounds__(map_threads)
     map_kernel(F f, std::int64_t n, bool packed, Pointers<T, outputs> y,
                Pointers<const T, inputs> x) {
   constexpr int width = pack_size<T>;
-  constexpr std::int64_t tile = std::int64_t{map_threads} * width;
+  constexpr std::int64_t tile = std::int64_t{map_threads} * packs * width;
   using P = Pack<T, width>;
   const auto one = [&](const auto& element) {
     Values<T, inputs> in;
@@ -93,20 +94,25 @@ __global__ void __launch_bounds__(map_threads)
   };
   const std::int64_t start = blockIdx.x * tile;
   if (packed && start + tile <= n) {
-    P in[inputs];
+    P in[packs][inputs];
 #pragma unroll
-    for (int i = 0; i < inputs; ++i)
-      in[i] = reinterpret_cast<const P*>(x.p[i] + start)[threadIdx.x];
-    P out[outputs];
+    for (int k = 0; k < packs; ++k)
 #pragma unroll
-    for (int j = 0; j < width; ++j) {
-      const Values<T, outputs> value = one([&](int i) { return in[i].v[j]; });
+      for (int i = 0; i < inputs; ++i)
+        in[k][i] = reinterpret_cast<const P*>(x.p[i] + start)[k * map_threads + threadIdx.x];
 #pragma unroll
-      for (int o = 0; o < outputs; ++o) out[o].v[j] = value.v[o];
+    for (int k = 0; k < packs; ++k) {
+      P out[outputs];
+#pragma unroll
+      for (int j = 0; j < width; ++j) {
+        const Values<T, outputs> value = one([&](int i) { return in[k][i].v[j]; });
+#pragma unroll
+        for (int o = 0; o < outputs; ++o) out[o].v[j] = value.v[o];
+      }
+#pragma unroll
+      for (int o = 0; o < outputs; ++o)
+        store(reinterpret_cast<P*>(y.p[o] + start) + k * map_threads + threadIdx.x, out[o]);
     }
-#pragma unroll
-    for (int o = 0; o < outputs; ++o)
-      store(reinterpret_cast<P*>(y.p[o] + start) + threadIdx.x, out[o]);
     return;
   }
   const std::int64_t end = n < start + tile ? n : start + tile;
@@ -121,11 +127,18 @@ template <class T, class F, int outputs, class... X>
 void map(std::string_view op, const F& f, std::int64_t n, Pointers<T, outputs> y, const X*... x) {
   static_assert((std::is_same_v<T, X> && ...), "a map is over one dtype");
   constexpr int inputs = sizeof...(X);
-  constexpr std::int64_t tile = std::int64_t{map_threads} * pack_size<T>;
+  constexpr std::int64_t small = 32 << 20;  // bytes
   bool packed = (aligned(x) && ...);
   for (const T* p : y.p) packed = packed && aligned(p);
-  launch(op, map_kernel<T, outputs, inputs, F>, dim3(static_cast<unsigned>(divide_up(n, tile))),
-         map_threads, 0, f, n, packed, y, Pointers<const T, inputs>{{x...}});
+  const auto go = [&]<int packs>() {
+    constexpr std::int64_t tile = std::int64_t{map_threads} * packs * pack_size<T>;
+    launch(op, map_kernel<T, packs, outputs, inputs, F>,
+           dim3(static_cast<unsigned>(divide_up(n, tile))), map_threads, 0, f, n, packed, y,
+           Pointers<const T, inputs>{{x...}});
+  };
+  if constexpr (inputs == 1)
+    if (n * std::int64_t{sizeof(T)} <= small) return go.template operator()<2>();
+  go.template operator()<1>();
 }
 
 template <class T, class F, class... X>
