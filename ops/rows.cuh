@@ -327,7 +327,7 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
   if (packs <= 128) return go.template operator()<64, 2>();
   if (packs <= 256) return go.template operator()<128, 2>();
   if constexpr (fast)
-    if (packs <= 512) return go.template operator()<64, 8>();
+    if (packs <= 512) return go.template operator()<128, 4>();
   if (packs <= 1024) return go.template operator()<128, 8>();
   if (packs <= 2048) return go.template operator()<256, 8>();
   if constexpr (fast) {
