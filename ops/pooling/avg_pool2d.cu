@@ -4,12 +4,13 @@
 namespace ebb {
 namespace {
 
+using gpu::AnyPlaces;
 using gpu::Block;
 using gpu::Compute;
 using gpu::Extents;
 using gpu::narrow;
 using gpu::Pack;
-using gpu::Places;
+using gpu::Place;
 using gpu::pool_threads;
 using gpu::widen;
 
@@ -77,7 +78,7 @@ struct Mean {
 // Any windows: one output a thread.
 template <class T, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    avg_pool(Places places, Extents<Index> s, Divisor d, const T* x, T* y) {
+    avg_pool(AnyPlaces places, Extents<Index> s, Divisor d, const T* x, T* y) {
   gpu::at_place<Index>(places, [&](std::int64_t plane, Index p, Index q) {
     const auto rows = rows_of(s, d, p);
     const auto columns = columns_of(s, d, q);
@@ -96,21 +97,29 @@ __global__ void __launch_bounds__(pool_threads)
 
 // Known windows: a block of outputs a thread.
 template <bool packed, class Height, class Width, class M, class T>
-__global__ void __launch_bounds__(pool_threads)
-    avg_pool_block(Places places, M mean, const T* x, T* y) {
-  const Extents<int>& s = mean.s;
+struct AvgPool {
   using B = Block<Height, Width, T>;
-  gpu::at_place(places, [&](std::int64_t plane, int p, int b) {
-    const int h = p * B::height - Height::padding, w = b * B::width;
-    const T* corner = x + plane * s.h * s.w + (h * s.w + w);
-    T in[Height::kernel][Width::before + B::width + Width::after];
+  using Window = T[Height::kernel][Width::before + B::width + Width::after];
+  M mean;
+  bool passing;
+  const T* x;
+  T* y;
+
+  __device__ void load(const Place<int>& at, Window& in) const {
+    const Extents<int>& s = mean.s;
+    const int h = at.row * B::height - Height::padding, w = at.column * B::width;
+    const T* corner = x + std::int64_t{at.plane} * s.image + (h * s.w + w);
 #pragma unroll
     for (int r = 0; r < Height::kernel; ++r) {
       const int length = h + r >= 0 && h + r < s.h ? s.w : 0;
       gpu::load_line<packed, Width::before, B::width, Width::after>(corner + r * s.w, w, length,
-                                                                    T{}, in[r]);
+                                                                    T{}, in[r], passing);
     }
-    const int q = b * B::columns;
+  }
+
+  __device__ void store(const Place<int>& at, const Window& in) const {
+    const Extents<int>& s = mean.s;
+    const int q = at.column * B::columns;
     Pack<T, B::columns> out;
 #pragma unroll
     for (int j = 0; j < B::columns; ++j) {
@@ -122,16 +131,17 @@ __global__ void __launch_bounds__(pool_threads)
         for (int c = 0; c < Width::kernel; ++c) line += widen(in[r][j * Width::stride + c]);
         sum += line;
       }
-      out.v[j] = narrow<T>(mean(sum, p, q + j));
+      out.v[j] = narrow<T>(mean(sum, at.row, q + j));
     }
-    gpu::store_line<packed>(y + (plane * s.p + p) * s.q + q, q, s.q, out);
-  });
-}
+    gpu::store_line<packed>(y + std::int64_t{at.plane} * s.output + (at.row * s.q + q), q, s.q,
+                            out);
+  }
+};
 
 // Each input gathers its share from the windows that see it.
 template <class T, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    avg_pool_gather(Places places, Extents<Index> s, Divisor d, const T* dy, T* dx) {
+    avg_pool_gather(AnyPlaces places, Extents<Index> s, Divisor d, const T* dy, T* dx) {
   gpu::at_place<Index>(places, [&](std::int64_t plane, Index h, Index w) {
     const gpu::Seen<Index> down(h, s.kernel_h, s.stride_h, s.padding_h, 1, s.p);
     const gpu::Seen<Index> across(w, s.kernel_w, s.stride_w, s.padding_w, 1, s.q);
@@ -149,31 +159,39 @@ __global__ void __launch_bounds__(pool_threads)
 // The same for known windows: a block of inputs a thread, and the shares of all windows that see
 // any of them.
 template <bool packed, class Height, class Width, class M, class T>
-__global__ void __launch_bounds__(pool_threads)
-    avg_pool_gather_block(Places places, M mean, const T* dy, T* dx) {
-  const Extents<int>& s = mean.s;
+struct AvgPoolGather {
   using B = Block<Height, Width, T>;
-  constexpr int down = Height::earlier + 1 + Height::later;
-  constexpr int across = Width::earlier + B::columns + Width::later;
-  gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
-    const int p = a - Height::earlier, q = b * B::columns;
-    const T* at = dy + (plane * s.p + p) * s.q + q;
-    T from[down][across];
+  static constexpr int down = Height::earlier + 1 + Height::later;
+  static constexpr int across = Width::earlier + B::columns + Width::later;
+  using Window = T[down][across];
+  M mean;
+  const T* dy;
+  T* dx;
+
+  __device__ void load(const Place<int>& at, Window& in) const {
+    const Extents<int>& s = mean.s;
+    const int p = at.row - Height::earlier, q = at.column * B::columns;
+    const T* from = dy + std::int64_t{at.plane} * s.output + (p * s.q + q);
 #pragma unroll
     for (int i = 0; i < down; ++i)
       gpu::load_line<packed, Width::earlier, B::columns, Width::later>(
-          at + i * s.q, q, p + i >= 0 && p + i < s.p ? s.q : 0, T{}, from[i]);
+          from + i * s.q, q, p + i >= 0 && p + i < s.p ? s.q : 0, T{}, in[i]);
+  }
+
+  __device__ void store(const Place<int>& at, const Window& in) const {
+    const Extents<int>& s = mean.s;
     Compute<T> share[down][across];
 #pragma unroll
     for (int i = 0; i < down; ++i)
 #pragma unroll
       for (int j = 0; j < across; ++j) {
-        const int column = q - Width::earlier + j;
-        const bool there = p + i < s.p && column < s.q;
-        share[i][j] = there ? mean(widen(from[i][j]), p + i, column) : 0;
+        const int row = at.row - Height::earlier + i;
+        const int column = at.column * B::columns - Width::earlier + j;
+        const bool there = row < s.p && column < s.q;
+        share[i][j] = there ? mean(widen(in[i][j]), row, column) : 0;
       }
-    const int h = a * B::height, w = b * B::width;
-    T* to = dx + plane * s.h * s.w + (h * s.w + w);
+    const int h = at.row * B::height, w = at.column * B::width;
+    T* to = dx + std::int64_t{at.plane} * s.image + (h * s.w + w);
 #pragma unroll
     for (int r = 0; r < B::height; ++r, to += s.w) {
       if (h + r >= s.h) break;
@@ -191,8 +209,8 @@ __global__ void __launch_bounds__(pool_threads)
       }
       gpu::store_line<packed>(to, w, s.w, out);
     }
-  });
-}
+  }
+};
 
 template <class F>
 void visit_types(const PoolSize& s, const Tensor& x, F&& f) {
@@ -219,19 +237,20 @@ void visit_kernels(const PoolSize& s, const Divisor& d, const T* image, const T*
 
 template <class Height, class Width, class T>
 void forward(const PoolSize& s, const Divisor& d, const T* x, T* y) {
-  const Places places = Block<Height, Width, T>::outputs(s);
+  constexpr std::int64_t large = 32 << 20;  // bytes
+  const bool apart = Height::kernel <= Height::stride && Width::kernel <= Width::stride;
+  const bool passing = apart && s.planes * s.h * s.w * std::int64_t{sizeof(T)} >= large;
   visit_kernels<Height, Width>(s, d, x, y, [&](auto mean, auto packed) {
-    gpu::launch("avg_pool2d", avg_pool_block<packed, Height, Width, decltype(mean), T>,
-                places.blocks(), pool_threads, 0, places, mean, x, y);
+    gpu::pool("avg_pool2d", Block<Height, Width, T>::outputs(s),
+              AvgPool<packed, Height, Width, decltype(mean), T>{mean, passing, x, y});
   });
 }
 
 template <class Height, class Width, class T>
 void backward(const PoolSize& s, const Divisor& d, const T* dy, T* dx) {
-  const Places places = Block<Height, Width, T>::inputs(s);
   visit_kernels<Height, Width>(s, d, dx, dy, [&](auto mean, auto packed) {
-    gpu::launch("avg_pool2d", avg_pool_gather_block<packed, Height, Width, decltype(mean), T>,
-                places.blocks(), pool_threads, 0, places, mean, dy, dx);
+    gpu::pool("avg_pool2d", Block<Height, Width, T>::inputs(s),
+              AvgPoolGather<packed, Height, Width, decltype(mean), T>{mean, dy, dx});
   });
 }
 
@@ -245,7 +264,7 @@ void gpu::avg_pool2d(const PoolSize& s, const Divisor& d, const Tensor& x, Tenso
           forward<decltype(height), decltype(width)>(s, d, x.data<T>(), y.data<T>());
         }))
       return;
-    const Places outputs(s.planes, s.p, s.q);
+    const AnyPlaces outputs(s.planes, s.p, s.q);
     launch("avg_pool2d", avg_pool<T, Index>, outputs.blocks(), pool_threads, 0, outputs,
            Extents<Index>(s), d, x.data<T>(), y.data<T>());
   });
@@ -259,7 +278,7 @@ void gpu::avg_pool2d_backward(const PoolSize& s, const Divisor& d, const Tensor&
           backward<decltype(height), decltype(width)>(s, d, dy.data<T>(), dx.data<T>());
         }))
       return;
-    const Places inputs(s.planes, s.h, s.w);
+    const AnyPlaces inputs(s.planes, s.h, s.w);
     launch("avg_pool2d", avg_pool_gather<T, Index>, inputs.blocks(), pool_threads, 0, inputs,
            Extents<Index>(s), d, dy.data<T>(), dx.data<T>());
   });

@@ -4,12 +4,13 @@
 namespace ebb {
 namespace {
 
+using gpu::AnyPlaces;
 using gpu::Block;
 using gpu::Compute;
 using gpu::Extents;
 using gpu::narrow;
 using gpu::Pack;
-using gpu::Places;
+using gpu::Place;
 using gpu::pool_threads;
 using gpu::widen;
 
@@ -38,30 +39,57 @@ struct Best {
   }
 };
 
-// The same for outputs side by side: one, and of bf16 two, whose comparisons are one instruction
-// that gives a mask of 16 bits for each.
+// The maximum and its place among `taps`, of outputs side by side: tap(k) is element k of each of
+// their windows, and `first` the first one inside the image.
 template <class T>
 struct Abreast {
   static constexpr int outputs = 1;
   Best<T> best;
-  __device__ Abreast(const T* v, const int* place) : best{v[0], place[0]} {}
-  __device__ void see(const T* v, int at) { best.see(v[0], at); }
+
+  template <int taps, class Tap>
+  __device__ void see(const Tap& tap, const int (&first)[outputs]) {
+    best = {tap(0).v[0], first[0]};
+#pragma unroll
+    for (int k = 1; k < taps; ++k) best.see(tap(k).v[0], k);
+  }
   __device__ T value(int) const { return best.value; }
   __device__ int place(int) const { return best.place; }
 };
+
+// Two of bf16 in a word: their maximum takes one instruction a tap, and finding it again two, as
+// comparisons give a mask of 16 bits for each. Windows of which that is not true, those with NaN or
+// nothing but -inf, are seen tap by tap.
 template <>
 struct Abreast<bf16> {
   static constexpr int outputs = 2;
   std::uint32_t values, places;
 
-  __device__ Abreast(const bf16* v, const int* place)
-      : values(pair(v)), places(place[0] | place[1] << 16) {}
-  __device__ void see(const bf16* v, int at) {
-    const std::uint32_t seen = pair(v);
-    const std::uint32_t better =
-        __hgt2_mask(two(seen), two(values)) | __hneu2_mask(two(seen), two(seen));
-    values = (seen & better) | (values & ~better);
-    places = (at * 0x10001u & better) | (places & ~better);
+  template <int taps, class Tap>
+  __device__ void see(const Tap& tap, const int (&first)[outputs]) {
+    values = word(tap(0));
+#pragma unroll
+    for (int k = 1; k < taps; ++k) {
+      const __nv_bfloat162 larger = __hmax2_nan(two(values), two(word(tap(k))));
+      values = reinterpret_cast<const std::uint32_t&>(larger);
+    }
+    constexpr std::uint32_t infinity = 0x7f807f80;
+    if (__hlt2_mask(__habs2(two(values)), two(infinity)) == ~0u) {
+      places = (taps - 1) * 0x10001u;
+#pragma unroll
+      for (int k = taps - 2; k >= 0; --k)
+        choose(__heq2_mask(two(word(tap(k))), two(values)), k * 0x10001u, places);
+      return;
+    }
+    values = word(tap(0));
+    places = first[0] | first[1] << 16;
+#pragma unroll
+    for (int k = 1; k < taps; ++k) {
+      const std::uint32_t seen = word(tap(k));
+      const std::uint32_t better =
+          __hgt2_mask(two(seen), two(values)) | __hneu2_mask(two(seen), two(seen));
+      choose(better, seen, values);
+      choose(better, k * 0x10001u, places);
+    }
   }
   __device__ bf16 value(int i) const {
     bf16 y;
@@ -71,16 +99,21 @@ struct Abreast<bf16> {
   __device__ int place(int i) const { return places >> 16 * i & 0xffff; }
 
  private:
-  __device__ static std::uint32_t pair(const bf16* v) { return v[0].bits | v[1].bits << 16; }
+  __device__ static std::uint32_t word(const Pack<bf16, 2>& v) {
+    return __byte_perm(v.v[0].bits, v.v[1].bits, 0x5410);
+  }
   __device__ static __nv_bfloat162 two(const std::uint32_t& bits) {
     return reinterpret_cast<const __nv_bfloat162&>(bits);
+  }
+  __device__ static void choose(std::uint32_t mask, std::uint32_t then, std::uint32_t& otherwise) {
+    otherwise = (then & mask) | (otherwise & ~mask);
   }
 };
 
 // Any windows: one output a thread.
 template <class T, class I, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    max_pool(Places places, Extents<Index> s, const T* x, I* index, T* y) {
+    max_pool(AnyPlaces places, Extents<Index> s, const T* x, I* index, T* y) {
   gpu::at_place<Index>(places, [&](std::int64_t plane, Index p, Index q) {
     const Index top = p * s.stride_h - s.padding_h;
     const Index left = q * s.stride_w - s.padding_w;
@@ -107,59 +140,62 @@ __global__ void __launch_bounds__(pool_threads)
 
 // Known windows: a block of outputs a thread.
 template <bool packed, class Height, class Width, class T>
-__global__ void __launch_bounds__(pool_threads)
-    max_pool_block(Places places, Extents<int> s, const T* x, std::uint8_t* index, T* y) {
+struct MaxPool {
   using A = Abreast<T>;
   using B = Block<Height, Width, T>;
-  gpu::at_place(places, [&](std::int64_t plane, int p, int b) {
-    const int h = p * B::height - Height::padding, w = b * B::width;
-    const T* corner = x + plane * s.h * s.w + (h * s.w + w);
-    T in[Height::kernel][Width::before + B::width + Width::after];
+  using Window = T[Height::kernel][Width::before + B::width + Width::after];
+  Extents<int> s;
+  const T* x;
+  std::uint8_t* index;
+  T* y;
+
+  __device__ void load(const Place<int>& at, Window& in) const {
+    const int h = at.row * B::height - Height::padding, w = at.column * B::width;
+    const T* corner = x + std::int64_t{at.plane} * s.image + (h * s.w + w);
 #pragma unroll
     for (int r = 0; r < Height::kernel; ++r) {
       const int length = h + r >= 0 && h + r < s.h ? s.w : 0;
       gpu::load_line<packed, Width::before, B::width, Width::after>(corner + r * s.w, w, length,
                                                                     least<T>(), in[r]);
     }
-    const int q = b * B::columns;
+  }
+
+  __device__ void store(const Place<int>& at, const Window& in) const {
     Pack<T, B::columns> out;
     Pack<std::uint8_t, B::columns> place;
 #pragma unroll
     for (int j = 0; j < B::columns; j += A::outputs) {
-      const auto tap = [&](int k, T(&v)[A::outputs]) {
+      const auto tap = [&](int k) {
+        Pack<T, A::outputs> v;
 #pragma unroll
         for (int l = 0; l < A::outputs; ++l)
-          v[l] = in[k / Width::kernel][(j + l) * Width::stride + k % Width::kernel];
+          v.v[l] = in[k / Width::kernel][(j + l) * Width::stride + k % Width::kernel];
+        return v;
       };
-      T v[A::outputs];
-      int first[A::outputs];  // that are inside the image
+      int first[A::outputs];
 #pragma unroll
       for (int l = 0; l < A::outputs; ++l)
-        first[l] = (p == 0 ? Height::padding * Width::kernel : 0) +
-                   (b == 0 && j + l == 0 ? Width::padding : 0);
-      tap(0, v);
-      A best(v, first);
-#pragma unroll
-      for (int k = 1; k < Height::kernel * Width::kernel; ++k) {
-        tap(k, v);
-        best.see(v, k);
-      }
+        first[l] = (at.row == 0 ? Height::padding * Width::kernel : 0) +
+                   (at.column == 0 && j + l == 0 ? Width::padding : 0);
+      A best;
+      best.template see<Height::kernel * Width::kernel>(tap, first);
 #pragma unroll
       for (int l = 0; l < A::outputs; ++l) {
         out.v[j + l] = best.value(l);
         place.v[j + l] = static_cast<std::uint8_t>(best.place(l));
       }
     }
-    const std::int64_t at = (plane * s.p + p) * s.q + q;
-    gpu::store_line<packed>(y + at, q, s.q, out);
-    if (index) gpu::store_line<packed>(index + at, q, s.q, place);
-  });
-}
+    const int q = at.column * B::columns;
+    const std::int64_t to = std::int64_t{at.plane} * s.output + (at.row * s.q + q);
+    gpu::store_line<packed>(y + to, q, s.q, out);
+    if (index) gpu::store_line<packed>(index + to, q, s.q, place);
+  }
+};
 
 // Each input asks the windows that see it whether it was their maximum.
 template <class T, class I, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    max_pool_gather(Places places, Extents<Index> s, const I* index, const T* dy, T* dx) {
+    max_pool_gather(AnyPlaces places, Extents<Index> s, const I* index, const T* dy, T* dx) {
   gpu::at_place<Index>(places, [&](std::int64_t plane, Index h, Index w) {
     const gpu::Seen<Index> rows(h, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h, s.p);
     const gpu::Seen<Index> columns(w, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w, s.q);
@@ -181,50 +217,66 @@ __global__ void __launch_bounds__(pool_threads)
 
 // The same for known windows: a block of inputs a thread, and all windows that see any of them.
 template <bool packed, class Height, class Width, class T>
-__global__ void __launch_bounds__(pool_threads)
-    max_pool_gather_block(Places places, Extents<int> s, const std::uint8_t* index, const T* dy,
-                          T* dx) {
+struct MaxPoolGather {
   using B = Block<Height, Width, T>;
-  constexpr int down = Height::earlier + 1 + Height::later;
-  constexpr int across = Width::earlier + B::columns + Width::later;
-  constexpr std::uint8_t nowhere = 255;
-  gpu::at_place(places, [&](std::int64_t plane, int a, int b) {
-    const int p = a - Height::earlier, q = b * B::columns;
-    std::int64_t at = (plane * s.p + p) * s.q + q;
+  static constexpr int down = Height::earlier + 1 + Height::later;
+  static constexpr int across = Width::earlier + B::columns + Width::later;
+  static constexpr bool apart = Height::kernel <= Height::stride && Width::kernel <= Width::stride;
+  struct Window {
     T from[down][across];
     std::uint8_t place[down][across];
+  };
+  Extents<int> s;
+  const std::uint8_t* index;
+  const T* dy;
+  T* dx;
+
+  __device__ void load(const Place<int>& at, Window& in) const {
+    constexpr std::uint8_t nowhere = 255;
+    const int p = at.row - Height::earlier, q = at.column * B::columns;
+    std::int64_t from = std::int64_t{at.plane} * s.output + (p * s.q + q);
 #pragma unroll
-    for (int i = 0; i < down; ++i, at += s.q) {
+    for (int i = 0; i < down; ++i, from += s.q) {
       const int length = p + i >= 0 && p + i < s.p ? s.q : 0;
-      gpu::load_line<packed, Width::earlier, B::columns, Width::later>(dy + at, q, length, T{},
-                                                                       from[i]);
-      gpu::load_line<packed, Width::earlier, B::columns, Width::later>(index + at, q, length,
-                                                                       nowhere, place[i]);
+      gpu::load_line<packed, Width::earlier, B::columns, Width::later>(dy + from, q, length, T{},
+                                                                       in.from[i]);
+      gpu::load_line<packed, Width::earlier, B::columns, Width::later>(index + from, q, length,
+                                                                       nowhere, in.place[i]);
     }
-    const int h = a * B::height, w = b * B::width;
-    T* to = dx + plane * s.h * s.w + (h * s.w + w);
+  }
+
+  __device__ void store(const Place<int>& at, const Window& in) const {
+    const int h = at.row * B::height, w = at.column * B::width;
+    T* to = dx + std::int64_t{at.plane} * s.image + (h * s.w + w);
 #pragma unroll
     for (int r = 0; r < B::height; ++r, to += s.w) {
       if (h + r >= s.h) break;
       Pack<T, B::width> out;
 #pragma unroll
-      for (int c = 0; c < B::width; ++c) {
-        Compute<T> sum = 0;
-#pragma unroll
-        for (int i = 0; i < down; ++i)
-#pragma unroll
-          for (int j = 0; j < across; ++j) {
-            const int row = i - Height::earlier, column = j - Width::earlier;
-            if (!Height::sees(row, r) || !Width::sees(column, c)) continue;
-            const int here = Height::place(r, row) * Width::kernel + Width::place(c, column);
-            if (place[i][j] == here) sum += widen(from[i][j]);
-          }
-        out.v[c] = narrow<T>(sum);
-      }
+      for (int c = 0; c < B::width; ++c) out.v[c] = gradient(in, r, c);
       gpu::store_line<packed>(to, w, s.w, out);
     }
-  });
-}
+  }
+
+ private:
+  // Of input (r, c) of the block.
+  __device__ T gradient(const Window& in, int r, int c) const {
+    Compute<T> sum = 0;
+    T one{};
+#pragma unroll
+    for (int i = 0; i < down; ++i)
+#pragma unroll
+      for (int j = 0; j < across; ++j) {
+        const int row = i - Height::earlier, column = j - Width::earlier;
+        if (!Height::sees(row, r) || !Width::sees(column, c)) continue;
+        const int here = Height::place(r, row) * Width::kernel + Width::place(c, column);
+        if (in.place[i][j] != here) continue;
+        sum += widen(in.from[i][j]);
+        one = in.from[i][j];
+      }
+    return apart ? one : narrow<T>(sum);
+  }
+};
 
 // f(T{}, I{}, Index{}) with the types of values, places and counts.
 template <class F>
@@ -245,21 +297,22 @@ void visit_types(const PoolSize& s, const Tensor& x, const Tensor& index, F&& f)
 
 template <class Height, class Width, class T>
 void forward(const PoolSize& s, const T* x, std::uint8_t* index, T* y) {
-  const auto f = gpu::in_packs<Height, Width>(s, x, y) ? max_pool_block<true, Height, Width, T>
-                                                       : max_pool_block<false, Height, Width, T>;
-  const Places places = Block<Height, Width, T>::outputs(s);
-  gpu::launch("max_pool2d", f, places.blocks(), pool_threads, 0, places, Extents<int>(s), x, index,
-              y);
+  const auto go = [&]<bool packed>() {
+    gpu::pool("max_pool2d", Block<Height, Width, T>::outputs(s),
+              MaxPool<packed, Height, Width, T>{Extents<int>(s), x, index, y});
+  };
+  gpu::in_packs<Height, Width>(s, x, y) ? go.template operator()<true>()
+                                        : go.template operator()<false>();
 }
 
 template <class Height, class Width, class T>
 void backward(const PoolSize& s, const std::uint8_t* index, const T* dy, T* dx) {
-  const auto f = gpu::in_packs<Height, Width>(s, dx, dy)
-                     ? max_pool_gather_block<true, Height, Width, T>
-                     : max_pool_gather_block<false, Height, Width, T>;
-  const Places places = Block<Height, Width, T>::inputs(s);
-  gpu::launch("max_pool2d", f, places.blocks(), pool_threads, 0, places, Extents<int>(s), index, dy,
-              dx);
+  const auto go = [&]<bool packed>() {
+    gpu::pool("max_pool2d", Block<Height, Width, T>::inputs(s),
+              MaxPoolGather<packed, Height, Width, T>{Extents<int>(s), index, dy, dx});
+  };
+  gpu::in_packs<Height, Width>(s, dx, dy) ? go.template operator()<true>()
+                                          : go.template operator()<false>();
 }
 
 }  // namespace
@@ -276,7 +329,7 @@ void gpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
       };
       if (visit_squares(s, known) || visit_lines(s, known)) return;
     }
-    const Places outputs(s.planes, s.p, s.q);
+    const AnyPlaces outputs(s.planes, s.p, s.q);
     launch("max_pool2d", max_pool<T, I, Index>, outputs.blocks(), pool_threads, 0, outputs,
            Extents<Index>(s), x.data<T>(), places, y.data<T>());
   });
@@ -294,7 +347,7 @@ void gpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
       };
       if (visit_squares(s, known) || visit_lines(s, known)) return;
     }
-    const Places inputs(s.planes, s.h, s.w);
+    const AnyPlaces inputs(s.planes, s.h, s.w);
     launch("max_pool2d", max_pool_gather<T, I, Index>, inputs.blocks(), pool_threads, 0, inputs,
            Extents<Index>(s), index.data<I>(), dy.data<T>(), dx.data<T>());
   });

@@ -7,35 +7,47 @@
 
 #include "ebb/core/cuda.cuh"
 #include "ebb/ops/divider.cuh"
+#include "ebb/ops/packs.cuh"
 #include "ebb/ops/pooling/window.h"
 
 namespace ebb::gpu {
 
 inline constexpr int pool_threads = 256;
 
-// planes × rows × columns, one thread each.
-struct Places {
-  std::int64_t size;
-  Divider rows, columns;
-
-  Places(std::int64_t planes, std::int64_t rows, std::int64_t columns)
-      : size(planes * rows * columns),
-        rows(std::max<std::int64_t>(1, rows)),
-        columns(std::max<std::int64_t>(1, columns)) {}
-  dim3 blocks() const {
-    return dim3(static_cast<unsigned>(divide_up<std::int64_t>(size, pool_threads)));
-  }
+template <class Index>
+struct Place {
+  bool there;
+  Index plane, row, column;
 };
 
+// planes × rows × columns, counted in words of 32 bits where that suffices.
+template <class Word>
+struct Places {
+  Word size;
+  WordDivider<Word> rows, columns;
+
+  Places(std::int64_t planes, std::int64_t rows, std::int64_t columns)
+      : size(static_cast<Word>(planes * rows * columns)),
+        rows(std::max<std::int64_t>(1, rows)),
+        columns(std::max<std::int64_t>(1, columns)) {}
+  dim3 blocks() const { return dim3(static_cast<unsigned>(divide_up<Word>(size, pool_threads))); }
+  __device__ auto operator[](Word i) const {
+    using Index = std::make_signed_t<Word>;
+    const Word line = columns.quotient(i);
+    const Word plane = rows.quotient(line);
+    return Place<Index>{i < size, static_cast<Index>(plane),
+                        static_cast<Index>(line - plane * rows.d),
+                        static_cast<Index>(i - line * columns.d)};
+  }
+};
+using AnyPlaces = Places<std::uint64_t>;
+using FewPlaces = Places<std::uint32_t>;  // less than 2³¹
+
 // Calls f(plane, row, column) for the thread's place. Inside a plane an int can mostly count.
-template <class Index = int, class F>
-__device__ void at_place(const Places& places, const F& f) {
-  const std::int64_t i = blockIdx.x * std::int64_t{pool_threads} + threadIdx.x;
-  if (i >= places.size) return;
-  const std::uint64_t line = places.columns.quotient(i);
-  const std::uint64_t plane = places.rows.quotient(line);
-  f(static_cast<std::int64_t>(plane), static_cast<Index>(line - plane * places.rows.d),
-    static_cast<Index>(i - line * places.columns.d));
+template <class Index, class F>
+__device__ void at_place(const AnyPlaces& places, const F& f) {
+  const auto at = places[blockIdx.x * std::uint64_t{pool_threads} + threadIdx.x];
+  if (at.there) f(at.plane, static_cast<Index>(at.row), static_cast<Index>(at.column));
 }
 
 // Along one side of an image: `kernel` places every `stride`, the first `padding` before the image.
@@ -62,18 +74,33 @@ struct Block {
   static constexpr int width = columns * Width::stride;
 
   // The blocks that cover all outputs, or the whole image.
-  static Places outputs(const PoolSize& s) {
+  static FewPlaces outputs(const PoolSize& s) {
     return {s.planes, s.p, divide_up<std::int64_t>(s.q, columns)};
   }
-  static Places inputs(const PoolSize& s) {
+  static FewPlaces inputs(const PoolSize& s) {
     return {s.planes, divide_up<std::int64_t>(s.h, height), divide_up<std::int64_t>(s.w, width)};
   }
 };
 
+template <class Body>
+__global__ void __launch_bounds__(pool_threads) pool_kernel(FewPlaces places, Body body) {
+  const Place<int> at = places[blockIdx.x * pool_threads + threadIdx.x];
+  if (!at.there) return;
+  typename Body::Window window;
+  body.load(at, window);
+  body.store(at, window);
+}
+
+// For each place, body.load(place, window) and then body.store(place, window).
+template <class Body>
+void pool(std::string_view op, const FewPlaces& places, const Body& body) {
+  launch(op, pool_kernel<Body>, places.blocks(), pool_threads, 0, places, body);
+}
+
 // n elements from `at` on, `none` unless they are there: as words, which a load may leave as they
 // are where half words would have to be put together again.
 template <int n, class T>
-__device__ void load_pack(const T* at, bool there, T none, T* to) {
+__device__ void load_pack(const T* at, bool there, bool passing, T none, T* to) {
   if constexpr (sizeof(T) < 4 && n * sizeof(T) % 4 == 0) {
     constexpr int in_word = 4 / sizeof(T);
     Pack<std::uint32_t, n / in_word> words;
@@ -85,7 +112,7 @@ __device__ void load_pack(const T* at, bool there, T none, T* to) {
         words.v[i] |= std::uint32_t{__builtin_bit_cast(Word<sizeof(T)>, none)}
                       << (8 * sizeof(T) * j);
     }
-    if (there) words = *reinterpret_cast<const Pack<std::uint32_t, n / in_word>*>(at);
+    if (there) words = load(reinterpret_cast<const Pack<std::uint32_t, n / in_word>*>(at), passing);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       const auto bits = words.v[j / in_word] >> (8 * sizeof(T) * (j % in_word));
@@ -95,7 +122,7 @@ __device__ void load_pack(const T* at, bool there, T none, T* to) {
     Pack<T, n> pack;
 #pragma unroll
     for (int j = 0; j < n; ++j) pack.v[j] = none;
-    if (there) pack = *reinterpret_cast<const Pack<T, n>*>(at);
+    if (there) pack = load(reinterpret_cast<const Pack<T, n>*>(at), passing);
 #pragma unroll
     for (int j = 0; j < n; ++j) to[j] = pack.v[j];
   }
@@ -104,12 +131,13 @@ __device__ void load_pack(const T* at, bool there, T none, T* to) {
 // n elements of a line of `length` and some more around them; `none` where there are none. They lie
 // from `at` on, at place `first` of the line. Packed lines are made of whole packs of n.
 template <bool packed, int before, int n, int after, class T>
-__device__ void load_line(const T* at, int first, int length, T none, T (&to)[before + n + after]) {
+__device__ void load_line(const T* at, int first, int length, T none, T (&to)[before + n + after],
+                          bool passing = false) {
   const auto one = [&](int j) { return first + j >= 0 && first + j < length ? at[j] : none; };
 #pragma unroll
   for (int j = 0; j < before; ++j) to[j] = one(j - before);
   if constexpr (packed) {
-    load_pack<n>(at, first < length, none, to + before);
+    load_pack<n>(at, first < length, passing, none, to + before);
   } else {
 #pragma unroll
     for (int j = 0; j < n; ++j) to[before + j] = one(j);
@@ -147,13 +175,16 @@ inline bool is_small(const PoolSize& s) {
          std::max(s.kernel_w * s.dilation_w, s.stride_w) < most;
 }
 
-// Whether windows are those of the two sides.
+// Whether windows are those of the two sides, and few enough for FewPlaces.
 template <class Height, class Width>
 bool fits(const PoolSize& s) {
-  return s.kernel_h == Height::kernel && s.stride_h == Height::stride &&
-         s.padding_h == Height::padding && s.kernel_w == Width::kernel &&
-         s.stride_w == Width::stride && s.padding_w == Width::padding && s.dilation_h == 1 &&
-         s.dilation_w == 1 && is_small(s);
+  constexpr std::int64_t most = std::int64_t{1} << 31;
+  const std::int64_t blocks =
+      divide_up<std::int64_t>(s.h, Height::stride) * divide_up<std::int64_t>(s.w, Width::stride);
+  return s.planes * std::max(blocks, s.p * s.q) < most && s.kernel_h == Height::kernel &&
+         s.stride_h == Height::stride && s.padding_h == Height::padding &&
+         s.kernel_w == Width::kernel && s.stride_w == Width::stride &&
+         s.padding_w == Width::padding && s.dilation_h == 1 && s.dilation_w == 1 && is_small(s);
 }
 
 // f(Side{}, Side{}) if the windows are those of the sides.
@@ -198,6 +229,7 @@ struct Seen {
 template <class Index>
 struct Extents {
   Index h, w, p, q;
+  Index image, output;  // places of a plane
   Index kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
 
   explicit Extents(const PoolSize& s)
@@ -205,6 +237,8 @@ struct Extents {
         w(static_cast<Index>(s.w)),
         p(static_cast<Index>(s.p)),
         q(static_cast<Index>(s.q)),
+        image(static_cast<Index>(s.h * s.w)),
+        output(static_cast<Index>(s.p * s.q)),
         kernel_h(static_cast<Index>(s.kernel_h)),
         kernel_w(static_cast<Index>(s.kernel_w)),
         stride_h(static_cast<Index>(s.stride_h)),
