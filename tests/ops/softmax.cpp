@@ -95,8 +95,9 @@ TEST_CASE("softmax: twins agree on rows wider than the registers of a block") {
 }
 
 TEST_CASE("softmax: twins agree on either side of what each number of threads keeps of a row") {
-  for (const std::int64_t cols : {32,   36,   128,  132,  512,   516,   1024,  1028,  2048,  2052,
-                                  4096, 4100, 8192, 8196, 16384, 16388, 32768, 32772, 65536, 65540})
+  for (const std::int64_t cols :
+       {32,   36,   128,  132,  256,  260,   512,   516,   1024,  1028,  2048,
+        2052, 4096, 4100, 8192, 8196, 16384, 16388, 32768, 32772, 65536, 65540})
     for (const auto f : {p, log_p})
       check_twins(f, {randn({3, cols}, 10, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
 }
