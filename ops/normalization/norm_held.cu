@@ -272,7 +272,7 @@ template <class T, bool centred>
 bool backward(const NormalizeBackward& n) {
   constexpr int count = centred ? 2 : 1;
   constexpr int parts = strip / pack_size<T>;
-  constexpr int kept = 2 / parts;
+  constexpr int kept = 4 / parts;
   constexpr int stored = 12 / parts;
   constexpr int bytes = HeldPacks<T, 2, kept, stored>::bytes;
   static_assert(bytes >= OwnColumns<T, count>::bytes);
