@@ -268,6 +268,7 @@ __device__ void add_lanes(float (&v)[2 * group], bool in_turn, const Take& take)
   const bool first = lane % (2 * lanes) == 0;
   if (!in_turn) {
     if (first) take(mine, v[0], other);
+    __syncwarp();  // another lane may have the row next time
     return;
   }
   for (int u = 0; u < group; ++u) {
