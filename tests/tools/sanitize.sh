@@ -2,7 +2,7 @@
 # NVIDIA's compute-sanitizer over the tests that use the GPU; fails when one of its tools finds
 # something, or does not end in time.
 #
-#   tests/tools/sanitize.sh [TOOL...]      memcheck racecheck initcheck synccheck; default: all
+#   tests/tools/sanitize.sh [TOOL...]   default: memcheck racecheck initcheck synccheck poison
 #   TESTS='silu*' tests/tools/sanitize.sh memcheck
 #
 # After a build with CUDA, on a machine with a GPU or several. EBB_MEMORY=exact gives each tensor an
@@ -11,9 +11,10 @@
 # run in shares, as many at once as there are processors. Logs in $LOGS, seconds for each share in
 # $LIMIT.
 #
-# cuBLASLt's own kernels, nvjet_*, are left out: racecheck names them, and initcheck does not see
-# their bulk stores, nor what the copies of a captured graph have written. test_nn and captured
-# graphs are left to EBB_MEMORY=poison, where what nobody wrote is NaN and no test would pass.
+# What racecheck says of cuBLASLt's own kernels, nvjet_*, is passed over. initcheck does not see
+# their bulk stores, nor what the copies of a captured graph have written: tests that read such
+# memory, and test_nn, are left to `poison`, which is no tool of NVIDIA's: the tests run by
+# themselves under EBB_MEMORY=poison, where what nobody wrote is NaN.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 export LOGS=${LOGS:-build/sanitize} LIMIT=${LIMIT:-1200} TESTS=${TESTS:-*} EBB_MEMORY=exact
@@ -22,21 +23,34 @@ GPUS=$(nvidia-smi -L | wc -l)
 export GPUS
 mkdir -p "$LOGS"
 left_out() { # TOOL
-  echo "$LEFT_OUT$([ "$1" = initcheck ] && echo ',*captured graph*')"
+  case $1 in
+    poison) echo 'large*' ;;
+    initcheck) echo "$LEFT_OUT,*captured graph*,*in bf16 it errs no more*,linear: the bits*" ;;
+    *) echo "$LEFT_OUT" ;;
+  esac
+}
+of_cublas() { # LOG
+  ! grep -E '(Error|Warning): ' "$1" | grep -vq 'Race reported between .* at nvjet_' &&
+    grep -qE 'RACECHECK SUMMARY: ' "$1" && grep -q 'Status: SUCCESS' "$1"
 }
 check() { # TOOL PROGRAM FIRST LAST
-  local name=$1-$2-$3 status=0
-  local log=$LOGS/$name.log options=(--kernel-name-exclude kernel_substring=nvjet)
-  # Tests ask for more memory than there is.
-  [ "$1" = memcheck ] && options+=(--report-api-errors no)
-  CUDA_VISIBLE_DEVICES=$((SLOT % GPUS)) timeout "$LIMIT" \
-    compute-sanitizer --tool "$1" --error-exitcode 9 "${options[@]}" "build/bin/$2" \
+  local name=$1-$2-$3 status=0 log=$LOGS/$1-$2-$3.log
+  local tool=(compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 10000)
+  case $1 in
+    memcheck) tool+=(--report-api-errors no) ;; # tests ask for more memory than there is
+    poison) tool=(env EBB_MEMORY=poison) ;;
+  esac
+  CUDA_VISIBLE_DEVICES=$((SLOT % GPUS)) timeout "$LIMIT" "${tool[@]}" "build/bin/$2" \
     -tc="$TESTS" -tce="$(left_out "$1")" --duration=true -f="$3" -l="$4" >"$log" 2>&1 || status=$?
+  case $status in
+    9) of_cublas "$log" && status='0, but for nvjet' ;;
+    255) grep -q 'before first instrumented' "$log" && status='0, no kernel' ;;
+  esac
   echo "$name: exit $status, $(grep -c ' s: ' "$log") tests," \
-    "$(grep -oE 'ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -1)"
-  [ $status -eq 0 ] || { [ $status -eq 255 ] && grep -q 'before first instrumented' "$log"; }
+    "$(grep -oE 'ERROR SUMMARY: .*|RACECHECK SUMMARY: .*|Status: .*' "$log" | tail -1)"
+  [[ $status == 0* ]]
 }
-export -f left_out check
+export -f left_out of_cublas check
 shares() { # TOOL PROGRAM TESTS_OF_A_SHARE
   local tests first
   tests=$("build/bin/$2" -c -tc="$TESTS" -tce="$(left_out "$1")" | grep -oE '[0-9]+$')
@@ -44,7 +58,7 @@ shares() { # TOOL PROGRAM TESTS_OF_A_SHARE
     echo "$1 $2 $first $((first + $3 - 1))"
   done
 }
-[ $# -gt 0 ] || set -- memcheck racecheck initcheck synccheck
+[ $# -gt 0 ] || set -- memcheck racecheck initcheck synccheck poison
 for tool in "$@"; do
   shares "$tool" test_golden 1
   [ "$tool" != initcheck ] && shares "$tool" test_nn 2
