@@ -17,7 +17,7 @@
 namespace ebb::gpu::convolution {
 struct Gather;
 struct Weights;
-}
+}  // namespace ebb::gpu::convolution
 
 namespace ebb::gpu::hopper {
 
