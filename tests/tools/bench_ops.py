@@ -72,8 +72,13 @@ def wall(f):
     return time.perf_counter() - start
 
 
+launching = 700_000  # cycles, some 400 µs
+
+
 def cold(f):
-    """Microseconds of one call, median, the caches flushed before each."""
+    """Microseconds of one call, median, the caches flushed before each. A GPU is kept waiting until
+    the call's launches have arrived, so that only its own work is between the events: launching
+    what torch.compile made can take longer than the kernels."""
     spent, n = 0, 0
     while n < 3 or spent < 0.02:
         spent, n = spent + wall(f), n + 1
@@ -81,6 +86,8 @@ def cold(f):
     flush = torch.empty((64 if a.device == "cuda" else 16) << 20, device=a.device)  # as opbench
     for clock in clocks:
         flush.fill_(1)
+        if a.device == "cuda":
+            torch.cuda._sleep(launching)
         clock.start()
         f()
         clock.stop()
