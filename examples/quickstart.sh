@@ -20,7 +20,11 @@ for argument in "$@"; do
   esac
 done
 
-install_packages
+if [ "$download" = no ] || command -v curl >/dev/null || command -v wget >/dev/null; then
+  install_packages
+else
+  install_packages curl ca-certificates
+fi
 cuda=OFF # unless a GPU answers; a build folder that has CUDA already keeps it
 if gpu_answers; then
   cuda=AUTO

@@ -42,9 +42,9 @@ bool is_finite(const Tensor& t) {
 void require_finite(const Checkpoint& checkpoint, std::int64_t step) {
   for (const auto& [name, t] : checkpoint.tensors) {
     if (is_finite(t)) continue;
-    throw Stop(exit_code::non_finite,
-               "training stopped: after step " + std::to_string(step) + ", " + name +
-                   " is not finite; lower --lr, or resume from the last checkpoint");
+    throw Stop(exit_code::non_finite, "training stopped: after step " + std::to_string(step) +
+                                          ", " + name +
+                                          " is not finite; start again with a lower --lr");
   }
 }
 

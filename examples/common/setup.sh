@@ -6,9 +6,10 @@ fail() {
   exit 3
 }
 
-# Debian's and Ubuntu's packages, those that are missing; elsewhere one line that says what to have.
+# install_packages [PACKAGE...]: Debian's and Ubuntu's, those that are missing; elsewhere one line
+# that says what to have.
 install_packages() {
-  local tools="g++ cmake ninja-build libeigen3-dev doctest-dev libstb-dev zlib1g-dev"
+  local tools="$* g++ cmake ninja-build libeigen3-dev doctest-dev libstb-dev zlib1g-dev"
   tools+=" nlohmann-json3-dev libcli11-dev" # the compiler's package brings OpenMP
   if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     echo "Needed here: a C++20 compiler with OpenMP, CMake >= 3.25, Ninja, and the headers of" \

@@ -57,7 +57,7 @@ void Trainer::read_losses() {
     if (!std::isfinite(values[i]))
       throw Stop(exit_code::non_finite, "training stopped: the " + names[which] + " of step " +
                                             shown(step) + " is " + shown(double{values[i]}) +
-                                            "; lower --lr, or resume from the last checkpoint");
+                                            "; start again with a lower --lr");
     if (which == 0) mean += values[i] / static_cast<double>(values.size() / names.size());
   }
   const double weight = shown_loss_ == 0 ? 1 : 0.1;
