@@ -112,7 +112,7 @@ TEST_CASE("gradcheck: the golden cases' gradients agree with finite differences"
       double worst = 1;
       const opcase::Outcome outcome = opcase::gradcheck_case(path, device, &op, &worst);
       CHECK_MESSAGE(outcome.exit == opcase::ran, path.string(), ": ", outcome.error);
-      CHECK(worst <= 2e-8);
+      CHECK(worst <= 1e-8);
     }
   }
   CHECK(checked > 550);
