@@ -1,5 +1,6 @@
 #include "ebb/ops/held.cuh"
 #include "ebb/ops/normalization/batch_norm.h"
+#include "ebb/ops/normalization/norm_rows.cuh"
 
 // Channels are held by groups of blocks between their sums and the map that needs them; or they
 // are reduced in slices and mapped in a second read: those of images by their planes, those of
@@ -242,15 +243,6 @@ __global__ void __launch_bounds__(128)
   if (c >= channels) return;
   mean[c] = static_cast<C>(widen(running_mean[c]));
   inverse[c] = static_cast<C>(1 / sqrt(static_cast<double>(widen(running_var[c])) + eps));
-}
-
-template <class T>
-const T* data_or_null(const Tensor& x) {
-  return x.defined() ? x.data<T>() : nullptr;
-}
-template <class T>
-T* data_or_null(Tensor& x) {
-  return x.defined() ? x.data<T>() : nullptr;
 }
 
 }  // namespace

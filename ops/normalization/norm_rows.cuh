@@ -55,6 +55,7 @@ bool try_norm(const N& n, const Go& go) {
   return done;
 }
 
+// Of an argument that may be absent; batch_norm.cu, too.
 template <class T>
 const T* data_or_null(const Tensor& x) {
   return x.defined() ? x.data<T>() : nullptr;
