@@ -58,7 +58,8 @@ double cold_seconds(Device device, const std::function<void()>& f) {
   return median(seconds);
 }
 
-// Wall time of a call in a loop of 100, of fewer when those would take seconds.
+// Wall time of a call in a loop of 100, of fewer when those would take seconds. The median of three
+// such loops: when something else interrupts the host once, that is not the call's time.
 double call_seconds(Device device, const Function& f) {
   const NoGrad guard;
   const double once = std::min(seconds_of(device, f), seconds_of(device, f));
@@ -69,7 +70,8 @@ double call_seconds(Device device, const Function& f) {
     };
   };
   seconds_of(device, loop(calls / 10));
-  return seconds_of(device, loop(calls)) / calls;
+  const auto a_call = [&] { return seconds_of(device, loop(calls)) / calls; };
+  return median({a_call(), a_call(), a_call()});
 }
 
 std::int64_t bytes_backward(Reads reads, const std::vector<Tensor>& inputs, const Tensor& y) {
