@@ -3,7 +3,9 @@
 #pragma once
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <functional>
@@ -11,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "ebb/core/basic.h"
 #include "ebb/ebb.h"
 
 namespace ebb::test {
@@ -138,13 +141,31 @@ inline void check_close(const Tensor& got, const Tensor& reference, Tolerance to
   CHECK_MESSAGE(worst.by <= 0, message.str());
 }
 
+// Blocks for memory checkers, that end where their tensor does: storage.h.
+inline bool memory_is_exact() {
+  const char* memory = std::getenv("EBB_MEMORY");
+  return memory && std::string(memory) == "exact";
+}
+
+// Whether the bytes behind x in its block, up to the next 64, are still the poison that they were
+// made of: if not, someone wrote past the end.
+inline bool ends_in_poison(const Tensor& x) {
+  if (memory_is_exact()) return true;
+  std::vector<unsigned char> behind(static_cast<size_t>(-x.storage()->bytes() & 63));
+  if (behind.empty()) return true;
+  const char* end = static_cast<const char*>(x.storage()->data()) + x.storage()->bytes();
+  copy_bytes(behind.data(), cpu_device, end, x.device(), static_cast<std::int64_t>(behind.size()));
+  return std::ranges::all_of(behind, [](unsigned char byte) { return byte == 0xFF; });
+}
+
 struct TwinTolerance {
   Tolerance value = pointwise;
   Tolerance gradient = pointwise_gradient;
 };
 
 // Runs f on the inputs in f32 on each device, forward and backward with a random dy, into poisoned
-// memory, and compares with the CPU in f64 on the same (f32-rounded) inputs. Twice: same bits.
+// memory that stays so behind each result, and compares with the CPU in f64 on the same
+// (f32-rounded) inputs. Twice: same bits.
 inline void check_twins(const Function& f, const Tensors& inputs, TwinTolerance tolerance = {}) {
   struct Result {
     Tensor y;
@@ -181,12 +202,14 @@ inline void check_twins(const Function& f, const Tensors& inputs, TwinTolerance 
     for (const Tensor& x : inputs) where << ' ' << x;
     check_close(result.y, reference.y, tolerance.value, "y on " + where.str());
     check_close(again.y, result.y, exact, "y again on " + where.str());
+    CHECK_MESSAGE(ends_in_poison(result.y), "past the end of y on ", where.str());
     for (size_t i = 0; i < inputs.size(); ++i) {
       REQUIRE(result.gradients[i].defined() == reference.gradients[i].defined());
       if (!result.gradients[i].defined()) continue;
       const std::string name = "gradient " + std::to_string(i) + " on " + where.str();
       check_close(result.gradients[i], reference.gradients[i], tolerance.gradient, name);
       check_close(again.gradients[i], result.gradients[i], exact, name + ", again");
+      CHECK_MESSAGE(ends_in_poison(result.gradients[i]), "past the end of ", name);
     }
   }
 }

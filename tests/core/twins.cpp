@@ -25,3 +25,16 @@ TEST_CASE("twins: the worst element counts, against its own size or the largest"
   CHECK(!(largest_excess({INFINITY}, {-INFINITY}, {10, 10}).by <= 0));
   CHECK(!(largest_excess({1}, {INFINITY}, {1, 0}).by <= 0));
 }
+
+TEST_CASE("twins: a byte written past the end of a tensor is noticed") {
+  if (memory_is_exact()) return;  // there it is the checker who notices
+  for (const Device device : devices()) {
+    poison_memory(true);
+    Tensor x = zeros({3}, {.device = device});
+    poison_memory(false);
+    CHECK(ends_in_poison(x));
+    const char byte = 7;
+    copy_bytes(static_cast<char*>(x.raw()) + x.bytes(), device, &byte, cpu_device, 1);
+    CHECK(!ends_in_poison(x));
+  }
+}

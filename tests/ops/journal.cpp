@@ -15,13 +15,15 @@
 //   LayerNorm_backward  no dx; unbiased variance; atomics → here; golden layer_norm-*
 //   Layer_Norm_Forward  widths that are powers of two only → golden layer_norm-*
 //   Flash_Attention_2   never ran → golden flash_attention-*
-//   Fused_Softmax       past the end unless rows % 4 = 0 → here; golden softmax-10
+//   Fused_Softmax       past the end unless rows % 4 = 0 → here; golden softmax-10; past the end of
+//                       any result: "softmax: twins agree …", and every other "… twins agree …"
 //   RGB_to_GRAYSCALE    offset times the channel's stride → here; golden rgb_to_grayscale-*
 //   Dropout             a random tensor from memory → "dropout: the mask of a seed is known …"
 //   Sum                 atomics into memory that nobody set, run repeatedly → here
 //   RMS_LayerNorm       no eps: a row of zeros is NaN → here; "hard numbers: rms_norm"
 //   l2_norm             the same → here; "hard numbers: l2_norm and l2_normalize"
-//   Inverting_Colors    square images only, in place → here; golden invert_colors-*
+//   Inverting_Colors    square images only, stores without a mask, in place
+//                         → here; golden invert_colors-*; "invert_colors: twins agree …"
 //   MaxPool1d MaxPool2d stride = kernel only; channels lost; no padding, no backward
 //                         → here; golden max_pool1d-* max_pool2d-*
 //   inner_product       atomics: the sum depends on their order → here
