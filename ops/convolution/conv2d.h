@@ -3,12 +3,12 @@
 // x [N,C,H,W], w [K, C/groups, R, S], b [K] or undefined → y [N,K,P,Q],
 // P = ⌊(H + 2·padding − dilation·(R−1) − 1) / stride⌋ + 1, Q likewise from W and S.
 // Group g of the K output channels sees group g of the C input channels. Outside the image x is 0.
-// The convolution of deep learning: a correlation, the kernel is not flipped. Journal days 9
-// and 21.
+// The convolution of deep learning: a correlation, the kernel is not flipped. Journal days 9, 21.
 //
 // Errors: `shape` for ranks, channel counts, a kernel larger than the padded input; `value` for
 // stride, dilation or groups below 1, negative padding, groups that do not divide the channels;
-// `limit` when the output size overflows; `dtype`, `device`.
+// `limit` when the output size overflows; `dtype`, `device`. Source: Dumoulin and Visin 2016,
+// arXiv:1603.07285.
 #pragma once
 #include "ebb/ops/ops.h"
 

@@ -1,5 +1,5 @@
-// rgb_to_grayscale(x): y = w₀ R + w₁ G + w₂ B        shapes: [N,3,H,W] → [N,1,H,W], [3,H,W] →
-// [1,H,W] dx of channel c = w_c · dy
+// rgb_to_grayscale(x): y = w₀ R + w₁ G + w₂ B
+// dx of channel c = w_c · dy               shapes: [N,3,H,W] → [N,1,H,W], [3,H,W] → [1,H,W]
 //
 // Of u8 images the sum is rounded to nearest, ties to even, and kept within 0 … 255; they have no
 // gradient. Journal day 3.

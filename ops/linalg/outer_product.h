@@ -2,7 +2,7 @@
 // da = G b    db = Gᵀ a    with G = dy
 //
 // Errors: `shape` unless a and b have one dimension, `dtype`, `device`, `limit` for too large an
-// output.
+// output. Journal day 18.
 #pragma once
 #include "ebb/ops/ops.h"
 

@@ -11,7 +11,7 @@
 // Errors: `shape` (ranks and lengths), `dtype`, `device`, `value` for one value a channel in
 // training, eps negative or NaN, momentum outside [0,1]. On the CPU also for a negative running
 // variance; on the GPU that gives NaN, since looking at it would wait for the device.
-// Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+// Source: Ioffe & Szegedy 2015, arXiv:1502.03167. Journal days 14 and 23.
 #pragma once
 #include "ebb/ops/ops.h"
 

@@ -3,7 +3,7 @@
 //
 // Squares are f64, so that of f32 they neither overflow nor vanish.
 // Errors: `dtype` unless x is floating, `index` for a dimension that x lacks, `value` unless eps is
-// positive.
+// positive. Journal day 16.
 #pragma once
 #include "ebb/ops/reduction/axes.h"
 

@@ -5,7 +5,7 @@
 // differences from the mean. A row with NaN or an infinity in it is NaN, and no other row is.
 // Errors: `shape` (x is a scalar, normalized_shape is not how x's shape ends, weight, bias),
 // `dtype`, `device`, `value` for a negative or NaN eps.
-// Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+// Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450. Journal days 6, 24 and 26.
 #pragma once
 #include "ebb/ops/ops.h"
 

@@ -5,7 +5,7 @@
 // NaN there, and no other row does.
 // Errors: `shape` (x is a scalar, normalized_shape is not how x's shape ends, weight), `dtype`,
 // `device`, `value` for a negative or NaN eps.
-// Source: Zhang & Sennrich 2019, arXiv:1910.07467.
+// Source: Zhang & Sennrich 2019, arXiv:1910.07467. Journal day 15.
 #pragma once
 #include "ebb/ops/ops.h"
 

@@ -1,7 +1,7 @@
 // inner_product(a, b) = Σ aᵢ bᵢ                                             shapes: [n], [n] → []
 // da = b dy    db = a dy
 //
-// Products and sum are f64. The product of nothing is 0.
+// Products and sum are f64. The product of nothing is 0. Journal day 17.
 // Errors: `shape` unless a and b have one dimension and one length, `dtype`, `device`.
 #pragma once
 #include "ebb/ops/ops.h"

@@ -6,7 +6,7 @@
 // Dimensions that do not lie side by side are taken run by run: a norm of norms, in bf16 rounded
 // after each.
 // Errors: `dtype` unless x is floating, `index` for a dimension that x lacks, `value` for one given
-// twice.
+// twice. Journal day 16.
 #pragma once
 #include "ebb/ops/reduction/axes.h"
 

@@ -4,7 +4,7 @@
 // −inf gives 0; a row of nothing but −inf, or with +inf or NaN in it, is NaN, and no other row is.
 // Errors: `dtype` unless x is floating, `index` for a dimension that x lacks.
 // Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network
-// outputs".
+// outputs". Journal day 8.
 #pragma once
 #include "ebb/ops/reduction/axes.h"
 

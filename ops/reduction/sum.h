@@ -4,7 +4,7 @@
 // Shape: x any → without the dimensions, or with extent 1 there (keepdim). The sum of nothing is 0.
 // Accumulated in double on both devices, in an order that only the shape decides.
 // Errors: `dtype` unless x is floating, `index` for a dimension that x lacks, `value` for one given
-// twice. Source: NumPy's sum.
+// twice. Source: NumPy's sum. Journal day 20.
 #pragma once
 #include "ebb/ops/reduction/axes.h"
 
