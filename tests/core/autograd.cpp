@@ -210,6 +210,16 @@ TEST_CASE("autograd: an exception in a closure reaches the caller and leaves thi
   CHECK(values(x.grad()) == V{12, 20});
 }
 
+TEST_CASE("autograd: what was on its way when a closure failed is not in the next gradient") {
+  const Tensor x = three(), y = link(x);
+  const Tensor thrown = record("thrower", two(), {y}, [](const Tensor&) -> Gradients {
+    throw std::runtime_error("from the closure");
+  });
+  CHECK_THROWS_AS(sum_of(thrown, y).backward(two()), std::runtime_error);
+  link(y).backward(two());
+  CHECK(values(x.grad()) == V{2, 2});
+}
+
 TEST_CASE("autograd: closures, outputs saved by themselves and histories on gradients are freed") {
   const MemoryStats before = memory_stats(cpu_device);
   {
