@@ -98,6 +98,7 @@ TEST_CASE("refusals: devices") {
   mixed("embedding", [&] { embedding(here.whole(0), zeros({2, 2}, there)); });
   mixed("cross_entropy", [&] { cross_entropy(zeros({1, 2}, there), here.whole(0)); });
   mixed("concat", [&] { concat({zeros({2}), zeros({2}, there)}); });
+  mixed("backward", [&] { leaf(ones({2})).backward(ones({2}, there)); });
 }
 
 TEST_CASE("refusals: gradients") {
@@ -197,6 +198,9 @@ TEST_CASE("refusals: convolutions") {
     on.refuse(Kind::value, {"conv2d: stride"}, run(x, w, {.stride = -1}));
     on.refuse(Kind::value, {"conv2d: dilation"}, run(x, w, {.dilation = 0}));
     on.refuse(Kind::value, {"conv2d: padding"}, run(x, w, {.padding = -1}));
+    on.refuse(Kind::value, {"conv2d: stride"}, run(x, w, {.stride = {1, 0}}));
+    on.refuse(Kind::value, {"conv2d: dilation"}, run(x, w, {.dilation = {0, 1}}));
+    on.refuse(Kind::value, {"conv2d: padding"}, run(x, w, {.padding = {0, -1}}));
     on.refuse(Kind::shape, {"conv2d: ", "larger"}, run(x, {2, 4, 6, 3}, {}));
     on.refuse(Kind::shape, {"conv2d: x must be"}, run({5, 5}, w, {}));
     on.refuse(Kind::shape, {"conv2d: x must be"}, run({1, 1, 4, 5, 5}, w, {}));
@@ -221,6 +225,8 @@ TEST_CASE("refusals: windows") {
   on_each_device([&](const On& on) {
     on.refuse(Kind::value, {"max_pool2d: padding [2,2] is more than half"},
               max_of(x, 3, {.padding = 2}));
+    on.refuse(Kind::value, {"max_pool2d: padding [0,2]"}, max_of(x, 3, {.padding = {0, 2}}));
+    on.refuse(Kind::value, {"max_pool2d: padding [2,0]"}, max_of(x, 3, {.padding = {2, 0}}));
     on.refuse(Kind::value, {"max_pool2d: padding"}, max_of(x, 3, {.padding = -1}));
     on.refuse(Kind::value, {"max_pool2d: kernel"}, max_of(x, 0, {}));
     on.refuse(Kind::value, {"max_pool2d: stride"}, max_of(x, 3, {.stride = Pair(0)}));
