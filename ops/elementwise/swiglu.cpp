@@ -36,7 +36,7 @@ void cpu::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dy
         std::tie(dgate, dup),
         [](auto gate, auto up, auto dy) {
           const auto s = 1 / (1 + exp(-gate));  // σ
-          return std::array{dy * up * (s * (1 + gate * (1 - s))), dy * (gate * s)};
+          return std::array{dy * (s * (1 + gate * (1 - s))) * up, dy * (gate * s)};
         },
         gate, up, dy);
   });

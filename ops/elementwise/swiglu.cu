@@ -23,7 +23,7 @@ struct SwigluGradients {
   __device__ Values<C, 2> operator()(C gate, C up, C dy) const {
     const C s = reciprocal(1 + exponential<T>(-gate));
     const C silu = gate * s;
-    return {{dy * up * (s + silu * (1 - s)), dy * silu}};
+    return {{dy * (s + silu * (1 - s)) * up, dy * silu}};
   }
 };
 

@@ -221,7 +221,11 @@ TEST_CASE("hard numbers: no finite number makes an activation NaN, forward or ba
       {"mish", mish},
       {"gelu", tanh_gelu},
       {"exact gelu", exact_gelu},
-      {"swiglu of a gate", [](const Tensor& t) { return swiglu(t, ones_like(t)); }}};
+      {"swiglu of a gate", [](const Tensor& t) { return swiglu(t, ones_like(t)); }},
+      {"swiglu of a gate, up huge",
+       [](const Tensor& t) { return swiglu(t, full(t.shape(), huge, t.options())); }},
+      {"swiglu of an up",
+       [](const Tensor& t) { return swiglu(full(t.shape(), -1000, t.options()), t); }}};
   for (const Device device : devices())
     for (const auto& [name, f] : activations) {
       const Tensor in = leaf(row_of(x, device));
