@@ -183,8 +183,10 @@ TEST_CASE("autograd: under NoGrad nothing is recorded, on this thread alone") {
 TEST_CASE("autograd: wrong closures are named") {
   const Tensor x = three();
   const auto wrong = [&](Kind kind, const std::string& text, const Gradients& answer) {
-    const Tensor y = record("wrong", two(), {x}, [answer](const Tensor&) { return answer; });
-    check_error(kind, {"wrong: ", text}, [&] { y.backward(two()); });
+    for (const Tensor& input : {x, link(x)}) {
+      const Tensor y = record("wrong", two(), {input}, [answer](const Tensor&) { return answer; });
+      check_error(kind, {"wrong: ", text}, [&] { y.backward(two()); });
+    }
   };
   wrong(Kind::state, "number of gradients", {});
   wrong(Kind::state, "got 2; expected 1", {two(), two()});

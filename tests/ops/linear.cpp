@@ -48,6 +48,26 @@ TEST_CASE("linear: twins agree at ragged, 1 and 0 sizes and in long batches") {
     }
 }
 
+// Small whole numbers, whose sums are exact in any order.
+TEST_CASE("linear: the gradients of weight and bias count each of many rows once") {
+  constexpr size_t rows = 1031, in = 3, out = 67;
+  std::vector<float> x, dy;
+  for (size_t i = 0; i < rows * in; ++i) x.push_back(static_cast<float>(i * i % 7) - 3);
+  for (size_t i = 0; i < rows * out; ++i) dy.push_back(static_cast<float>(i * i % 5) - 2);
+  std::vector<double> dw(out * in), db(out);
+  for (size_t i = 0; i < rows * out; ++i) {
+    db[i % out] += dy[i];
+    for (size_t c = 0; c < in; ++c) dw[i % out * in + c] += dy[i] * x[i / out * in + c];
+  }
+  for (const Device device : devices()) {
+    const Tensor w = leaf(zeros({out, in}, {.device = device}));
+    const Tensor b = leaf(zeros({out}, {.device = device}));
+    linear(tensor(x, {rows, in}, device), w, b).backward(tensor(dy, {rows, out}, device));
+    CHECK(values(w.grad()) == dw);
+    CHECK(values(b.grad()) == db);
+  }
+}
+
 TEST_CASE("linear: an empty batch gives an empty result and zero gradients for the weights") {
   for (const Device device : devices()) {
     const TensorOptions there{Dtype::f32, device};
