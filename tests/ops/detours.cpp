@@ -1,0 +1,99 @@
+// Twins compare the CPU with itself in f64, and the golden cases are small: what goes wrong beyond
+// the size of a block goes wrong in both. Here ops of larger tensors get to the same result by a
+// way that has other blocks.
+#include "twins.h"
+
+using namespace ebb;
+using namespace ebb::test;
+
+namespace {
+
+using Along = std::function<Tensor(const Tensor&, std::int64_t dim)>;
+
+// y and dx of f, for a dy that depends on its shape alone.
+struct Both {
+  Tensor y, dx;
+
+  Both(const std::function<Tensor(const Tensor&)>& f, const Tensor& x, const Tensor& dy) {
+    const Tensor in = leaf(x.clone());
+    y = f(in);
+    y.backward(dy);
+    y = y.detach();
+    dx = in.grad();
+  }
+};
+
+void check_same(const Both& a, const Both& b, const std::string& what) {
+  check_close(a.y, b.y.to(cpu_device), {1e-13, 1e-13, true}, what);
+  check_close(a.dx, b.dx.to(cpu_device), {1e-13, 1e-13, true}, what + ": dx");
+}
+
+Tensor turned(const Tensor& x) { return x.rank() == 2 ? transpose(x, 0, 1) : x; }
+
+const Shape shapes[] = {{37, 1301}, {1301, 37}, {5003, 3}};
+
+}  // namespace
+
+TEST_CASE("detours: along the first dimension as along the last one of the transposed") {
+  const std::pair<const char*, Along> ops[] = {
+      {"softmax", [](const Tensor& x, auto dim) { return softmax(x, {.dim = dim}); }},
+      {"log_softmax", [](const Tensor& x, auto dim) { return log_softmax(x, {.dim = dim}); }},
+      {"l2_normalize", [](const Tensor& x, auto dim) { return l2_normalize(x, {.dim = dim}); }},
+      {"l2_norm", [](const Tensor& x, auto dim) { return l2_norm(x, {.dim = {dim}}); }},
+      {"sum", [](const Tensor& x, auto dim) { return sum(x, {.dim = {dim}}); }},
+      {"mean", [](const Tensor& x, auto dim) { return mean(x, {.dim = {dim}}); }},
+      {"max", [](const Tensor& x, auto dim) { return max(x, {.dim = {dim}}); }}};
+  for (const Device device : devices())
+    for (const auto& [name, f] : ops)
+      for (const Shape& shape : shapes) {
+        const Tensor x = randn(shape, 1, Dtype::f64, device);
+        const Tensor dy = randn(f(x, 0).shape(), 2, Dtype::f64, device);
+        const Both first([&](const Tensor& in) { return f(in, 0); }, x, dy);
+        const Both last([&](const Tensor& in) { return turned(f(turned(in), 1)); }, x, dy);
+        check_same(first, last, name);
+      }
+}
+
+TEST_CASE("detours: batch_norm's channels are layer_norm's rows, and planes are rows") {
+  for (const Device device : devices())
+    for (const Shape& shape : shapes) {
+      const Tensor x = randn(shape, 3, Dtype::f64, device),
+                   dy = randn(shape, 4, Dtype::f64, device);
+      const auto zero = [&] { return zeros({shape[1]}, x.options()); };
+      const auto train = [&](const Tensor& in) {
+        return batch_norm(in, zero(), zero(), {}, {}, {.training = true});
+      };
+      const Both rows(train, x, dy);
+      check_same(rows, {[](const Tensor& in) { return turned(layer_norm(turned(in))); }, x, dy},
+                 "batch_norm of rows");
+      const auto by_planes = [&](const Tensor& in) {
+        return turned(
+            reshape(train(reshape(turned(in), {1, shape[1], shape[0]})), {shape[1], shape[0]}));
+      };
+      check_same(rows, {by_planes, x, dy}, "batch_norm of planes");
+    }
+}
+
+TEST_CASE("detours: gradients of weights and biases are sums over rows") {
+  for (const Device device : devices())
+    for (const Shape& shape : shapes) {
+      const TensorOptions there{Dtype::f64, device};
+      const Tensor x = randn(shape, 5, Dtype::f64, device),
+                   dy = randn(shape, 6, Dtype::f64, device);
+      const Tensor w = leaf(ones({shape[1]}, there)), b = leaf(zeros({shape[1]}, there));
+      const auto check = [&](const char* what, const Tensor& y, const Tensor& hat) {
+        w.impl()->grad = b.impl()->grad = Tensor();
+        y.backward(dy);
+        check_close(w.grad(), sum(dy * hat, {.dim = {0}}).to(cpu_device), {1e-12, 1e-12, true},
+                    what);
+        if (b.grad().defined())
+          check_close(b.grad(), sum(dy, {.dim = {0}}).to(cpu_device), {1e-12, 1e-12, true}, what);
+      };
+      check("layer_norm", layer_norm(x, w, b), layer_norm(x));
+      check("rms_norm", rms_norm(x, w), rms_norm(x));
+      const auto zero = [&] { return zeros({shape[1]}, there); };
+      const BatchNormOptions train{.training = true};
+      check("batch_norm", batch_norm(x, zero(), zero(), w, b, train),
+            batch_norm(x, zero(), zero(), {}, {}, train));
+    }
+}
