@@ -35,7 +35,7 @@ void require_available(std::string_view op, Device device);
 // Waits until everything queued on the device has run, and reports what failed there.
 void synchronize(Device device);
 
-// float32 matrix products and convolutions are exact float32 unless TF32 is allowed here.
+// float32 products, convolutions and attention are exact float32 unless TF32 is allowed here.
 // CUDA only; off by default.
 void allow_tf32(bool on);
 bool tf32_allowed();

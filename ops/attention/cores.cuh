@@ -5,7 +5,7 @@
 //
 //   scores(x, own, other)         x[rows, cols] += own · otherᵀ
 //   add(sums, x, other, …, sees)  sums[rows, width] += x · other, over what sees(row, column)
-//   store(sums, factor, to, …)    rows of `to` = factor(r) · sums
+//   store(sums, factor, to, …)    rows of `to` that it takes = factor(r) · sums
 //   draw(draws, own, other, f)    f(r, c, bits) for each x, of rows and columns from those on
 //
 //   weight(x, scale, shift)       e^(scale · x − shift), both given in its `unit`
@@ -253,11 +253,12 @@ class ExactCore {
     }
   }
 
-  template <class Factor>
-  __device__ static void store(const Sums& sums, Factor factor, const Rows<T>& to, Own&) {
+  template <class Factor, class Takes>
+  __device__ static void store(const Sums& sums, Factor factor, const Rows<T>& to, Takes takes,
+                               Own&) {
 #pragma unroll
     for (int r = 0; r < own_rows; ++r) {
-      if (row(r) >= to.left) continue;
+      if (row(r) >= to.left || !takes(row(r))) continue;
 #pragma unroll
       for (int i = 0; i < own_sums / pack; ++i) {
         const int column = (lane() % lanes + lanes * i) * pack;
@@ -376,8 +377,9 @@ class TensorCore {
   }
 
   // By way of `staging`, of which each warp overwrites its own rows: whole chunks are written.
-  template <class Factor>
-  __device__ static void store(const Sums& sums, Factor factor, const Rows<T>& to, Own& staging) {
+  template <class Factor, class Takes>
+  __device__ static void store(const Sums& sums, Factor factor, const Rows<T>& to, Takes takes,
+                               Own& staging) {
     __syncwarp();  // all lanes have read what was there: a warp's rows are its own
 #pragma unroll
     for (int r = 0; r < own_rows; ++r)
@@ -389,7 +391,7 @@ class TensorCore {
     for (int i = lane(); i < 16 * bands * Own::chunks; i += warp_size) {
       const int row = warp() * 16 * bands + i / Own::chunks;
       const int column = i % Own::chunks * 8;
-      if (row >= to.left) continue;
+      if (row >= to.left || !takes(row)) continue;
       const Pack<T, 8>& chunk = staging.at(row, column / 8);
       T* p = to.data + row * to.step + column;
       if (to.aligned) {

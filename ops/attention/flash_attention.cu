@@ -1,7 +1,7 @@
 #include <limits>
 
-#include "ebb/ops/attention/cores.cuh"
 #include "ebb/ops/attention/hopper.h"
+#include "ebb/ops/attention/odd.cuh"
 #include "ebb/ops/map.cuh"
 #include "ebb/ops/rows.cuh"
 
@@ -9,10 +9,13 @@ namespace ebb {
 namespace {
 
 using namespace gpu;
+using attention::AllRows;
 using attention::draws_of;
 using attention::Everything;
 using attention::ExactCore;
 using attention::load;
+using attention::OddRows;
+using attention::Reached;
 using attention::Rows;
 using attention::TensorCore;
 using attention::threads;
@@ -33,13 +36,33 @@ __device__ Rows<T> rows_of(const FlashAttentionSize& s, std::int64_t head, T* x,
 template <int rows>
 struct Place {
   std::int64_t head, first;
-  __device__ Place(std::int64_t length, bool last_first) {
+  __device__ Place(std::int64_t length, bool last_first, std::int64_t number) {
     const std::int64_t tiles = divide_up<std::int64_t>(length, rows);
-    head = blockIdx.x / tiles;
-    const std::int64_t tile = blockIdx.x % tiles;
+    head = number / tiles;
+    const std::int64_t tile = number % tiles;
     first = (last_first ? tiles - 1 - tile : tile) * rows;
   }
 };
+
+// Calls f for the block's place and all of its rows; or, where few rows are left, for places with
+// some of these.
+template <class Scope, int rows, bool of_keys, class F>
+__device__ void each_place(const FlashAttentionSize& s, const OddRows& odd, F f) {
+  const std::int64_t length = of_keys ? s.length_k : s.length_q;
+  const bool last_first = s.is_causal && !of_keys;
+  if constexpr (std::is_same_v<Scope, AllRows>) {
+    f(Place<rows>(length, last_first, blockIdx.x), AllRows{});
+  } else {
+    const std::int64_t places = s.batch * s.heads * divide_up<std::int64_t>(length, rows);
+    for (std::int64_t number = blockIdx.x; number < places; number += gridDim.x) {
+      const Place<rows> at(length, last_first, number);
+      const Reached reached(odd, s, at.head);
+      if (!reached.any_from<of_keys>(at.first)) continue;
+      if (number != blockIdx.x) __syncthreads();
+      f(at, reached);
+    }
+  }
+}
 
 // What the rows from `own` on see of the `cols` others from `other` on; of_keys: the rows are keys,
 // and the others queries.
@@ -153,14 +176,14 @@ struct Softmax {
   }
 };
 
-template <class Core, bool drops>
-__global__ void __launch_bounds__(threads, 2)
-    attend(FlashAttentionSize s, bool aligned, const typename Core::T* q, const typename Core::T* k,
-           const typename Core::T* v, typename Core::T* y, typename Core::V* lse) {
+template <class Core, bool drops, class Scope>
+__device__ void attend_rows(const FlashAttentionSize& s, const Place<Core::rows>& at,
+                            const Scope& scope, bool aligned, const typename Core::T* q,
+                            const typename Core::T* k, const typename Core::T* v,
+                            typename Core::T* y, typename Core::V* lse) {
   using V = typename Core::V;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& m = *reinterpret_cast<AttendMemory<Core>*>(memory);
-  const Place<Core::rows> at(s.length_q, s.is_causal);
   const auto keys = rows_of(s, at.head, k, s.length_k, s.row, aligned);
   const auto values = rows_of(s, at.head, v, s.length_k, s.row, aligned);
   const std::int64_t end = s.is_causal ? min(at.first + Core::rows, s.length_k) : s.length_k;
@@ -199,13 +222,24 @@ __global__ void __launch_bounds__(threads, 2)
     V& total = softmax.total[r];
     total = warp_reduce<Core::lanes>(total, Sum{});
     const std::int64_t i = at.first + Core::row(r);
-    if (attention::lane() % Core::lanes == 0 && i < s.length_q)
+    if (attention::lane() % Core::lanes == 0 && i < s.length_q && scope.template row<false>(i))
       lse[at.head * s.length_q + i] = product(softmax.top[r], scale.size) + log(total);
   }
   const auto of_y = rows_of(s, at.head, y, s.length_q, s.heads * s.head_dim, aligned);
   const V kept = drops ? static_cast<V>(s.dropout.scale) : V(1);
   const auto factor = [&](int r) { return softmax.total[r] == 0 ? V(0) : kept / softmax.total[r]; };
-  Core::store(softmax.sums, factor, of_y.from(at.first), m.q);
+  const auto takes = [&](int row) { return scope.template row<false>(at.first + row); };
+  Core::store(softmax.sums, factor, of_y.from(at.first), takes, m.q);
+}
+
+template <class Core, bool drops, class Scope>
+__global__ void __launch_bounds__(threads, 2)
+    attend(FlashAttentionSize s, OddRows odd, bool aligned, const typename Core::T* q,
+           const typename Core::T* k, const typename Core::T* v, typename Core::T* y,
+           typename Core::V* lse) {
+  each_place<Scope, Core::rows, false>(s, odd, [&](const auto& at, const Scope& scope) {
+    attend_rows<Core, drops>(s, at, scope, aligned, q, k, v, y, lse);
+  });
 }
 
 template <class T>
@@ -239,17 +273,17 @@ struct GradientMemory {
 // P and dS lying on their sides:
 //   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
 //   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
-template <class Core, bool of_keys, bool drops>
-__global__ void __launch_bounds__(threads, 2)
-    gradients(FlashAttentionSize s, bool aligned, Inputs<typename Core::T> in, typename Core::T* dx,
-              typename Core::T* dv) {
+template <class Core, bool of_keys, bool drops, class Scope>
+__device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<Core::rows>& at,
+                                  const Scope& scope, bool aligned,
+                                  const Inputs<typename Core::T>& in, typename Core::T* dx,
+                                  typename Core::T* dv) {
   using V = typename Core::V;
   using Sums = typename Core::Sums;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& m = *reinterpret_cast<GradientMemory<Core>*>(memory);
   const std::int64_t length = of_keys ? s.length_k : s.length_q;
   const std::int64_t others = of_keys ? s.length_q : s.length_k;
-  const Place<Core::rows> at(length, s.is_causal && !of_keys);
   const auto queries = rows_of(s, at.head, in.q, s.length_q, s.row, aligned);
   const auto upstream = rows_of(s, at.head, in.dy, s.length_q, s.heads * s.head_dim, aligned);
   const auto keys = rows_of(s, at.head, in.k, s.length_k, s.row, aligned);
@@ -320,13 +354,23 @@ __global__ void __launch_bounds__(threads, 2)
   });
 
   const auto to = rows_of(s, at.head, dx, length, s.row, aligned).from(at.first);
+  const auto takes = [&](int row) { return scope.template row<of_keys>(at.first + row); };
   Core::store(
-      sums_x, [&](int) { return scale; }, to, m.own[0]);
+      sums_x, [&](int) { return scale; }, to, takes, m.own[0]);
   if constexpr (of_keys) {
     const auto to_v = rows_of(s, at.head, dv, length, s.row, aligned).from(at.first);
     Core::store(
-        sums_v, [&](int) { return kept; }, to_v, m.own[1]);
+        sums_v, [&](int) { return kept; }, to_v, takes, m.own[1]);
   }
+}
+
+template <class Core, bool of_keys, bool drops, class Scope>
+__global__ void __launch_bounds__(threads, 2)
+    gradients(FlashAttentionSize s, OddRows odd, bool aligned, Inputs<typename Core::T> in,
+              typename Core::T* dx, typename Core::T* dv) {
+  each_place<Scope, Core::rows, of_keys>(s, odd, [&](const auto& at, const Scope& scope) {
+    gradients_of_rows<Core, of_keys, drops>(s, at, scope, aligned, in, dx, dv);
+  });
 }
 
 // D = Σ dy∘y of each [sequence, position, head], to [sequence, head, position].
@@ -364,9 +408,11 @@ void with_width(std::int64_t head_dim, F f) {
   f(std::integral_constant<int, 256>{});
 }
 
-dim3 blocks_for(const FlashAttentionSize& s, std::int64_t length, int rows) {
+// Odd rows are rare: it is enough to fill the GPU.
+dim3 blocks_for(const FlashAttentionSize& s, const OddRows& odd, std::int64_t length, int rows) {
   constexpr std::int64_t most = (std::int64_t{1} << 31) - 1;
-  const std::int64_t blocks = s.batch * s.heads * divide_up<std::int64_t>(length, rows);
+  std::int64_t blocks = s.batch * s.heads * divide_up<std::int64_t>(length, rows);
+  if (odd.tiles != nullptr) blocks = std::min<std::int64_t>(blocks, 2 * multiprocessors());
   require(blocks <= most, Kind::limit, op, "too many blocks", blocks, most);
   return dim3(static_cast<unsigned>(blocks));
 }
@@ -402,6 +448,16 @@ void with_cores(std::int64_t head_dim, F f) {
   });
 }
 
+// Calls f<what a kernel makes>(): all rows, or what odd ones reach.
+template <class Core, class F>
+void with_scope(const OddRows& odd, F f) {
+  constexpr int width = 8 * Core::own_sums;
+  if constexpr (std::is_same_v<typename Core::T, float> && (width == 64 || width == 128)) {
+    if (odd.tiles != nullptr) return f.template operator()<Reached>();
+  }
+  f.template operator()<AllRows>();
+}
+
 template <class T>
 bool aligned_rows(const FlashAttentionSize& s, const std::array<T*, 3>& x, const void* y) {
   return s.head_dim % pack_size<std::remove_const_t<T>> == 0 && aligned(x[0]) && aligned(x[1]) &&
@@ -409,10 +465,13 @@ bool aligned_rows(const FlashAttentionSize& s, const std::array<T*, 3>& x, const
 }
 
 template <class Core, bool of_keys, bool drops, class T>
-void launch_gradients(const FlashAttentionSize& s, bool packed, const Inputs<T>& in, T* dx, T* dv) {
-  launch(op, gradients<Core, of_keys, drops>,
-         blocks_for(s, of_keys ? s.length_k : s.length_q, Core::rows), threads,
-         memory_for<GradientMemory<Core>>(), s, packed, in, dx, dv);
+void launch_gradients(const FlashAttentionSize& s, const OddRows& odd, bool packed,
+                      const Inputs<T>& in, T* dx, T* dv) {
+  with_scope<Core>(odd, [&]<class Scope>() {
+    launch(op, gradients<Core, of_keys, drops, Scope>,
+           blocks_for(s, odd, of_keys ? s.length_k : s.length_q, Core::rows), threads,
+           memory_for<GradientMemory<Core>>(), s, odd, packed, in, dx, dv);
+  });
 }
 
 }  // namespace
@@ -420,6 +479,8 @@ void launch_gradients(const FlashAttentionSize& s, bool packed, const Inputs<T>&
 void gpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Tensor& k,
                           const Tensor& v, Tensor& y, Tensor& lse) {
   if (hopper::flash_attention(s, q, k, v, y, lse)) return;
+  const Tensor left = hopper::flash_attention_tf32(s, q, k, v, y, lse);
+  const OddRows odd(s, left);
   visit<float, double, bf16>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const auto in = attention_parts<T>(s, q, k, v);
@@ -427,9 +488,11 @@ void gpu::flash_attention(const FlashAttentionSize& s, const Tensor& q, const Te
     with_cores<T>(s.head_dim, [&](auto core, auto) {
       using Core = decltype(core);
       with_dropout(s, [&](auto drops) {
-        launch(op, attend<Core, drops>, blocks_for(s, s.length_q, Core::rows), threads,
-               memory_for<AttendMemory<Core>>(), s, aligned_rows(s, in, out), in[0], in[1], in[2],
-               out, lse.data<Compute<T>>());
+        with_scope<Core>(odd, [&]<class Scope>() {
+          launch(op, attend<Core, drops, Scope>, blocks_for(s, odd, s.length_q, Core::rows),
+                 threads, memory_for<AttendMemory<Core>>(), s, odd, aligned_rows(s, in, out), in[0],
+                 in[1], in[2], out, lse.data<Compute<T>>());
+        });
       });
     });
   });
@@ -446,6 +509,8 @@ void gpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q,
     stream_rows<T>(op, UpstreamDots<T>{s.length_q, s.heads, d.data<V>()},
                    RowLayout{s.batch * s.length_q * s.heads, s.head_dim}, nullptr, y.data<T>(),
                    dy.data<T>());
+    const Tensor left = hopper::flash_attention_tf32_backward(s, q, k, v, lse, d, dy, dq, dk, dv);
+    const OddRows odd(s, left);
     const auto x = attention_parts<T>(s, q, k, v);
     const auto dx = attention_parts<T>(s, dq, dk, dv);
     const T* const upstream = dy.data<T>();
@@ -454,8 +519,8 @@ void gpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q,
     with_cores<T>(s.head_dim, [&](auto, auto core) {
       using Core = decltype(core);
       with_dropout(s, [&](auto drops) {
-        launch_gradients<Core, false, drops>(s, packed, in, dx[0], static_cast<T*>(nullptr));
-        launch_gradients<Core, true, drops>(s, packed, in, dx[1], dx[2]);
+        launch_gradients<Core, false, drops>(s, odd, packed, in, dx[0], static_cast<T*>(nullptr));
+        launch_gradients<Core, true, drops>(s, odd, packed, in, dx[1], dx[2]);
       });
     });
   });

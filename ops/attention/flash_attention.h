@@ -7,6 +7,11 @@
 // gradient: nothing is copied apart. The scores are never stored: memory grows with the lengths,
 // not with their product. Both directions give the same bits every time.
 //
+// On Hopper f32 of a head_dim from 33 to 128 and lengths of some hundreds runs on the tensor cores:
+// with float32's exactness, and faster with TF32 where it is allowed. Meanwhile it needs room:
+// forward 16 bytes for each element of k, backward 24 of k, then 32 of q; with TF32 half of that.
+// Lengths and head_dim count as multiples of 64.
+//
 // is_causal: query i sees the keys j <= i, aligned at the top left whatever the lengths; what it
 // does not see has no effect on it, be it NaN. A row that sees no key, or only scores of −∞, is 0
 // and has no weight in any gradient. NaN stays in its row.

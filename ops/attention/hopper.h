@@ -13,4 +13,15 @@ bool flash_attention_backward(const FlashAttentionSize& size, const Tensor& q, c
                               const Tensor& v, const Tensor& y, const Tensor& lse, const Tensor& dy,
                               Tensor& dq, Tensor& dk, Tensor& dv);
 
+// The same for f32, a head_dim of 33 to 128 and lengths of some hundreds, but for what numbers
+// reach that are odd, tf32.cuh says which: what comes back has their rows, and is undefined where
+// nothing was done.
+Tensor flash_attention_tf32(const FlashAttentionSize& size, const Tensor& q, const Tensor& k,
+                            const Tensor& v, Tensor& y, Tensor& lse);
+// d [batch,heads,length_q]: D.
+Tensor flash_attention_tf32_backward(const FlashAttentionSize& size, const Tensor& q,
+                                     const Tensor& k, const Tensor& v, const Tensor& lse,
+                                     const Tensor& d, const Tensor& dy, Tensor& dq, Tensor& dk,
+                                     Tensor& dv);
+
 }  // namespace ebb::gpu::hopper

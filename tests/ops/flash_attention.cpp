@@ -58,6 +58,65 @@ TEST_CASE("flash_attention: agrees with the definition at every edge of its bloc
   }
 }
 
+// Long enough for the tensor cores of a GPU that has such of float32's exactness.
+TEST_CASE("flash_attention: long wide heads agree with the definition at edges of their blocks") {
+  for (const bool causal : {false, true}) {
+    const FlashAttentionOptions o{.is_causal = causal};
+    const std::int64_t least = causal ? 384 : 192;
+    for (const std::int64_t n : {0, 1, 7, 9, 63, 64, 65, 127, 129})
+      check_definition({1, least + n, least + n, 1, 64}, o, std::uint64_t(n));
+    for (const std::int64_t d : {33, 40, 63, 65, 72, 96, 97, 127, 128})
+      check_definition({1, least + 8, least + 8, 1, d}, o, std::uint64_t(d));
+    for (const std::int64_t n : {0, 60, 200}) {
+      check_definition({1, least + 70, least + n, 1, 50}, o, std::uint64_t(n));
+      check_definition({1, least + n, least + 70, 1, 128}, o, std::uint64_t(n));
+    }
+    check_definition({2, 400, 400, 3, 64}, o, 5);
+    check_definition({1, 390, 450, 2, 128}, {.is_causal = causal, .scale = -0.1}, 6);
+    check_definition({1, 400, 400, 1, 64}, {.is_causal = causal, .scale = 0}, 7);
+  }
+}
+
+// Class E of each sum, also where all products have one sign: neither the scores nor what a row
+// sees of thousands of keys may drift.
+TEST_CASE("flash_attention: long sums of positive numbers stay float32's") {
+  for (const std::int64_t d : {64, 128}) {
+    const Sizes s{1, 200, 3000, 1, d};
+    Generator generator(55);
+    Tensors in;
+    for (const Shape& shape : {s.q(), s.k(), s.k()})
+      in.push_back(uniform(shape, 0, 1, generator, {Dtype::f64}).to(Dtype::f32));
+    const Tensor dy = uniform(s.q(), 0, 1, generator, {Dtype::f64}).to(Dtype::f32);
+    const Reference expected(s, in, dy, {});
+    // Σ|q k| · scale is √d / 4 here, and P has that error; the values are about 1.
+    const double of_p = 16 * 0x1p-24 * (1 + std::sqrt(double(d)) / 4);
+    const Tolerance close{1e-7 + of_p, 0}, of_sums{1e-7, 2 * of_p, true};
+    for (const Device device : devices()) {
+      Tensors there;
+      for (const Tensor& x : in) there.push_back(leaf(x.to(device).detach().clone()));
+      const Tensor y = f()(there);
+      y.backward(dy.to(device));
+      check_close(y, tensor(expected.y, s.q()), close, "y");
+      check_close(there[2].grad(), tensor(expected.dv, s.k()), of_sums, "dv");
+    }
+  }
+}
+
+TEST_CASE("flash_attention: TF32, where it is allowed, is off by its rounding at most") {
+  allow_tf32(true);
+  for (const bool causal : {false, true})
+    for (const Sizes& s : {Sizes{1, 390, 390, 2, 64}, Sizes{2, 400, 500, 1, 100}}) {
+      const Tensors in = inputs(s, 61, Dtype::f32);
+      const Tensor dy = randn(s.q(), 64, Dtype::f32);
+      const FlashAttentionOptions o{.is_causal = causal};
+      // 2⁻¹¹ of what is multiplied, scores of 3 and more among it.
+      const Tolerance close{1.0 / 256, 1.0 / 512};
+      const DefinitionCheck check{in, dy, o, {s, in, dy, o}, close, {1.0 / 128, 1.0 / 256, true}};
+      for (const Device device : devices()) check(Dtype::f32, device, false);
+    }
+  allow_tf32(false);
+}
+
 TEST_CASE("flash_attention: as many queries as keys or not, causal at the top left") {
   for (const bool causal : {false, true})
     for (const std::int64_t a : {1, 5, 8, 61, 64, 65, 130, 260})
@@ -70,7 +129,8 @@ TEST_CASE("flash_attention: as many queries as keys or not, causal at the top le
 TEST_CASE("flash_attention: twins agree, into poisoned memory and twice") {
   for (const bool causal : {false, true})
     for (const Sizes& s : {Sizes{1, 1, 1, 1, 1}, Sizes{2, 37, 37, 3, 5}, Sizes{2, 64, 64, 4, 32},
-                           Sizes{1, 129, 63, 2, 64}, Sizes{1, 65, 193, 1, 128}}) {
+                           Sizes{1, 129, 63, 2, 64}, Sizes{1, 65, 193, 1, 128},
+                           Sizes{1, 400, 400, 2, 64}, Sizes{1, 390, 450, 1, 100}}) {
       const TwinTolerance tolerance{value_tolerance(s.head_dim), gradient_tolerance(s.head_dim)};
       check_twins(f({.is_causal = causal}), inputs(s, 21), tolerance);
       if (s.length_q == s.length_k)
@@ -111,16 +171,17 @@ TEST_CASE("flash_attention: scores of ±10,000 and more are finite, and pick the
     check_close(k.grad(), zeros({1, 3, 1, 1}), exact, "dk");
   }
   for (const bool causal : {false, true}) {
-    const Sizes s{1, 90, 90, 1, 16};
-    const Tensors in = inputs(s, 25, Dtype::f32, 100);
-    for (const Device device : devices()) {
-      Tensors there;
-      for (const Tensor& x : in) there.push_back(leaf(x.to(device).detach().clone()));
-      const Tensor y = f({.is_causal = causal})(there);
-      y.backward(randn(s.q(), 26, Dtype::f32, device));
-      for (const double x : values(y)) CHECK(std::abs(x) <= 6);
-      for (const Tensor& x : there)
-        for (const double g : values(x.grad())) CHECK(std::isfinite(g));
+    for (const Sizes& s : {Sizes{1, 90, 90, 1, 16}, Sizes{1, 400, 400, 1, 64}}) {
+      const Tensors in = inputs(s, 25, Dtype::f32, 100);
+      for (const Device device : devices()) {
+        Tensors there;
+        for (const Tensor& x : in) there.push_back(leaf(x.to(device).detach().clone()));
+        const Tensor y = f({.is_causal = causal})(there);
+        y.backward(randn(s.q(), 26, Dtype::f32, device));
+        for (const double x : values(y)) CHECK(std::abs(x) <= 6);
+        for (const Tensor& x : there)
+          for (const double g : values(x.grad())) CHECK(std::isfinite(g));
+      }
     }
   }
 }
@@ -152,6 +213,7 @@ TEST_CASE("flash_attention: what a query does not see has no effect, be it NaN")
         }
   };
   check(150, 6, Dtype::f32);
+  for (const std::int64_t d : {64, 72}) check(400, d, Dtype::f32);
   for (const std::int64_t d : {6, 64, 72}) check(150, d, Dtype::bf16);
   check(400, 64, Dtype::bf16);
 }
@@ -178,29 +240,57 @@ TEST_CASE("flash_attention: NaN stays in its row, and in the gradients of what i
         }
   };
   check(150, 6, Dtype::f32);
+  for (const std::int64_t d : {64, 72}) check(400, d, Dtype::f32);
   for (const std::int64_t d : {6, 64, 72}) check(150, d, Dtype::bf16);
   check(400, 128, Dtype::bf16);
 }
 
-TEST_CASE("flash_attention: keys that no query sees get no gradient, be they NaN") {
-  const Sizes s{1, 13, 100, 1, 5};
-  for (const Device device : devices())
-    for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
-      for (const std::int64_t at : {13, 15, 64, 99}) {
-        Tensors in = inputs(s, 39, Dtype::f32);
-        std::fill_n(in[1].data<float>() + at * 5, 5, NAN);
-        std::fill_n(in[2].data<float>() + at * 5, 5, NAN);
-        for (Tensor& x : in) x = leaf(x.to(dtype).to(device).detach().clone());
-        const Tensor y = flash_attention(in[0], in[1], in[2], {.is_causal = true});
-        y.backward(randn(s.q(), 40, dtype, device));
-        for (const Tensor& x : {y.detach(), in[0].grad()})
-          for (const double v : values(x)) CHECK(std::isfinite(v));
-        for (const Tensor& x : {in[1].grad(), in[2].grad()}) {
-          const auto g = values(x);
-          for (size_t i = 0; i < g.size(); ++i)
-            CHECK((i < 13 * 5 ? std::isfinite(g[i]) : g[i] == 0));
+TEST_CASE("flash_attention: an upstream NaN reaches its row, and the gradients of what that saw") {
+  const auto check = [](std::int64_t n, std::int64_t d) {
+    for (const bool causal : {false, true})
+      for (const Device device : devices())
+        for (const std::int64_t at : {std::int64_t{0}, std::int64_t{70}, n - 1}) {
+          Tensors in = inputs({1, n, n, 1, d}, 65, Dtype::f32);
+          for (Tensor& x : in) x = leaf(x.to(device).detach().clone());
+          Tensor dy = randn({1, n, 1, d}, 68, Dtype::f32);
+          dy.data<float>()[at * d + 1] = NAN;
+          f({.is_causal = causal})(in).backward(dy.to(device));
+          const auto dq = values(in[0].grad()), dk = values(in[1].grad()),
+                     dv = values(in[2].grad());
+          for (std::int64_t i = 0; i < n * d; ++i) {
+            const bool own = i / d == at, seen = !causal || i / d <= at;
+            CHECK(std::isnan(dq[size_t(i)]) == own);
+            CHECK(std::isnan(dk[size_t(i)]) == seen);
+            CHECK(std::isnan(dv[size_t(i)]) == (seen && i % d == 1));
+          }
         }
+  };
+  check(150, 6);
+  check(400, 64);
+}
+
+TEST_CASE("flash_attention: keys that no query sees get no gradient, be they NaN") {
+  const auto check = [](const Sizes& s, Dtype dtype, std::int64_t at) {
+    const std::int64_t d = s.head_dim;
+    for (const Device device : devices()) {
+      Tensors in = inputs(s, 39, Dtype::f32);
+      std::fill_n(in[1].data<float>() + at * d, d, NAN);
+      std::fill_n(in[2].data<float>() + at * d, d, NAN);
+      for (Tensor& x : in) x = leaf(x.to(dtype).to(device).detach().clone());
+      const Tensor y = flash_attention(in[0], in[1], in[2], {.is_causal = true});
+      y.backward(randn(s.q(), 40, dtype, device));
+      for (const Tensor& x : {y.detach(), in[0].grad()})
+        for (const double v : values(x)) CHECK(std::isfinite(v));
+      for (const Tensor& x : {in[1].grad(), in[2].grad()}) {
+        const auto g = values(x);
+        for (size_t i = 0; i < g.size(); ++i)
+          CHECK((i < size_t(s.length_q * d) ? std::isfinite(g[i]) : g[i] == 0));
       }
+    }
+  };
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const std::int64_t at : {13, 15, 64, 99}) check({1, 13, 100, 1, 5}, dtype, at);
+  for (const std::int64_t at : {400, 447, 448, 499}) check({1, 400, 500, 1, 40}, Dtype::f32, at);
 }
 
 TEST_CASE("flash_attention: a score of -inf weighs nothing, and a row of them is 0") {
@@ -320,17 +410,18 @@ TEST_CASE("flash_attention: bf16 agrees with the definition at every edge of its
   }
 }
 
-// More heads than a GPU's blocks meet at once, and than stay in its cache.
+// More heads than a GPU's blocks meet at once, and than stay in its cache; or one of them odd.
 TEST_CASE("flash_attention: a sequence has the same bits however many others there are") {
-  for (const bool causal : {false, true})
-    for (const Sizes& s :
-         {Sizes{23, 200, 200, 12, 16}, Sizes{10, 40, 4096, 7, 16}, Sizes{10, 4096, 40, 7, 16}})
+  const auto check = [](const Sizes& s, Dtype dtype, bool odd) {
+    for (const bool causal : {false, true})
       for (const Device device : devices()) {
+        Tensors whole = inputs(s, 51, dtype);
+        if (odd) whole[1].data<float>()[s.length_k * s.heads * s.head_dim] = NAN;  // sequence 1
         const auto run = [&](std::int64_t first, std::int64_t last) {
-          Tensors in = inputs(s, 51, Dtype::bf16);
+          Tensors in = whole;
           for (Tensor& x : in) x = leaf(slice(x, 0, first, last).to(device).detach().clone());
           const Tensor y = f({.is_causal = causal})(in);
-          y.backward(slice(randn(s.q(), 54, Dtype::bf16), 0, first, last).to(device));
+          y.backward(slice(randn(s.q(), 54, dtype), 0, first, last).to(device));
           return Tensors{y.detach(), in[0].grad(), in[1].grad(), in[2].grad()};
         };
         const Tensors all = run(0, s.batch);
@@ -340,6 +431,11 @@ TEST_CASE("flash_attention: a sequence has the same bits however many others the
             CHECK(values(slice(all[k], 0, i, i + 1)) == values(alone[k]));
         }
       }
+  };
+  check({23, 200, 200, 12, 16}, Dtype::bf16, false);
+  check({10, 40, 4096, 7, 16}, Dtype::bf16, false);
+  check({10, 4096, 40, 7, 16}, Dtype::bf16, false);
+  for (const bool odd : {false, true}) check({12, 390, 400, 12, 40}, Dtype::f32, odd);
 }
 
 TEST_CASE("flash_attention: what does not fit is refused") {

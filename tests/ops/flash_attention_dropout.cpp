@@ -78,6 +78,9 @@ TEST_CASE("flash_attention: dropout agrees with the definition at every edge of 
     for (const std::int64_t a : {1, 61, 64, 130, 260})
       for (const std::int64_t b : {3, 59, 64, 131, 270})
         check_definition({1, a, b, 1, 6}, drops(0.4, causal), std::uint64_t(100 * a + b));
+    for (const std::int64_t d : {64, 100})
+      check_definition({2, 400, 400, 1, d}, drops(0.2, causal), std::uint64_t(d));
+    check_definition({1, 390, 470, 1, 64}, drops(0.4, causal), 5);
     FlashAttentionOptions o = drops(0.9, causal);
     o.scale = -0.7;
     check_definition({2, 40, 50, 3, 7}, o, 3);
