@@ -78,84 +78,95 @@ __device__ inline float small_of(float x, float big) {
 }
 
 template <class S>
-__device__ void store_parts(typename S::Half& half, int quad, const float (&x)[4]) {
+__device__ void store_parts(typename S::Half& half, int quad, const Quad& x) {
   Quad big, small;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    big.v[i] = big_of(x[i]);
-    small.v[i] = small_of(x[i], big.v[i]);
+    big.v[i] = big_of(x.v[i]);
+    small.v[i] = small_of(x.v[i], big.v[i]);
   }
   half.data[0][quad] = big;
   if constexpr (S::exact) half.data[1][quad] = small;
 }
 
-// A block packs one tile. In a turned one keys 2 t and 2 t + 1 of eight are where t and t + 4 were:
-// so the sums that a thread has of x are what it needs of p.
-constexpr int pack_threads = 256;
+// Which tile a block packs.
+struct PackPlace {
+  int which = 0;  // of the tensors
+  std::int64_t line, tile;
+
+  template <int n>
+  __device__ explicit PackPlace(const Packings<n>& in) {
+    std::int64_t all = 0;
+#pragma unroll
+    for (const Packing& p : in.at) all += divide_up<std::int64_t>(p.length, 64);
+    line = blockIdx.x / all;
+    tile = blockIdx.x % all;
+    for (; which < n - 1; ++which) {
+      const std::int64_t own = divide_up<std::int64_t>(in.at[which].length, 64);
+      if (tile < own) break;
+      tile -= own;
+    }
+  }
+};
+
 template <int n>
-__device__ void pack_statistics(const Packings<n>& in, std::int64_t line, std::int64_t t) {
-  const std::int64_t length = in.at[0].length, i = 64 * t + threadIdx.x;
+__device__ void pack_statistics(const Packings<n>& in, std::int64_t line, std::int64_t tile) {
+  const std::int64_t length = in.at[0].length, i = 64 * tile + threadIdx.x;
   if (threadIdx.x >= 64) return;
-  Statistics& to = in.statistics[line * divide_up<std::int64_t>(length, 64) + t];
+  Statistics& to = in.statistics[line * divide_up<std::int64_t>(length, 64) + tile];
   const float lse = i < length ? in.lse[line * length + i] : -infinity;
   to.lse[threadIdx.x] = lse == -infinity ? infinity : lse;
   to.d[threadIdx.x] = i < length ? in.d[line * length + i] : 0.0f;
 }
+
+// In a turned tile keys 2 t and 2 t + 1 of eight are where t and t + 4 were: so the sums that a
+// thread has of x are what it needs of p.
+constexpr int pack_threads = 256;
 template <class S, int n>
 __global__ void __launch_bounds__(pack_threads)
     pack(FlashAttentionSize s, const __grid_constant__ Packings<n> in) {
-  using Half = typename S::Half;
   extern __shared__ float tile[];
-  constexpr int across = S::width + 1;
-  std::int64_t tiles = 0, before = 0;
-#pragma unroll
-  for (int i = 0; i < n; ++i) tiles += divide_up<std::int64_t>(in.at[i].length, 64);
-  const std::int64_t line = blockIdx.x / tiles;
-  std::int64_t t = blockIdx.x % tiles;
-  Packing p = in.at[0];
-#pragma unroll
-  for (int i = 1; i < n; ++i) {
-    const std::int64_t own = divide_up<std::int64_t>(p.length, 64);
-    if (t - before < own) break;
-    before += own;
-    p = in.at[i];
-  }
-  t -= before;
-  const attention::Rows<const float> rows{
-      p.x + (line / s.heads * p.length + 64 * t) * p.step + line % s.heads * s.head_dim, p.step,
-      p.length - 64 * t, static_cast<int>(s.head_dim), false};
   __shared__ unsigned odd_rows[2];
+  constexpr int across = S::width + 1;
+  const PackPlace at(in);
+  const Packing& p = in.at[at.which];
+  const attention::Rows<const float> rows{
+      p.x + (at.line / s.heads * p.length + 64 * at.tile) * p.step + at.line % s.heads * s.head_dim,
+      p.step, p.length - 64 * at.tile, static_cast<int>(s.head_dim), false};
+  const auto each = [](int count, auto f) {
+#pragma unroll 8
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += pack_threads) f(i);
+  };
   if (threadIdx.x < 2) odd_rows[threadIdx.x] = 0;
   __syncthreads();
-#pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < 64 * S::width; i += pack_threads) {
-    const float x = element(rows, i / S::width, i % S::width);
+  each(64 * S::width, [&](int i) {
+    const int row = i / S::width, col = i % S::width;
+    const float x = element(rows, row, col);
     const bool odd = !(fabsf(x) < 0x1p32f);
-    if (odd) atomicOr(&odd_rows[i / S::width / 32], 1u << i / S::width % 32);
-    tile[i / S::width * across + i % S::width] = odd ? 0.0f : x;
-  }
+    if (odd) atomicOr(&odd_rows[row / 32], 1u << row % 32);
+    tile[row * across + col] = odd ? 0.0f : x;
+  });
   __syncthreads();
   if (threadIdx.x == 0 && in.odd != nullptr)
     in.odd[blockIdx.x] = std::uint64_t{odd_rows[1]} << 32 | odd_rows[0];
-  if (before == 0 && in.statistics != nullptr) pack_statistics(in, line, t);
-  const std::int64_t place = (line * divide_up<std::int64_t>(p.length, 64) + t) * 2;
-  if (p.along != nullptr) {
-    Half* const to = static_cast<Half*>(p.along) + place;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * S::quads; i += pack_threads) {
-      const float* const from = tile + i % 64 * across + i / 64 * 4;
-      store_parts<S>(to[i / S::quads], i % S::quads, {from[0], from[1], from[2], from[3]});
-    }
-  }
-  if (p.turned == nullptr) return;
-  Half* const to = static_cast<Half*>(p.turned) + place;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < 2 * S::quads; i += pack_threads) {
+  if (at.which == 0 && in.statistics != nullptr) pack_statistics(in, at.line, at.tile);
+  const std::int64_t first = (at.line * divide_up<std::int64_t>(p.length, 64) + at.tile) * 2;
+  const auto store = [&](void* packed, auto quad) {
+    if (packed == nullptr) return;
+    each(2 * S::quads, [&](int i) {
+      store_parts<S>(static_cast<typename S::Half*>(packed)[first + i / S::quads], i % S::quads,
+                     quad(i));
+    });
+  };
+  store(p.along, [&](int i) {
+    const float* const x = tile + i % 64 * across + i / 64 * 4;
+    return Quad{x[0], x[1], x[2], x[3]};
+  });
+  store(p.turned, [&](int i) {
     const int quad = i / S::width;
-    const float* const from = tile + (quad / 2 * 8 + quad % 2) * across + i % S::width;
-    store_parts<S>(to[i / S::quads], i % S::quads,
-                   {from[0], from[2 * across], from[4 * across], from[6 * across]});
-  }
+    const float* const x = tile + (quad / 2 * 8 + quad % 2) * across + i % S::width;
+    return Quad{x[0], x[2 * across], x[4 * across], x[6 * across]};
+  });
 }
 
 // The tiles' halves in the order of their use.
@@ -241,7 +252,9 @@ struct Left {
 // comes before small · big if the left is the other one: so scores have the same bits lying down.
 template <class S, bool swapped, int stages>
 __device__ void scores(float (&x)[32], const OwnRows<S>& own, Feed<S, stages>& in) {
-  float small[S::exact ? 32 : 1] = {};
+  // As many steps add up in the tensor cores as keep the sums' error at float32's.
+  constexpr bool twice = S::exact && S::width > 64;
+  float small[S::exact ? 32 : 1] = {}, first[twice ? 32 : 1];
   Left<S::exact> left[2][2];
   constexpr int pairs = S::steps / 2;
 #pragma unroll
@@ -257,6 +270,13 @@ __device__ void scores(float (&x)[32], const OwnRows<S>& own, Feed<S, stages>& i
 #pragma unroll
       for (int i = 0; i < 4; ++i) now[k].set(i, quad.v[i], !S::exact);
     }
+    if constexpr (twice)
+      if (pair == pairs / 2) {
+        wait_for_products<0>();
+        hold(x);
+#pragma unroll
+        for (int i = 0; i < 32; ++i) first[i] = x[i];
+      }
     const std::uint64_t right = chunk_descriptor(other, 64 * 16, 8 * 16);
     begin_products();
 #pragma unroll
@@ -269,7 +289,7 @@ __device__ void scores(float (&x)[32], const OwnRows<S>& own, Feed<S, stages>& i
         multiply_tf32(small, swapped ? now[k].small : now[k].big,
                       moved(big, swapped ? 0 : S::quads));
       }
-      multiply_tf32(x, now[k].big, big, pair > 0 || k > 0);
+      multiply_tf32(x, now[k].big, big, (pair > 0 && !(twice && pair == pairs / 2)) || k > 0);
     }
     end_products();
   }
@@ -279,7 +299,10 @@ __device__ void scores(float (&x)[32], const OwnRows<S>& own, Feed<S, stages>& i
     hold(small);
 #pragma unroll
     for (int i = 0; i < 32; ++i) x[i] += small[i];
-    hold(x);  // not later: two sums need more registers
+    if constexpr (twice) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) x[i] += first[i];
+    }
   }
   in.release(1);
 }
@@ -356,7 +379,7 @@ __device__ void store_sums(float (&sums)[n], const float (&factor)[2],
 inline bool fits_tf32(const FlashAttentionSize& s, Dtype dtype) {
   constexpr std::int64_t most = std::int64_t{1} << 30;
   return dtype == Dtype::f32 && s.batch * s.heads > 0 && s.head_dim > 32 && s.head_dim <= 128 &&
-         std::min(s.length_q, s.length_k) >= (s.is_causal ? 384 : 192) && s.length_q <= most &&
+         std::min(s.length_q, s.length_k) >= (s.is_causal ? 384 : 193) && s.length_q <= most &&
          s.length_k <= most && compute_capability() == 90;
 }
 
