@@ -56,9 +56,11 @@ struct alignas(1024) Panels {
   __device__ Chunk& at(int row, int chunk) { return data[chunk / 8][row][(chunk ^ row) % 8]; }
 };
 
+// What a warp's lanes agree on, so that the compiler knows it, too.
+__device__ inline int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 __device__ inline int lane() { return static_cast<int>(threadIdx.x % warp_size); }
 __device__ inline int this_warpgroup() {
-  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / warpgroup, 0);
+  return uniform(static_cast<int>(threadIdx.x) / warpgroup);
 }
 
 // Of the thread's r-th row and c-th column.
@@ -113,21 +115,22 @@ __device__ inline void hold_back(float x) {
 template <int n, class A, class B>
 __device__ void multiply_rows(float (&x)[2][n], const A& a, int first, const B& b) {
   static_assert(n == B::rows / 4 && A::width == B::width);
+  const std::uint64_t left = descriptor(&a.data[0][first], 16), right = descriptor(b.data, 16);
   begin_products();
 #pragma unroll
   for (int k = 0; k < A::width / 16; ++k)
-    multiply(x, descriptor(&a.data[k / 4][first], 16) + 2 * (k % 4),
-             descriptor(&b.data[k / 4], 16) + 2 * (k % 4), k > 0);
+    multiply(x, moved(left, k / 4 * (A::rows * 8) + 2 * (k % 4)),
+             moved(right, k / 4 * (B::rows * 8) + 2 * (k % 4)), k > 0);
   end_products();
 }
 
 template <int n, int steps, class B>
 __device__ void add_product(float (&sums)[2][n], const unsigned (&p)[steps][4], const B& b) {
   static_assert(n == B::width / 4 && steps == B::rows / 16);
+  const std::uint64_t right = descriptor(b.data, sizeof(b.data[0]));
   begin_products();
 #pragma unroll
-  for (int k = 0; k < steps; ++k)
-    multiply(sums, p[k], descriptor(b.data, sizeof(b.data[0])) + k * (16 * 128 >> 4), 1);
+  for (int k = 0; k < steps; ++k) multiply(sums, p[k], moved(right, k * 16 * 8), 1);
   end_products();
 }
 

@@ -17,12 +17,14 @@ struct Maps {
 };
 
 // Of the keys so far, each row's largest score, the sum of the exponentials, and of the values that
-// they weigh; they are scaled down by `shrink` when a larger score comes.
+// they weigh. A larger score becomes `top` only where its weight would be above 2 to the power of
+// `most_above`: all is scaled down by `shrink` then, which few tiles need, and each row by itself.
+constexpr float most_above = 8;
 template <class S>
 struct Softmax {
   float top[2] = {-infinity, -infinity};
   float total[2] = {};  // of this thread's columns
-  float shrink[2];
+  float shrink[2] = {1, 1};
   float sums[2][S::width / 4] = {};
 
   // x becomes the weights. Both rows and two columns at a time: with one chain of operations after
@@ -36,11 +38,13 @@ struct Softmax {
       for (int r = 0; r < 2; ++r) high[r][c % 2] = fmaxf(high[r][c % 2], x[r][c]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const float before = top[r];
       const float highest = warp_reduce<4>(fmaxf(high[r][0], high[r][1]),
                                            [](float a, float b) { return fmaxf(a, b); });
-      shift[r] = highest == -infinity ? 0.0f : __fmul_rn(highest, scale);
-      shrink[r] = power_of_two(fmaf(top[r], scale, -shift[r]));
-      top[r] = highest;
+      const bool near = fmaf(highest, scale, -__fmul_rn(top[r], scale)) <= most_above;
+      if (!near) top[r] = highest;
+      shift[r] = top[r] == -infinity ? 0.0f : __fmul_rn(top[r], scale);
+      shrink[r] = near ? 1.0f : power_of_two(fmaf(before, scale, -shift[r]));
     }
 #pragma unroll
     for (int c = 0; c < S::cols / 4; ++c)
@@ -51,6 +55,7 @@ struct Softmax {
     for (int r = 0; r < 2; ++r) total[r] = total[r] * shrink[r] + (sum[r][0] + sum[r][1]);
   }
   __device__ void rescale() {
+    if (!__any_sync(0xffffffffu, shrink[0] != 1 || shrink[1] != 1)) return;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -101,8 +106,9 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   unsigned p[S::cols / 16][4];
 
   const auto scores = [&](int t) {
+    const int stage = uniform((n + t) % S::stages);
     there.k.wait(n + t);
-    multiply_rows(x, q, 64 * group, m.k[(n + t) % S::stages]);
+    multiply_rows(x, q, 64 * group, m.k[stage]);
   };
   const auto weigh = [&](int t) {
     there.k.release(n + t);
@@ -125,8 +131,9 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
     return clear_odd<S>(m.v[(n + t) % S::stages]);
   };
   const auto values = [&](int t) {
+    const int stage = uniform((n + t) % S::stages);
     there.v.wait(n + t);
-    add_product(softmax.sums, p, m.v[(n + t) % S::stages]);
+    add_product(softmax.sums, p, m.v[stage]);
   };
   const auto finish = [&](int t, bool odd) {
     wait_for_products<0>(softmax.sums);
@@ -144,16 +151,17 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
     const bool odd = find_odd(t);
     turns.wait();
     scores(t + 1);
+    softmax.rescale();
     values(t);
     turns.pass();
     wait_for_products<1>(x);
     weigh(t + 1);
     if constexpr (S::warpgroups == 2) hold_back(softmax.total[0] + softmax.total[1]);
     finish(t, odd);
-    softmax.rescale();
     round(p, x);
   }
   const bool odd = find_odd(last);
+  softmax.rescale();
   values(last);
   finish(last, odd);
 
