@@ -91,6 +91,11 @@ Tensor convolve(const char* op, const Tensor& x, const Tensor& w, const Tensor& 
                 [=, x = dw_wanted ? Saved(x) : Saved(),
                  w = dx_wanted ? Saved(w) : Saved()](const Tensor& dy) -> Gradients {
                   Tensor dx, dw, db;
+                  // First of all, as a small dy then stays in a GPU's cache for the others.
+                  if (db_wanted) {
+                    db = empty({size.k}, dy.options());
+                    run<cpu::conv2d_bias_gradient, gpu::conv2d_bias_gradient>(dy.device(), dy, db);
+                  }
                   if (dx_wanted) {
                     dx = empty(x_shape, dy.options());
                     run<cpu::conv2d_input_gradient, gpu::conv2d_input_gradient>(dy.device(), size,
@@ -100,10 +105,6 @@ Tensor convolve(const char* op, const Tensor& x, const Tensor& w, const Tensor& 
                     dw = empty(w_shape, dy.options());
                     run<cpu::conv2d_weight_gradient, gpu::conv2d_weight_gradient>(dy.device(), size,
                                                                                   x.get(), dy, dw);
-                  }
-                  if (db_wanted) {
-                    db = empty({size.k}, dy.options());
-                    run<cpu::conv2d_bias_gradient, gpu::conv2d_bias_gradient>(dy.device(), dy, db);
                   }
                   return biased ? Gradients{dx, dw, db} : Gradients{dx, dw};
                 });

@@ -7,14 +7,21 @@
 // The first two are one kernel, gather.cuh; the third is filters.cuh. On tensor cores they are
 // gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu, float32 without TF32
 // too. Where there are many products for each pixel, gather_line.cuh and filters_line.cuh compute
-// them in float32 elsewhere.
+// them in float32 elsewhere. Groups of few channels are strips.cu's and
+// planes.cu's, windows that hardly overlap
+// unfold.cu's, and few products few.cu's.
 #include "ebb/core/basic.h"
+#include "ebb/ops/convolution/few.h"
 #include "ebb/ops/convolution/filters_line.cuh"
 #include "ebb/ops/convolution/filters_mma.cuh"
 #include "ebb/ops/convolution/gather_line.cuh"
 #include "ebb/ops/convolution/gather_mma.cuh"
 #include "ebb/ops/convolution/hopper.h"
 #include "ebb/ops/convolution/phases.cuh"
+#include "ebb/ops/convolution/planes.h"
+#include "ebb/ops/convolution/strips.h"
+#include "ebb/ops/convolution/unfold.h"
+#include "ebb/ops/parts.cuh"
 
 namespace ebb {
 namespace {
@@ -22,12 +29,13 @@ namespace {
 using namespace gpu;
 using namespace gpu::convolution;
 
-// The first stage of the bias gradient: one slice of the images of one channel a block, in packs
-// of a plane, which has `plane` of them.
+// The first stage of the bias gradient, or both: one slice of the images of one channel a block, in
+// packs of a plane, which has `plane` of them.
 template <class T, int width>
 __global__ void __launch_bounds__(direct_threads)
     sum_channel(std::int64_t images, std::int64_t channels, std::int64_t plane,
-                std::int64_t slice_images, const Pack<T, width>* dy, Compute<T>* partial) {
+                std::int64_t slice_images, const Pack<T, width>* dy, Compute<T>* partial, T* db) {
+  await_previous();
   const std::int64_t channel = blockIdx.x % channels;
   const std::int64_t slice = blockIdx.x / channels;
   const std::int64_t begin = slice * slice_images;
@@ -36,7 +44,7 @@ __global__ void __launch_bounds__(direct_threads)
   std::int64_t at = threadIdx.x % plane;
   Compute<T> sum = 0;
   const Pack<T, width>* from = dy + (begin * channels + channel) * plane;
-#pragma unroll 4
+#pragma unroll 8
   for (std::int64_t i = threadIdx.x; i < count; i += direct_threads) {
     const Pack<T, width> pack = from[image * channels * plane + at];
 #pragma unroll
@@ -49,13 +57,29 @@ __global__ void __launch_bounds__(direct_threads)
     }
   }
   sum = block_reduce<direct_threads>(sum, Sum{});
-  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+  if (threadIdx.x > 0) return;
+  if (db) {
+    db[channel] = narrow<T>(sum);
+  } else {
+    partial[blockIdx.x] = sum;
+  }
+}
+
+// What needs no tiles of its own. Whether it did.
+bool run_special(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
+                 const Tensor& bias, Tensor& out) {
+  return out.numel() == 0 || few::convolve(size, transposed, in, weight, bias, out) ||
+         strips::convolve(size, transposed, in, weight, bias, out) ||
+         planes::convolve(size, transposed, in, weight, bias, out) ||
+         unfolded::convolve(size, transposed, in, weight, bias, out);
 }
 
 void run(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
          const Tensor& bias, Tensor& out) {
   constexpr std::string_view op = "conv2d";
-  if (out.numel() == 0 || hopper::convolve(size, transposed, in, weight, bias, out)) return;
+  if (run_special(size, transposed, in, weight, bias, out) ||
+      hopper::convolve(size, transposed, in, weight, bias, out))
+    return;
   const Gather g = gather_of(op, size, transposed);
   if (gaps(g)) gpu::fill(0, out);
   if (run_gather_mma(op, g, in, weight, bias, out)) return;
@@ -74,7 +98,8 @@ void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const T
                                 Tensor& dx) {
   const auto forward = [](const Conv2dSize& phased, const Tensor& x, const Tensor& weight,
                           Tensor& y) { run(phased, false, x, weight, {}, y); };
-  if (dx.numel() > 0 && run_phases("conv2d", size, w, dy, dx, forward)) return;
+  if (run_special(size, true, dy, w, {}, dx) || run_phases("conv2d", size, w, dy, dx, forward))
+    return;
   run(size, true, dy, w, {}, dx);
 }
 
@@ -83,7 +108,10 @@ void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const 
   constexpr std::string_view op = "conv2d";
   if (dw.numel() == 0) return;
   if (dy.numel() == 0) return gpu::fill(0, dw);
-  if (hopper::weight_gradient(size, x, dy, dw)) return;
+  if (few::weight_gradient(size, x, dy, dw) || strips::weight_gradient(size, x, dy, dw) ||
+      planes::weight_gradient(size, x, dy, dw) || unfolded::weight_gradient(size, x, dy, dw) ||
+      hopper::weight_gradient(size, x, dy, dw))
+    return;
   const Weights g = weights_of(op, size);
   if (!far(g) && run_weight_gradient_mma(op, g, size.n, x, dy, dw)) return;
   if (run_weight_gradient_line(op, size, x, dy, dw)) return;
@@ -108,7 +136,7 @@ void gpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
   const std::int64_t images = dy.size(0);
   const std::int64_t plane = dy.numel() / images / channels;
   constexpr std::int64_t share = 16 * direct_threads;  // elements a block
-  const std::int64_t fill = divide_up<std::int64_t>(4 * multiprocessors(), channels);
+  const std::int64_t fill = divide_up<std::int64_t>(8 * multiprocessors(), channels);
   const std::int64_t wanted =
       std::clamp<std::int64_t>(images * plane / share, 1, std::min(fill, images));
   const std::int64_t slice_images = divide_up(images, wanted);
@@ -118,16 +146,17 @@ void gpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
     Tensor partial = empty({slices, channels}, {dtype_of<Compute<T>>, dy.device()});
     const auto sum_packs = [&](auto count) {
       constexpr int width = decltype(count)::value;
-      launch(op, sum_channel<T, width>, grid_of(op, slices * channels), direct_threads, 0, images,
-             channels, plane / width, slice_images,
-             reinterpret_cast<const Pack<T, width>*>(dy.data<T>()), partial.data<Compute<T>>());
+      launch_next(op, sum_channel<T, width>, grid_of(op, slices * channels), direct_threads, images,
+                  channels, plane / width, slice_images,
+                  reinterpret_cast<const Pack<T, width>*>(dy.data<T>()), partial.data<Compute<T>>(),
+                  slices == 1 ? db.data<T>() : nullptr);
     };
     if (plane % pack_size<T> == 0) {
       sum_packs(std::integral_constant<int, pack_size<T>>{});
     } else {
       sum_packs(std::integral_constant<int, 1>{});
     }
-    launch_add_slices<T>(op, channels, slices, partial, 1, 1, nullptr, db);
+    if (slices > 1) launch_add_slices<T>(op, channels, slices, partial, 1, 1, nullptr, db);
   });
 }
 

@@ -239,59 +239,7 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
   });
 }
 
-// The same sum without tiles, for groups of few channels (depthwise): four adjacent points a
-// thread, weights where they lie.
-constexpr int direct_points = 4;
 constexpr int direct_threads = 256;
-
-template <class T>
-__global__ void __launch_bounds__(direct_threads)
-    gather_direct(Gather g, std::int64_t h_points, std::int64_t w_packs, const T* in,
-                  const T* weight, const T* bias, T* out) {
-  std::int64_t index = std::int64_t{blockIdx.x} * direct_threads + threadIdx.x;
-  const auto next = [&](std::int64_t extent) {
-    const std::int64_t digit = index % extent;
-    index /= extent;
-    return digit;
-  };
-  const int j0 = static_cast<int>(next(w_packs)) * direct_points;
-  const int i = static_cast<int>(next(h_points));
-  const std::int64_t channel = next(std::int64_t{g.groups} * g.m);
-  const std::int64_t image = next(g.images);
-  if (index >= g.classes()) return;
-  const Class z = class_of(g, static_cast<int>(index));
-  if (i >= z.h.points || j0 >= z.w.points) return;
-
-  const std::int64_t group = channel / g.m;
-  const std::int64_t taps = std::int64_t{g.h.kernel} * g.w.kernel;
-  Compute<T> sums[direct_points] = {};
-  for (int c = 0; c < g.c; ++c) {
-    const T* plane = in + ((image * g.groups + group) * g.c + c) * g.h.in * g.w.in;
-    const T* filter =
-        weight + group * g.m * g.c * taps + channel % g.m * g.m_stride + c * g.c_stride;
-    for (int u = 0; u < z.h.taps; ++u) {
-      const int h = i * z.h.stride + z.h.first + u * z.h.step;
-      if (h < 0 || h >= g.h.in) continue;
-      const T* row = plane + std::int64_t{h} * g.w.in;
-      const T* line = filter + std::int64_t{z.h.tap_first + u * z.h.tap_step} * g.w.kernel;
-      for (int v = 0; v < z.w.taps; ++v) {
-        const Compute<T> factor = widen(line[z.w.tap_first + v * z.w.tap_step]);
-#pragma unroll
-        for (int j = 0; j < direct_points; ++j) {
-          const int w = (j0 + j) * z.w.stride + z.w.first + v * z.w.step;
-          if (j0 + j < z.w.points && w >= 0 && w < g.w.in) sums[j] += factor * widen(row[w]);
-        }
-      }
-    }
-  }
-  const Compute<T> add = bias ? widen(bias[channel]) : Compute<T>(0);
-  const std::int64_t row = z.h.out_first + std::int64_t{i} * z.h.out_stride;
-  T* to = out + ((image * g.groups * g.m + channel) * g.h.out + row) * g.w.out;
-#pragma unroll
-  for (int j = 0; j < direct_points; ++j)
-    if (j0 + j < z.w.points)
-      to[z.w.out_first + std::int64_t{j0 + j} * z.w.out_stride] = narrow<T>(sums[j] + add);
-}
 
 // Launchers.
 
@@ -347,18 +295,6 @@ void launch_gather(std::string_view op, Gather g, std::int64_t points, const Ten
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
 }
 
-template <class T>
-void launch_direct(std::string_view op, const Gather& g, const Tensor& in, const Tensor& weight,
-                   const T* bias, Tensor& out) {
-  const std::int64_t h_points = most_points(g.h);
-  const std::int64_t w_packs = divide_up(most_points(g.w), direct_points);
-  const std::int64_t threads =
-      w_packs * h_points * g.groups * g.m * g.images * std::int64_t{g.classes()};
-  launch(op, gather_direct<T>, grid_of(op, divide_up<std::int64_t>(threads, direct_threads)),
-         direct_threads, 0, g, h_points, w_packs, in.data<T>(), weight.data<T>(), bias,
-         out.data<T>());
-}
-
 // In the order of `blocked` slabs or not.
 inline void set_rows(Gather& g, bool blocked) {
   g.c_packed = static_cast<int>(blocked ? round_up(g.c, tile_depth) : g.c);
@@ -375,7 +311,6 @@ inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Te
   visit<float, double, bf16>(out.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const T* b = bias.defined() ? bias.data<T>() : nullptr;
-    if (thin(g.groups, g.m, g.c)) return launch_direct<T>(op, g, in, weight, b, out);
     const std::int64_t batches = std::int64_t{g.groups} * g.classes();
     const auto with_blocking = [&](auto blocking) {
       constexpr bool blocks = decltype(blocking)::value;

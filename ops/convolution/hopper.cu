@@ -311,9 +311,11 @@ bool usable(const Gather& g, Dtype dtype) {
 }
 
 // Whether three products with the zeros in tiles of so many rows and columns are less work than one
-// on other cores.
-bool mostly_filled(const Gather& g, int rows, int cols) {
-  return std::int64_t{round_up(g.m, rows)} * round_up(g.c, cols) < std::int64_t{2} * g.m * g.c;
+// on other cores, which half of them are where packing is worth it to sums of so many `terms`.
+bool mostly_filled(const Gather& g, int rows, int cols, std::int64_t terms) {
+  constexpr std::int64_t enough = 512;
+  const std::int64_t filled = std::int64_t{2} * g.m * g.c - (terms < enough);
+  return std::int64_t{round_up(g.m, rows)} * round_up(g.c, cols) <= filled;
 }
 
 constexpr int half_memory = 113 * 1024;  // of a multiprocessor
@@ -445,7 +447,8 @@ bool gpu::hopper::convolve(const Conv2dSize& size, bool transposed, const Tensor
     return false;
   if (out.dtype() == Dtype::bf16) return run<bf16, Form::rounded>(g, in, weight, bias, out);
   if (tf32_allowed()) return run<float, Form::rounded>(g, in, weight, bias, out);
-  return mostly_filled(g, filters, step_chunks * pack_size<float>) &&
+  return mostly_filled(g, filters, step_chunks * pack_size<float>,
+                       std::int64_t{g.c} * g.h.kernel * g.w.kernel) &&
          run<float, Form::halves>(g, in, weight, bias, out);
 }
 
@@ -458,7 +461,7 @@ bool gpu::hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const
     return false;
   const Weights whole = weights_of(op, size);
   if (dw.dtype() == Dtype::f32)
-    return (tf32_allowed() || mostly_filled(g, 64, 64)) &&
+    return (tf32_allowed() || mostly_filled(g, 64, 64, dy.numel() / size.k)) &&
            weight_gradient_tf32(whole, g, x, dy, dw);
   if (g.c > 64) return run_gradient<GradientTile<128, 3>>(whole, g, x, dy, dw);
   return taps <= 3 ? run_gradient<GradientTile<64, 3>>(whole, g, x, dy, dw)

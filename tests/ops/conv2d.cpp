@@ -110,21 +110,22 @@ TEST_CASE("conv2d: a correlation with bias, the kernel not flipped") {
 }
 
 TEST_CASE("conv2d: equals its definition for every stride, padding, dilation and grouping") {
-  for (const Device device : devices())
-    for (const Case& c : cases()) {
-      const Tensor x = leaf(randn(c.x, 1, Dtype::f64, device));
-      const Tensor w = leaf(randn(c.w, 2, Dtype::f64, device));
-      const Tensor y = conv2d(x, w, {}, c.options);
-      const Tensor dy = randn(y.shape(), 3, Dtype::f64, device);
-      y.backward(dy);
-      const Definition expected = by_definition(x, w, dy, c.options);
+  for (const Case& c : cases()) {
+    const Tensor x = randn(c.x, 1), w = randn(c.w, 2);
+    const Tensor dy = randn(conv2d(x, w, {}, c.options).shape(), 3);
+    const Definition expected = by_definition(x, w, dy, c.options);
+    for (const Device device : devices()) {
+      const Tensor a = leaf(x.to(device)), b = leaf(w.to(device));
+      const Tensor y = conv2d(a, b, {}, c.options);
+      y.backward(dy.to(device));
       std::ostringstream what;
-      what << x << ' ' << w;
+      what << a << ' ' << w;
       constexpr Tolerance rounding{1e-11, 1e-12};
       check_close(y, tensor<double>(expected.y, y.shape()), rounding, "y " + what.str());
-      check_close(x.grad(), tensor<double>(expected.dx, c.x), rounding, "dx " + what.str());
-      check_close(w.grad(), tensor<double>(expected.dw, c.w), rounding, "dw " + what.str());
+      check_close(a.grad(), tensor<double>(expected.dx, c.x), rounding, "dx " + what.str());
+      check_close(b.grad(), tensor<double>(expected.dw, c.w), rounding, "dw " + what.str());
     }
+  }
 }
 
 TEST_CASE("conv2d: gradients agree with finite differences") {
@@ -235,6 +236,26 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
       // What float32 without TF32 reads from lines, forward and backward.
       {{5, 48, 30, 29}, {116, 48, 3, 3}, {.padding = 1}},
       {{12, 460, 15, 16}, {24, 460, 3, 3}, {.stride = 2, .padding = 1}},
+      {{8, 5, 40, 37}, {37, 5, 3, 3}, {.padding = 1}},  // what is packed nowhere
+      // Windows that hardly overlap, as rows of a matrix.
+      {{12, 3, 64, 80}, {136, 3, 16, 16}, {.stride = 16}},
+      {{6, 24, 31, 40}, {40, 24, 2, 4}, {.stride = 2}},
+      {{9, 8, 1, 4010}, {56, 8, 1, 40}, {.stride = {1, 16}, .padding = {0, 8}}},
+      // Groups of one channel, by strips: whole packs and ragged ones of each kernel.
+      {{12, 24, 62, 60}, {24, 1, 3, 3}, {.stride = 2, .padding = 1, .groups = 24}},
+      {{30, 40, 29, 31}, {40, 1, 3, 3}, {.stride = 2, .padding = 1, .groups = 40}},
+      {{9, 32, 29, 32}, {32, 1, 5, 5}, {.padding = 2, .groups = 32}},
+      {{30, 48, 7, 7}, {48, 1, 7, 7}, {.padding = 3, .groups = 48}},
+      {{8, 40, 1, 2000}, {40, 1, 1, 9}, {.padding = {0, 4}, .groups = 40}},
+      {{8, 90, 1, 2001}, {90, 1, 1, 3}, {.padding = {0, 1}, .groups = 90}},
+      // Groups of few channels, by planes: bands, ragged strips, several planes, wide taps, gaps.
+      {{6, 24, 61, 58}, {24, 1, 3, 3}, {.padding = 2, .groups = 24}},
+      {{40, 64, 14, 14}, {64, 1, 3, 3}, {.groups = 64}},
+      {{5, 20, 70, 71}, {40, 1, 5, 5}, {.stride = 2, .padding = 2, .groups = 20}},
+      {{4, 12, 33, 60}, {8, 3, 7, 7}, {.padding = 3, .groups = 4}},
+      {{3, 16, 1, 6001}, {16, 1, 1, 31}, {.padding = {0, 15}, .groups = 16}},
+      {{9, 16, 50, 52}, {16, 1, 3, 3}, {.padding = 2, .dilation = 2, .groups = 16}},
+      {{35, 48, 30, 90}, {48, 1, 2, 3}, {.stride = {3, 4}, .groups = 48}},
   };
   struct Mode {
     Dtype dtype;
@@ -398,6 +419,38 @@ TEST_CASE("conv2d: what is not finite reaches what sees it, on tensor cores or n
             }
       for (const std::int64_t n : wrong) CHECK(n == 0);
     }
+}
+
+TEST_CASE("conv2d: what is not finite reaches what sees it in groups of one channel") {
+  if (cuda_device_count() == 0) return;
+  const Shape shape{6, 24, 61, 58};
+  const Tensor w = randn({24, 1, 3, 3}, 35, Dtype::f32), dy = randn(shape, 36, Dtype::f32),
+               clean = randn(shape, 37, Dtype::f32);
+  const auto spoiled = [&](const Tensor& t) {  // in a corner of the third channel
+    auto v = std::vector<float>(t.data<float>(), t.data<float>() + t.numel());
+    v[static_cast<size_t>(2 * 61 * 58)] = INFINITY;
+    return tensor<float>(v, shape);
+  };
+  const auto gradients = [&](const Tensor& pixels, const Tensor& upstream) {
+    const Tensor x = leaf(pixels.to(cuda_device)), k = leaf(w.to(cuda_device));
+    const Tensor y = conv2d(x, k, {}, {.padding = 1, .groups = 24});
+    y.backward(upstream.to(cuda_device));
+    return Tensors{y.detach(), x.grad(), k.grad()};
+  };
+  const auto bad = [](const Tensor& t) {
+    std::vector<size_t> places;
+    const auto v = values(t);
+    for (size_t i = 0; i < v.size(); ++i)
+      if (!std::isfinite(v[i])) places.push_back(i);
+    return places;
+  };
+  const size_t corner = 2 * 61 * 58;
+  const std::vector<size_t> seen = {corner, corner + 1, corner + 58, corner + 59};
+  const Tensors by_x = gradients(spoiled(clean), dy), by_dy = gradients(clean, spoiled(dy));
+  CHECK(bad(by_x[0]) == seen);
+  CHECK(bad(by_dy[1]) == seen);
+  CHECK(bad(by_x[2]) == std::vector<size_t>{18, 19, 21, 22});
+  CHECK(bad(by_dy[2]) == std::vector<size_t>{22, 23, 25, 26});
 }
 
 TEST_CASE("conv2d: TF32 is used where it is allowed, and only there") {
