@@ -91,20 +91,14 @@ Tensor convolve(const char* op, const Tensor& x, const Tensor& w, const Tensor& 
                 [=, x = dw_wanted ? Saved(x) : Saved(),
                  w = dx_wanted ? Saved(w) : Saved()](const Tensor& dy) -> Gradients {
                   Tensor dx, dw, db;
-                  // First of all, as a small dy then stays in a GPU's cache for the others.
-                  if (db_wanted) {
-                    db = empty({size.k}, dy.options());
-                    run<cpu::conv2d_bias_gradient, gpu::conv2d_bias_gradient>(dy.device(), dy, db);
-                  }
+                  if (dw_wanted) dw = empty(w_shape, dy.options());
+                  if (db_wanted) db = empty({size.k}, dy.options());
+                  run<cpu::conv2d_filter_gradients, gpu::conv2d_filter_gradients>(
+                      dy.device(), size, dw_wanted ? x.get() : Tensor(), dy, dw, db);
                   if (dx_wanted) {
                     dx = empty(x_shape, dy.options());
                     run<cpu::conv2d_input_gradient, gpu::conv2d_input_gradient>(dy.device(), size,
                                                                                 w.get(), dy, dx);
-                  }
-                  if (dw_wanted) {
-                    dw = empty(w_shape, dy.options());
-                    run<cpu::conv2d_weight_gradient, gpu::conv2d_weight_gradient>(dy.device(), size,
-                                                                                  x.get(), dy, dw);
                   }
                   return biased ? Gradients{dx, dw, db} : Gradients{dx, dw};
                 });
@@ -471,6 +465,20 @@ void weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Ten
   add_parts(shape, partial.data<T>(), parts, blocks, dw.data<T>());
 }
 
+template <class T>
+void bias_gradient(const Tensor& dy, Tensor& db) {
+  const std::int64_t plane = dy.size(2) * dy.size(3);
+  const std::int64_t worth = (1 << 15) / std::max<std::int64_t>(1, dy.size(0) * plane);
+  parallel_for(dy.size(1), worth, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t k = begin; k < end; ++k) {
+      double sum = 0;
+      for (std::int64_t n = 0; n < dy.size(0); ++n)
+        sum += cpu::array(dy.data<T>() + (n * dy.size(1) + k) * plane, plane).sum();
+      db.data<T>()[k] = static_cast<T>(sum);
+    }
+  });
+}
+
 }  // namespace
 
 void cpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
@@ -486,26 +494,12 @@ void cpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const T
   });
 }
 
-void cpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                 Tensor& dw) {
-  visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
-    weight_gradient<decltype(zero)>(flattened(size), x, dy, dw);
-  });
-}
-
-void cpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
+void cpu::conv2d_filter_gradients(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                                  Tensor& dw, Tensor& db) {
   visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t plane = dy.size(2) * dy.size(3);
-    const std::int64_t worth = (1 << 15) / std::max<std::int64_t>(1, dy.size(0) * plane);
-    parallel_for(dy.size(1), worth, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t k = begin; k < end; ++k) {
-        double sum = 0;
-        for (std::int64_t n = 0; n < dy.size(0); ++n)
-          sum += array(dy.data<T>() + (n * dy.size(1) + k) * plane, plane).sum();
-        db.data<T>()[k] = static_cast<T>(sum);
-      }
-    });
+    if (dw.defined()) weight_gradient<T>(flattened(size), x, dy, dw);
+    if (db.defined()) bias_gradient<T>(dy, db);
   });
 }
 

@@ -34,7 +34,8 @@ using namespace gpu::convolution;
 template <class T, int width>
 __global__ void __launch_bounds__(direct_threads)
     sum_channel(std::int64_t images, std::int64_t channels, std::int64_t plane,
-                std::int64_t slice_images, const Pack<T, width>* dy, Compute<T>* partial, T* db) {
+                std::int64_t slice_images, std::int64_t slices, const Pack<T, width>* dy,
+                double* part, T* db) {
   await_previous();
   const std::int64_t channel = blockIdx.x % channels;
   const std::int64_t slice = blockIdx.x / channels;
@@ -61,9 +62,17 @@ __global__ void __launch_bounds__(direct_threads)
   if (db) {
     db[channel] = narrow<T>(sum);
   } else {
-    partial[blockIdx.x] = sum;
+    part[channel * slices + slice] = sum;
   }
 }
+
+template <class T>
+struct StoreBias {
+  T* db;
+  __device__ void operator()(std::int64_t channel, double sum) const {
+    db[channel] = narrow<T>(static_cast<Compute<T>>(sum));
+  }
+};
 
 // What needs no tiles of its own. Whether it did.
 bool run_special(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
@@ -87,30 +96,10 @@ void run(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor
   run_gather(op, g, in, weight, bias, out);
 }
 
-}  // namespace
-
-void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
-                 Tensor& y) {
-  run(size, false, x, w, b, y);
-}
-
-void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
-                                Tensor& dx) {
-  const auto forward = [](const Conv2dSize& phased, const Tensor& x, const Tensor& weight,
-                          Tensor& y) { run(phased, false, x, weight, {}, y); };
-  if (run_special(size, true, dy, w, {}, dx) || run_phases("conv2d", size, w, dy, dx, forward))
-    return;
-  run(size, true, dy, w, {}, dx);
-}
-
-void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                 Tensor& dw) {
+void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw) {
   constexpr std::string_view op = "conv2d";
-  if (dw.numel() == 0) return;
-  if (dy.numel() == 0) return gpu::fill(0, dw);
-  if (few::weight_gradient(size, x, dy, dw) || strips::weight_gradient(size, x, dy, dw) ||
-      planes::weight_gradient(size, x, dy, dw) || unfolded::weight_gradient(size, x, dy, dw) ||
-      hopper::weight_gradient(size, x, dy, dw))
+  if (few::weight_gradient(size, x, dy, dw) || planes::weight_gradient(size, x, dy, dw) ||
+      unfolded::weight_gradient(size, x, dy, dw) || hopper::weight_gradient(size, x, dy, dw))
     return;
   const Weights g = weights_of(op, size);
   if (!far(g) && run_weight_gradient_mma(op, g, size.n, x, dy, dw)) return;
@@ -128,11 +117,9 @@ void gpu::conv2d_weight_gradient(const Conv2dSize& size, const Tensor& x, const 
   });
 }
 
-void gpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
+void bias_gradient(const Tensor& dy, Tensor& db) {
   constexpr std::string_view op = "conv2d";
   const std::int64_t channels = db.numel();
-  if (channels == 0) return;
-  if (dy.numel() == 0) return gpu::fill(0, db);
   const std::int64_t images = dy.size(0);
   const std::int64_t plane = dy.numel() / images / channels;
   constexpr std::int64_t share = 16 * direct_threads;  // elements a block
@@ -143,12 +130,12 @@ void gpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
   const std::int64_t slices = divide_up(images, slice_images);
   visit<float, double, bf16>(dy.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    Tensor partial = empty({slices, channels}, {dtype_of<Compute<T>>, dy.device()});
+    Tensor part = empty({channels, slices}, {Dtype::f64, dy.device()});
     const auto sum_packs = [&](auto count) {
       constexpr int width = decltype(count)::value;
       launch_next(op, sum_channel<T, width>, grid_of(op, slices * channels), direct_threads, images,
-                  channels, plane / width, slice_images,
-                  reinterpret_cast<const Pack<T, width>*>(dy.data<T>()), partial.data<Compute<T>>(),
+                  channels, plane / width, slice_images, slices,
+                  reinterpret_cast<const Pack<T, width>*>(dy.data<T>()), part.data<double>(),
                   slices == 1 ? db.data<T>() : nullptr);
     };
     if (plane % pack_size<T> == 0) {
@@ -156,8 +143,40 @@ void gpu::conv2d_bias_gradient(const Tensor& dy, Tensor& db) {
     } else {
       sum_packs(std::integral_constant<int, 1>{});
     }
-    if (slices > 1) launch_add_slices<T>(op, channels, slices, partial, 1, 1, nullptr, db);
+    if (slices > 1)
+      add_parts(op, StoreBias<T>{db.data<T>()}, channels, slices, part.data<double>());
   });
+}
+
+}  // namespace
+
+void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
+                 Tensor& y) {
+  run(size, false, x, w, b, y);
+}
+
+void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
+                                Tensor& dx) {
+  const auto forward = [](const Conv2dSize& phased, const Tensor& x, const Tensor& weight,
+                          Tensor& y) { run(phased, false, x, weight, {}, y); };
+  if (run_special(size, true, dy, w, {}, dx) || run_phases("conv2d", size, w, dy, dx, forward))
+    return;
+  run(size, true, dy, w, {}, dx);
+}
+
+void gpu::conv2d_filter_gradients(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                                  Tensor& dw, Tensor& db) {
+  const bool dw_wanted = dw.defined() && dw.numel() > 0;
+  const bool db_wanted = db.defined() && db.numel() > 0;
+  if (dy.numel() == 0) {
+    if (dw_wanted) fill(0, dw);
+    if (db_wanted) fill(0, db);
+    return;
+  }
+  if (dw_wanted && strips::filter_gradients(size, x, dy, dw, db)) return;
+  // First of all, as a small dy then stays in the cache for the others.
+  if (db_wanted) bias_gradient(dy, db);
+  if (dw_wanted) weight_gradient(size, x, dy, dw);
 }
 
 }  // namespace ebb

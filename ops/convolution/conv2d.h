@@ -39,19 +39,21 @@ struct Conv2dSize {
 
 using Conv2dForward = void(const Conv2dSize& size, const Tensor& x, const Tensor& w,
                            const Tensor& b, Tensor& y);
-using Conv2dGradient = void(const Conv2dSize& size, const Tensor& a, const Tensor& dy, Tensor& da);
+using Conv2dInputGradient = void(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
+                                 Tensor& dx);
+// Either of dw and db may be undefined: it is not wanted then.
+using Conv2dFilterGradients = void(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                                   Tensor& dw, Tensor& db);
 
 namespace cpu {
 Conv2dForward conv2d;
-Conv2dGradient conv2d_input_gradient;   // w, dy → dx
-Conv2dGradient conv2d_weight_gradient;  // x, dy → dw
-Map1 conv2d_bias_gradient;              // dy → db
+Conv2dInputGradient conv2d_input_gradient;
+Conv2dFilterGradients conv2d_filter_gradients;
 }  // namespace cpu
 namespace gpu {
 Conv2dForward conv2d;
-Conv2dGradient conv2d_input_gradient;
-Conv2dGradient conv2d_weight_gradient;
-Map1 conv2d_bias_gradient;
+Conv2dInputGradient conv2d_input_gradient;
+Conv2dFilterGradients conv2d_filter_gradients;
 }  // namespace gpu
 
 }  // namespace ebb

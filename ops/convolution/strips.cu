@@ -27,7 +27,8 @@ struct Kernel {
   static constexpr int r = r_, s = s_, step = step_, apart = apart_, pack = pack_;
   static constexpr int rows = r == 1 ? 1 : 4;  // of points, a strip
   static constexpr int places_down = (rows - 1) * step + r, places_across = 3 * step + s;
-  static constexpr int before = s / 2;  // places before the first column
+  static constexpr int resident = r > 3 ? 2 : 4;  // blocks of a gradient
+  static constexpr int before = s / 2;            // places before the first column
 };
 
 struct Strips {
@@ -127,16 +128,16 @@ __global__ void __launch_bounds__(strip_threads)
       store_row<K>(to + std::int64_t{p} * g.w_out, sums[p], add, g.w_out - j);
 }
 
-// The weight gradient of one channel over one slice of its strips: partial [slice, channel, tap].
+// dw and db of one channel over one slice of its strips: partial [slice, channel, tap or bias].
 template <class K, class T>
-__global__ void __launch_bounds__(strip_threads)
+__global__ void __launch_bounds__(strip_threads, K::resident)
     gradient_strips(const __grid_constant__ Strips g, std::int64_t slice_strips, const T* x,
                     const T* dy, float* partial) {
-  constexpr int taps = K::r * K::s, warps = strip_threads / warp_size;
-  __shared__ float parts[warps][taps];
+  constexpr int results = K::r * K::s + 1, warps = strip_threads / warp_size;
+  __shared__ float parts[warps][results];
   const unsigned slice = g.by_channels.quotient(blockIdx.x);
   const unsigned channel = blockIdx.x - slice * g.channels;
-  float sums[taps] = {};
+  float sums[results] = {};
   const std::int64_t end = min(g.count, (slice + 1) * slice_strips);
 #pragma unroll 1
   for (std::int64_t index = slice * slice_strips + threadIdx.x; index < end;
@@ -157,7 +158,10 @@ __global__ void __launch_bounds__(strip_threads)
         if (real && j + at < g.w_out)
           pack = *reinterpret_cast<const Pack<T, K::pack>*>(from + std::int64_t{p} * g.w_out + at);
 #pragma unroll
-        for (int e = 0; e < K::pack; ++e) points[p][at + e] = widen(pack.v[e]);
+        for (int e = 0; e < K::pack; ++e) {
+          points[p][at + e] = widen(pack.v[e]);
+          sums[results - 1] += points[p][at + e];
+        }
       }
     }
 #pragma unroll
@@ -177,35 +181,41 @@ __global__ void __launch_bounds__(strip_threads)
     }
   }
 #pragma unroll
-  for (int t = 0; t < taps; ++t) {
+  for (int t = 0; t < results; ++t) {
     const float sum = warp_reduce(sums[t], Sum{});
     if (threadIdx.x % warp_size == 0) parts[threadIdx.x / warp_size][t] = sum;
   }
   __syncthreads();
-  if (threadIdx.x >= taps) return;
+  if (threadIdx.x >= results) return;
   float sum = 0;
 #pragma unroll
   for (int w = 0; w < warps; ++w) sum += parts[w][threadIdx.x];
-  partial[std::int64_t{blockIdx.x} * taps + threadIdx.x] = sum;
+  partial[std::int64_t{blockIdx.x} * results + threadIdx.x] = sum;
 }
 
-// dw = Σ over slices of partial, in their order. NaN is asked for again, as zeros beside planes may
-// have met infinities.
+// dw and db = Σ over slices of partial, in their order. NaN of dw is asked for again, as zeros
+// beside planes may have met infinities.
 template <class T>
 __global__ void __launch_bounds__(strip_threads)
-    add_strips(const __grid_constant__ Weights g, std::int64_t size, std::int64_t slices,
-               const float* partial, const T* x, const T* dy, T* dw) {
+    add_strips(const __grid_constant__ Weights g, std::int64_t slices, const float* partial,
+               const T* x, const T* dy, T* dw, T* db) {
   await_previous();
+  const int taps = g.r * g.s, results = taps + 1;
+  const std::int64_t size = std::int64_t{g.groups} * results;
   const std::int64_t i = std::int64_t{blockIdx.x} * strip_threads + threadIdx.x;
   if (i >= size) return;
   float sum = 0;
 #pragma unroll 8
   for (std::int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * size + i];
-  if (isnan(sum)) {
-    const int taps = g.r * g.s, tap = static_cast<int>(i % taps);
-    sum = static_cast<float>(add_terms<double>(g, x, dy, i / taps, 0, tap / g.s, tap % g.s, 0, 1));
+  const std::int64_t channel = i / results;
+  const int tap = static_cast<int>(i % results);
+  if (tap == taps) {
+    if (db) db[channel] = narrow<T>(sum);
+    return;
   }
-  dw[i] = narrow<T>(sum);
+  if (isnan(sum))
+    sum = static_cast<float>(add_terms<double>(g, x, dy, channel, 0, tap / g.s, tap % g.s, 0, 1));
+  dw[channel * taps + tap] = narrow<T>(sum);
 }
 
 // Launchers.
@@ -273,21 +283,33 @@ Strips strips_of(const Conv2dSize& z, bool transposed, std::int64_t planes) {
   return g;
 }
 
+// How many slices of so many channels keep the machine busy to the end.
+inline std::int64_t busy_slices(std::int64_t channels, std::int64_t resident) {
+  constexpr std::int64_t most = 64;
+  std::int64_t best = 1;
+  const auto waves = [&](std::int64_t slices) { return divide_up(channels * slices, resident); };
+  for (std::int64_t slices = 2; slices <= most; ++slices)
+    if (waves(slices) * best < waves(best) * slices) best = slices;
+  return best;
+}
+
 template <class K, class T>
-void launch_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Tensor& dw) {
+void launch_gradients(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Tensor& dw,
+                      Tensor& db) {
   const Strips g = strips_of<K>(z, false, z.n);
-  // Slices fill the machine, and no thread adds more than 4096 products in one sum.
-  constexpr std::int64_t most = 4096 / (4 * K::rows) * strip_threads;
-  const std::int64_t wanted = std::max(divide_up<std::int64_t>(8 * multiprocessors(), g.channels),
-                                       divide_up(g.count, most));
+  constexpr std::int64_t most = 4096 / (4 * K::rows) * strip_threads;  // so that sums stay short
+  const std::int64_t wanted =
+      std::max(busy_slices(g.channels, std::int64_t{K::resident} * multiprocessors()),
+               divide_up(g.count, most));
   const std::int64_t length = std::max<std::int64_t>(strip_threads, divide_up(g.count, wanted));
   const std::int64_t slices = divide_up(g.count, length);
-  Tensor partial = empty({slices, dw.numel()}, {Dtype::f32, dw.device()});
+  const std::int64_t results = dw.numel() + g.channels;
+  Tensor partial = empty({slices, results}, {Dtype::f32, dw.device()});
   launch(op, gradient_strips<K, T>, grid_of(op, slices * g.channels), strip_threads, 0, g, length,
          x.data<T>(), dy.data<T>(), partial.data<float>());
-  launch_next(op, add_strips<T>, grid_of(op, divide_up<std::int64_t>(dw.numel(), strip_threads)),
-              strip_threads, weights_of(op, z), dw.numel(), slices, partial.data<float>(),
-              x.data<T>(), dy.data<T>(), dw.data<T>());
+  launch_next(op, add_strips<T>, grid_of(op, divide_up<std::int64_t>(results, strip_threads)),
+              strip_threads, weights_of(op, z), slices, partial.data<float>(), x.data<T>(),
+              dy.data<T>(), dw.data<T>(), db.defined() ? db.data<T>() : nullptr);
 }
 
 }  // namespace
@@ -307,12 +329,12 @@ bool gpu::strips::convolve(const Conv2dSize& z, bool transposed, const Tensor& i
   });
 }
 
-bool gpu::strips::weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy,
-                                  Tensor& dw) {
+bool gpu::strips::filter_gradients(const Conv2dSize& z, const Tensor& x, const Tensor& dy,
+                                   Tensor& dw, Tensor& db) {
   return with_type(dw.dtype(), [&](auto zero) {
     return with_kernel(z, false, [&](auto kernel) {
       using K = decltype(kernel);
-      if constexpr (K::apart == 1) launch_gradient<K, decltype(zero)>(z, x, dy, dw);
+      if constexpr (K::apart == 1) launch_gradients<K, decltype(zero)>(z, x, dy, dw, db);
     });
   });
 }

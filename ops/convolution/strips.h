@@ -10,6 +10,8 @@ namespace ebb::gpu::strips {
 // Forward, or `transposed` the input gradient.
 bool convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
               const Tensor& bias, Tensor& out);
-bool weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw);
+// With db, if that is defined.
+bool filter_gradients(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw,
+                      Tensor& db);
 
 }  // namespace ebb::gpu::strips
