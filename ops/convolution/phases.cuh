@@ -1,7 +1,7 @@
-// The input gradient of few channels and a stride, a first layer's, as a convolution without
-// stride: the pixels of dx that share a place modulo the stride are channels of it, whose filters
-// are every stride-th tap. gather.cuh would compute each such class by itself, in tiles that are
-// mostly padding.
+// The input gradient with a stride as a convolution without one, for few channels, a first layer's,
+// and on Hopper: the pixels of dx that share a place modulo the stride are channels of it, whose
+// filters are every stride-th tap. gather.cuh would compute each such class by itself, in tiles
+// that are mostly padding.
 //
 //   dx[n, c, i·stride + a, …] = y[n, (c,a,b), i, …],   y = conv2d(dy, unfolded w)
 #pragma once
@@ -61,13 +61,22 @@ __global__ void __launch_bounds__(direct_threads)
     dx[line * width + w] = from[std::int64_t{w % w_stride} * rows * cols + w / w_stride];
 }
 
-// Whether that computes less than a tile's padding.
-inline bool few_phases(const Conv2dSize& size, const Phases& h, const Phases& w) {
+// Whether that computes less than a tile's padding; or no more than twice as much, by tensor cores
+// that take no strides. An infinite dy then meets zeros for taps that there are not, and gives NaN
+// beside what sees it.
+inline bool phased(const Conv2dSize& size, Dtype dtype, const Phases& h, const Phases& w) {
   constexpr std::int64_t most = 16;  // rows of the tile
-  const std::int64_t each = h.stride * w.stride;
-  return each > 1 && h.stride <= most && w.stride <= most &&
-         size.channels_in_group() * each <= most && h.kernel >= h.stride && w.kernel >= w.stride &&
-         h.first <= 0 && w.first <= 0;
+  const std::int64_t each = h.stride * w.stride, taps = h.kernel * w.kernel;
+  if (each == 1 || h.stride > most || w.stride > most || h.kernel < h.stride ||
+      w.kernel < w.stride || h.first > 0 || w.first > 0)
+    return false;
+  const std::int64_t rows = size.channels_in_group() * each, filters = size.filters_in_group();
+  if (rows <= most) return true;
+  constexpr double enough = 0x1p26;  // products, to pack their operands
+  const double products = static_cast<double>(size.n * size.p * size.q) *
+                          static_cast<double>(size.k * size.channels_in_group() * taps);
+  return compute_capability() == 90 && dtype != Dtype::f64 && rows >= 64 && filters >= 32 &&
+         h.window * w.window * each <= 2 * taps && products >= enough;
 }
 
 // convolve(size, x, w, y) is a forward pass. Whether it did.
@@ -77,31 +86,31 @@ bool run_phases(std::string_view op, const Conv2dSize& size, const Tensor& weigh
   const Conv2dOptions& o = size.options;
   const Phases h(o.stride.h, o.padding.h, o.dilation.h, size.r);
   const Phases w(o.stride.w, o.padding.w, o.dilation.w, size.s);
-  if (!few_phases(size, h, w)) return false;
+  if (!phased(size, dx.dtype(), h, w)) return false;
   const std::int64_t filters = size.filters_in_group(), channels = size.c * h.stride * w.stride;
-  const Conv2dSize phased{size.n,
-                          size.k,
-                          size.p,
-                          size.q,
-                          channels,
-                          h.window,
-                          w.window,
-                          divide_up(size.h, h.stride),
-                          divide_up(size.w, w.stride),
-                          {.padding = {-h.first, -w.first}, .groups = o.groups}};
+  const Conv2dSize unstrided{size.n,
+                             size.k,
+                             size.p,
+                             size.q,
+                             channels,
+                             h.window,
+                             w.window,
+                             divide_up(size.h, h.stride),
+                             divide_up(size.w, w.stride),
+                             {.padding = {-h.first, -w.first}, .groups = o.groups}};
   Tensor unfolded = empty({channels, filters, h.window, w.window}, dx.options());
-  Tensor y = empty({size.n, channels, phased.p, phased.q}, dx.options());
+  Tensor y = empty({size.n, channels, unstrided.p, unstrided.q}, dx.options());
   visit<float, double, bf16>(dx.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     launch(op, unfold_filters<T>,
            grid_of(op, divide_up<std::int64_t>(unfolded.numel(), direct_threads)), direct_threads,
            0, h, w, filters, size.channels_in_group(), unfolded.numel(), weight.data<T>(),
            unfolded.data<T>());
-    convolve(phased, dy, unfolded, y);
+    convolve(unstrided, dy, unfolded, y);
     const std::int64_t lines = dx.numel() / size.w;
     launch(op, fold_pixels<T>,
            grid_of(op, divide_up<std::int64_t>(lines, direct_threads / warp_size)), direct_threads,
-           0, lines, size.h, size.w, h.stride, w.stride, phased.p, phased.q, y.data<T>(),
+           0, lines, size.h, size.w, h.stride, w.stride, unstrided.p, unstrided.q, y.data<T>(),
            dx.data<T>());
   });
   return true;

@@ -232,7 +232,8 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
       {{11, 20, 55, 53}, {70, 20, 2, 2}, {}},
       {{4, 72, 1, 7500}, {20, 72, 1, 5}, {.padding = {0, 2}}},
       {{10, 40, 50, 41}, {48, 20, 3, 2}, {.padding = {3, 1}, .dilation = {2, 3}, .groups = 2}},
-      {{1, 24, 40, 1500}, {24, 24, 3, 3}, {.padding = 1}},  // a row of taps at a time
+      {{1, 24, 40, 1500}, {24, 24, 3, 3}, {.padding = 1}},              // a row of taps at a time
+      {{20, 64, 30, 31}, {72, 64, 3, 3}, {.stride = 2, .padding = 1}},  // phases, in the gradient
       // What float32 without TF32 reads from lines, forward and backward.
       {{5, 48, 30, 29}, {116, 48, 3, 3}, {.padding = 1}},
       {{12, 460, 15, 16}, {24, 460, 3, 3}, {.stride = 2, .padding = 1}},
