@@ -10,6 +10,7 @@
 //
 //   map<T>(y, [](auto& y, const auto& x) { y = x.square(); }, x);
 #pragma once
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -41,31 +42,38 @@ Simd<T> load_first(const T* x, std::int64_t n) {
   return Simd<T>::load(padded);
 }
 
-// Whole registers in [begin, end). All by value: what lies behind references is read again after
-// every store, which could have changed it.
+// Fewer elements than a register holds.
 template <class T, size_t outputs, class Formula, class... X>
-void map_range(std::int64_t begin, std::int64_t end, Formula formula, std::array<T*, outputs> y,
-               const X*... x) {
-  for (std::int64_t i = begin; i < end; i += lanes<T>)
-    store<T>(formula(Simd<T>::load(x + i)...), y, i);
+void map_rest(std::array<T*, outputs> y, std::int64_t n, Formula formula, const X*... x) {
+  T rest[outputs][lanes<T>];
+  std::array<T*, outputs> to;
+  for (size_t k = 0; k < outputs; ++k) to[k] = rest[k];
+  store<T>(formula(load_first(x, n)...), to, 0);
+  for (size_t k = 0; k < outputs; ++k) std::copy(rest[k], rest[k] + n, y[k]);
+}
+
+// The last register overlaps the one before it, and is calculated first, as y may be x. All by
+// value: what lies behind references is read again after every store, which could have changed it.
+template <class T, size_t outputs, class Formula, class... X>
+void map_elements(std::array<T*, outputs> y, std::int64_t n, Formula formula, const X*... x) {
+  constexpr std::int64_t width = lanes<T>;
+  if (n < width) return map_rest<T>(y, n, formula, x...);
+  const std::int64_t full = n / width * width;
+  const auto last = formula(Simd<T>::load(x + n - width)...);
+  for (std::int64_t i = 0; i < full; i += width) store<T>(formula(Simd<T>::load(x + i)...), y, i);
+  if (full < n) store<T>(last, y, n - width);
 }
 
 template <class T, size_t outputs, class Formula, class... X>
 void map_registers(std::array<T*, outputs> y, std::int64_t n, const Formula& formula,
                    const X*... x) {
   constexpr std::int64_t width = lanes<T>;
-  const std::int64_t full = n / width;
   parallel_for((n + width - 1) / width, map_grain / width,
                [&](std::int64_t begin, std::int64_t end) {
-                 map_range<T>(begin * width, std::min(end, full) * width, formula, y, x...);
-                 if (end <= full) return;
-                 const std::int64_t at = full * width;
-                 T rest[outputs][width];
-                 std::array<T*, outputs> to;
-                 for (size_t k = 0; k < outputs; ++k) to[k] = rest[k];
-                 store<T>(formula(load_first(x + at, n - at)...), to, 0);
-                 for (size_t k = 0; k < outputs; ++k)
-                   std::copy(rest[k], rest[k] + (n - at), y[k] + at);
+                 const std::int64_t at = begin * width;
+                 std::array<T*, outputs> to = y;
+                 for (T*& pointer : to) pointer += at;
+                 map_elements<T>(to, std::min(end * width, n) - at, formula, (x + at)...);
                });
 }
 
@@ -101,6 +109,31 @@ void map(const std::tuple<Y&...>& y, const Formula& formula, const X&... x) {
       std::apply([](auto&... t) { return std::array{t.template data<T>()...}; }, y);
   detail::map_registers<T, sizeof...(Y)>(pointers, std::get<0>(y).numel(), formula,
                                          x.template data<T>()...);
+}
+
+// The same for a row of n elements, on this thread.
+template <class T, class Formula, class... X>
+void map_row(T* y, std::int64_t n, const Formula& formula, const X*... x) {
+  detail::map_elements<T, 1>({y}, n, formula, x...);
+}
+
+// The largest of a row, by four registers that need not wait for each other. Should it miss a NaN,
+// sums do not.
+template <class T>
+T largest(const T* x, std::int64_t n) {
+  constexpr std::int64_t width = lanes<T>;
+  if (n < width) return *std::max_element(x, x + n);
+  const Simd<T> last = Simd<T>::load(x + n - width);
+  Simd<T> best[4] = {last, last, last, last};
+  const auto look = [&](int k, std::int64_t i) {
+    best[k] = Simd<T>::of(Eigen::internal::pmax(best[k].v, Simd<T>::load(x + i).v));
+  };
+  std::int64_t i = 0;
+  for (; i + 4 * width <= n; i += 4 * width)
+    for (int k = 0; k < 4; ++k) look(k, i + k * width);
+  for (; i + width <= n; i += width) look(0, i);
+  for (int k = 1; k < 4; ++k) best[0].v = Eigen::internal::pmax(best[0].v, best[k].v);
+  return Eigen::internal::predux_max(best[0].v);
 }
 
 // eˣ of an array, as of a register.

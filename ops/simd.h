@@ -14,6 +14,7 @@ namespace ebb::cpu {
 template <class T>
 struct Mask {
   Packet<T> v;  // all ones where true
+  friend Mask operator&(Mask a, Mask b) { return {Eigen::internal::pand(a.v, b.v)}; }
 };
 
 template <class T>
@@ -37,6 +38,10 @@ struct Simd {
   friend Simd operator-(Simd a) { return of(Eigen::internal::pnegate(a.v)); }
   friend Mask<T> operator<(Simd a, Simd b) { return {Eigen::internal::pcmp_lt(a.v, b.v)}; }
   friend Mask<T> operator<=(Simd a, Simd b) { return {Eigen::internal::pcmp_le(a.v, b.v)}; }
+  friend Mask<T> operator==(Simd a, Simd b) { return {Eigen::internal::pcmp_eq(a.v, b.v)}; }
+
+  // Not a <= b: larger, or one of them is NaN.
+  friend Mask<T> not_at_most(Simd a, Simd b) { return {Eigen::internal::pcmp_lt_or_nan(b.v, a.v)}; }
 
   // NaN compares as false, so what a condition does to NaN is seen in the formula.
   friend Simd select(Mask<T> condition, Simd yes, Simd no) {

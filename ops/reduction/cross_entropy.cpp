@@ -2,9 +2,8 @@
 
 #include <limits>
 
-#include "ebb/ops/map.h"
+#include "ebb/ops/reduction/lines.h"
 #include "ebb/ops/reduction/sum.h"
-#include "ebb/ops/sums.h"
 
 namespace ebb {
 namespace {
@@ -95,13 +94,14 @@ T nan() {
 
 std::int64_t grain(std::int64_t classes) { return 16384 / (classes + 8); }
 
-// One row's loss from z = x − max and log Σ exp z; `w` may be null.
+// One row's loss from its largest logit and log Σ exp(x − max); `w` may be null.
 template <class T>
-T row_loss(const T* z, std::int64_t classes, std::int64_t t, const T* w, T log_sum, double e) {
-  T loss = T(1 - e) * (w ? w[t] : T(1)) * (log_sum - z[t]);
+T row_loss(const T* x, T max, std::int64_t classes, std::int64_t t, const T* w, T log_sum,
+           double e) {
+  T loss = T(1 - e) * (w ? w[t] : T(1)) * (log_sum - (x[t] - max));
   if (e > 0) {
     const double spread = cpu::sum_of(
-        0, classes, [=](std::int64_t c) { return (w ? w[c] : T(1)) * (log_sum - z[c]); });
+        0, classes, [=](std::int64_t c) { return (w ? w[c] : T(1)) * (log_sum - (x[c] - max)); });
     loss += T(e / static_cast<double>(classes) * spread);
   }
   return loss;
@@ -112,23 +112,24 @@ void forward(const Tensor& x, const Tensor& target, const T* w, const CrossEntro
              CrossEntropyState& state, cpu::Array<T>& loss, cpu::Array<T>& share) {
   const std::int64_t classes = x.size(1);
   const std::int32_t* labels = target.data<std::int32_t>();
+  const T* from = x.data<T>();
+  T *maxima = state.max.data<T>(), *log_sums = state.log_sum.data<T>();
   parallel_for(x.size(0), grain(classes), [&](std::int64_t begin, std::int64_t end) {
-    cpu::Array<T> z(classes), e(classes);
+    cpu::Array<T> e(classes);
     for (std::int64_t r = begin; r < end; ++r) {
-      const auto row = cpu::array(x.data<T>() + r * classes, classes);
-      const T max = classes ? row.maxCoeff() : T(0);
-      z = row - max;
-      e = cpu::exp(z);
-      const T* p = e.data();
-      const T log_sum = T(std::log(cpu::sum_of(0, classes, [p](std::int64_t c) { return p[c]; })));
-      state.max.data<T>()[r] = max;
-      state.log_sum.data<T>()[r] = log_sum;
+      const T* row = from + r * classes;
+      const T max = classes ? cpu::largest(row, classes) : T(0);
+      cpu::map_row(
+          e.data(), classes, [m = cpu::Simd<T>(max)](auto x) { return exp(x - m); }, row);
+      const T log_sum = T(std::log(cpu::row_sum(e.data(), classes)));
+      maxima[r] = max;
+      log_sums[r] = log_sum;
       const std::int32_t t = labels[r];
       const bool ignored = t == options.ignore_index;
       const bool good = !ignored && 0 <= t && t < classes;
       share[r] = good && w ? w[t] : T(!ignored);
       loss[r] = ignored ? T(0)
-                : good  ? row_loss(z.data(), classes, t, w, log_sum, options.label_smoothing)
+                : good  ? row_loss(row, max, classes, t, w, log_sum, options.label_smoothing)
                         : nan<T>();
     }
   });
@@ -168,20 +169,26 @@ void cpu::cross_entropy_backward(const Tensor& x, const Tensor& target, const Te
     const T spread = e / T(classes);
     const T all = state.weight_sum.defined() ? *state.weight_sum.data<T>() : T(classes);
     const bool each = options.reduction == Reduction::none;
+    const T *from = x.data<T>(), *upstream = dy.data<T>();
+    const T *maxima = state.max.data<T>(), *log_sums = state.log_sum.data<T>();
+    const T divisor = *state.divisor.data<T>();
+    const std::int32_t* labels = target.data<std::int32_t>();
+    T* to = dx.data<T>();
     parallel_for(x.size(0), grain(classes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
-        auto out = array(dx.data<T>() + r * classes, classes);
-        const std::int32_t t = target.data<std::int32_t>()[r];
+        auto out = array(to + r * classes, classes);
+        const std::int32_t t = labels[r];
         const bool good = 0 <= t && t < classes;
         if (t == options.ignore_index || !good) {
           out.setConstant(t == options.ignore_index ? T(0) : nan<T>());
           continue;
         }
-        const T g = dy.data<T>()[each ? r : 0] / *state.divisor.data<T>();
+        const T g = upstream[each ? r : 0] / divisor;
         const T hit = (T(1) - e) * (w ? w[t] : T(1));
-        const T max = state.max.data<T>()[r];
-        const T log_sum = state.log_sum.data<T>()[r];
-        out = cpu::exp((array(x.data<T>() + r * classes, classes) - max) - log_sum);
+        const Simd<T> max = maxima[r], log_sum = log_sums[r];
+        map_row(
+            out.data(), classes, [=](auto x) { return exp((x - max) - log_sum); },
+            from + r * classes);
         const T at_target = hit * (out[t] - T(1)) + spread * (all * out[t] - (w ? w[t] : T(1)));
         if (e > 0) {
           out = hit * out + (spread * all) * out;
@@ -189,7 +196,9 @@ void cpu::cross_entropy_backward(const Tensor& x, const Tensor& target, const Te
           if (!w) out -= spread;
           out *= g;
         } else {
-          out *= g * hit;
+          map_row(
+              out.data(), classes, [scale = Simd<T>(g * hit)](auto p) { return p * scale; },
+              out.data());
         }
         out[t] = g * at_target;
       }

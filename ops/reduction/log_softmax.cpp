@@ -1,7 +1,6 @@
 #include "ebb/ops/reduction/log_softmax.h"
 
-#include "ebb/ops/map.h"
-#include "ebb/ops/sums.h"
+#include "ebb/ops/reduction/lines.h"
 
 namespace ebb {
 
@@ -19,30 +18,58 @@ Tensor log_softmax(const Tensor& x, SoftmaxOptions options) {
 
 namespace {
 
-// Eigen arrays stepping `inner` from element to element: one code for every dimension, since a
-// stride of 1 is what rows have.
+// y holds exp(x − m) until its sum is known.
 template <class T>
-using Line = Eigen::Map<cpu::Array<T>, 0, Eigen::InnerStride<>>;
-template <class T>
-using ConstLine = Eigen::Map<const cpu::Array<T>, 0, Eigen::InnerStride<>>;
-
-// Calls f(first element) for every line along n.
-template <class F>
-void for_lines(const View& v, F f) {
-  parallel_for(v.kept(), 16384 / (v.n + 8), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end && v.n > 0; ++r)
-      f(r / v.inner * v.n * v.inner + r % v.inner);
+void rows(const T* x, const View& v, T* y) {
+  cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
+    cpu::RowExponentials<T> e(x + at, v.n, count, y + at);
+    cpu::map_row(
+        e.sum, count, [](auto sum) { return log(sum); }, e.sum);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const cpu::Simd<T> m = e.max[r], log_sum = T(e.sum[r]);
+      cpu::map_row(
+          y + at + r * v.n, v.n, [m, log_sum](auto x) { return (x - m) - log_sum; },
+          x + at + r * v.n);
+    }
   });
 }
 
 template <class T>
-void line(const T* x, std::int64_t n, std::int64_t stride, T* y, cpu::Array<T>& row) {
-  row = ConstLine<T>(x, n, Eigen::InnerStride<>(stride));
-  row -= row.maxCoeff();
-  cpu::Array<T> e = cpu::exp(row);
-  const T* p = e.data();
-  row -= T(std::log(cpu::sum_of(0, n, [p](std::int64_t i) { return p[i]; })));
-  Line<T>(y, n, Eigen::InnerStride<>(stride)) = row;
+void columns(const T* x, const View& v, T* y) {
+  cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
+    const cpu::ColumnExponentials<T> e(x + at, v, width, y + at);
+    const cpu::Array<T> log_sum = e.sum.log().template cast<T>();
+    for (std::int64_t k = 0; k < v.n; ++k)
+      cpu::map_row(
+          y + at + k * v.inner, width, [](auto x, auto m, auto s) { return (x - m) - s; },
+          x + at + k * v.inner, e.max.data(), log_sum.data());
+  });
+}
+
+template <class T>
+void backward_rows(const T* y, const T* dy, const View& v, T* dx) {
+  cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
+    for (std::int64_t o = at; o < at + count * v.n; o += v.n) {
+      const cpu::Simd<T> sum = T(cpu::row_sum(dy + o, v.n));
+      cpu::map_row(
+          dx + o, v.n, [sum](auto y, auto g) { return g - exp(y) * sum; }, y + o, dy + o);
+    }
+  });
+}
+
+template <class T>
+void backward_columns(const T* y, const T* dy, const View& v, T* dx) {
+  cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
+    const std::int64_t step = v.inner;
+    cpu::Array<double> sums = cpu::Array<double>::Zero(width);
+    cpu::add_rows(0, v.n, width, sums.data(),
+                  [=, g = dy + at](auto k, auto c) { return g[k * step + c]; });
+    const cpu::Array<T> sum = sums.template cast<T>();
+    for (std::int64_t k = at; k < at + v.n * step; k += step)
+      cpu::map_row(
+          dx + k, width, [](auto y, auto g, auto sum) { return g - exp(y) * sum; }, y + k, dy + k,
+          sum.data());
+  });
 }
 
 }  // namespace
@@ -50,24 +77,15 @@ void line(const T* x, std::int64_t n, std::int64_t stride, T* y, cpu::Array<T>& 
 void cpu::log_softmax(const Tensor& x, const View& v, Tensor& y) {
   visit<float, double>(x.dtype(), "log_softmax", [&](auto zero) {
     using T = decltype(zero);
-    for_lines(v, [&](std::int64_t at) {
-      static thread_local Array<T> row;
-      line(x.data<T>() + at, v.n, v.inner, y.data<T>() + at, row);
-    });
+    (v.inner == 1 ? rows<T> : columns<T>)(x.data<T>(), v, y.data<T>());
   });
 }
 
 void cpu::log_softmax_backward(const Tensor& y, const Tensor& dy, const View& v, Tensor& dx) {
   visit<float, double>(y.dtype(), "log_softmax", [&](auto zero) {
     using T = decltype(zero);
-    for_lines(v, [&](std::int64_t at) {
-      const Eigen::InnerStride<> step(v.inner);
-      const Array<T> g = ConstLine<T>(dy.data<T>() + at, v.n, step);
-      const Array<T> out = ConstLine<T>(y.data<T>() + at, v.n, step);
-      const T* p = g.data();
-      const T sum = T(sum_of(0, v.n, [p](std::int64_t i) { return p[i]; }));
-      Line<T>(dx.data<T>() + at, v.n, step) = g - cpu::exp(out) * sum;
-    });
+    (v.inner == 1 ? backward_rows<T> : backward_columns<T>)(y.data<T>(), dy.data<T>(), v,
+                                                            dx.data<T>());
   });
 }
 

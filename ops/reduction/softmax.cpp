@@ -1,7 +1,6 @@
 #include "ebb/ops/reduction/softmax.h"
 
-#include "ebb/ops/map.h"
-#include "ebb/ops/sums.h"
+#include "ebb/ops/reduction/lines.h"
 
 namespace ebb {
 
@@ -19,81 +18,57 @@ Tensor softmax(const Tensor& x, SoftmaxOptions options) {
 
 namespace {
 
-constexpr std::int64_t tile = 256;  // neighbouring columns worked on together
-
-std::int64_t grain(std::int64_t n) { return 16384 / (n + 8); }
-
 template <class T>
 void rows(const T* x, const View& v, T* y) {
-  parallel_for(v.outer, grain(v.n), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t o = begin; o < end && v.n > 0; ++o) {
-      const auto in = cpu::array(x + o * v.n, v.n);
-      auto out = cpu::array(y + o * v.n, v.n);
-      const T m = in.maxCoeff();  // should it miss a NaN, the sum does not
-      out = cpu::exp(in - m);
-      const T* e = out.data();
-      out *= T(1 / cpu::sum_of(0, v.n, [e](std::int64_t i) { return e[i]; }));
+  cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
+    const cpu::RowExponentials<T> e(x + at, v.n, count, y + at);
+    for (std::int64_t r = 0; r < count; ++r) {
+      T* row = y + at + r * v.n;
+      cpu::map_row(
+          row, v.n, [scale = cpu::Simd<T>(T(1 / e.sum[r]))](auto e) { return e * scale; }, row);
     }
   });
 }
 
-// [n, inner] along n, `tile` columns at a time.
 template <class T>
 void columns(const T* x, const View& v, T* y) {
-  const std::int64_t tiles = (v.inner + tile - 1) / tile;
-  parallel_for(
-      v.outer * tiles, grain(v.n * std::min(tile, v.inner)),
-      [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t part = begin; part < end && v.n > 0; ++part) {
-          const std::int64_t first = part % tiles * tile;
-          const std::int64_t width = std::min(tile, v.inner - first);
-          const std::int64_t at = part / tiles * v.n * v.inner + first;
-          const auto in = [&](std::int64_t k) { return cpu::array(x + at + k * v.inner, width); };
-          const auto out = [&](std::int64_t k) { return cpu::array(y + at + k * v.inner, width); };
-          cpu::Array<T> m = in(0);
-          for (std::int64_t k = 1; k < v.n; ++k) m = m.max(in(k));
-          cpu::Array<double> sum = cpu::Array<double>::Zero(width);
-          for (std::int64_t k = 0; k < v.n; ++k) {
-            out(k) = cpu::exp(in(k)-m);
-            sum += out(k).template cast<double>();
-          }
-          const cpu::Array<T> scale = sum.inverse().template cast<T>();
-          for (std::int64_t k = 0; k < v.n; ++k) out(k) *= scale;
-        }
-      });
+  cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
+    const cpu::ColumnExponentials<T> e(x + at, v, width, y + at);
+    const cpu::Array<T> scale = e.sum.inverse().template cast<T>();
+    for (std::int64_t k = 0; k < v.n; ++k) {
+      T* row = y + at + k * v.inner;
+      cpu::map_row(
+          row, width, [](auto e, auto scale) { return e * scale; }, row, scale.data());
+    }
+  });
 }
 
 template <class T>
 void backward_rows(const T* y, const T* dy, const View& v, T* dx) {
-  parallel_for(v.outer, grain(v.n), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t o = begin; o < end; ++o) {
-      const T* p = y + o * v.n;
-      const T* g = dy + o * v.n;
-      const T dot = T(cpu::sum_of(0, v.n, [=](std::int64_t i) { return p[i] * g[i]; }));
-      cpu::array(dx + o * v.n, v.n) = cpu::array(p, v.n) * (cpu::array(g, v.n) - dot);
+  cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
+    for (std::int64_t o = at; o < at + count * v.n; o += v.n) {
+      const T *p = y + o, *g = dy + o;
+      const cpu::Simd<T> dot = T(cpu::sum_of(0, v.n, [=](auto i) { return p[i] * g[i]; }));
+      cpu::map_row(
+          dx + o, v.n, [dot](auto p, auto g) { return p * (g - dot); }, p, g);
     }
   });
 }
 
 template <class T>
 void backward_columns(const T* y, const T* dy, const View& v, T* dx) {
-  const std::int64_t tiles = (v.inner + tile - 1) / tile;
-  parallel_for(
-      v.outer * tiles, grain(v.n * std::min(tile, v.inner)),
-      [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t part = begin; part < end; ++part) {
-          const std::int64_t first = part % tiles * tile;
-          const std::int64_t width = std::min(tile, v.inner - first);
-          const std::int64_t at = part / tiles * v.n * v.inner + first;
-          const auto p = [&](std::int64_t k) { return cpu::array(y + at + k * v.inner, width); };
-          const auto g = [&](std::int64_t k) { return cpu::array(dy + at + k * v.inner, width); };
-          cpu::Array<double> sum = cpu::Array<double>::Zero(width);
-          for (std::int64_t k = 0; k < v.n; ++k) sum += (p(k) * g(k)).template cast<double>();
-          const cpu::Array<T> dot = sum.template cast<T>();
-          for (std::int64_t k = 0; k < v.n; ++k)
-            cpu::array(dx + at + k * v.inner, width) = p(k) * (g(k) - dot);
-        }
-      });
+  cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
+    const T *p = y + at, *g = dy + at;
+    const std::int64_t step = v.inner;
+    cpu::Array<double> sum = cpu::Array<double>::Zero(width);
+    cpu::add_rows(0, v.n, width, sum.data(),
+                  [=](auto k, auto c) { return p[k * step + c] * g[k * step + c]; });
+    const cpu::Array<T> dot = sum.template cast<T>();
+    for (std::int64_t k = 0; k < v.n; ++k)
+      cpu::map_row(
+          dx + at + k * step, width, [](auto p, auto g, auto dot) { return p * (g - dot); },
+          p + k * step, g + k * step, dot.data());
+  });
 }
 
 }  // namespace

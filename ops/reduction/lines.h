@@ -1,0 +1,85 @@
+// Internal: not in <ebb/ebb.h>, not installed.
+// How the CPU's softmax and log_softmax go along a dimension: by rows where it is the last one,
+// else by tiles of neighbouring columns, which stay in the second-level cache.
+#pragma once
+#include "ebb/ops/map.h"
+#include "ebb/ops/reduction/axes.h"
+#include "ebb/ops/sums.h"
+
+namespace ebb::cpu {
+
+inline std::int64_t line_grain(std::int64_t elements) { return 16384 / (elements + 8); }
+
+inline constexpr std::int64_t most_rows = 64;
+
+// f(at, count): `count` whole rows from element `at` on, few enough to stay in the first-level
+// cache: what is done to one row need not wait for what was done to it before.
+template <class F>
+void for_rows(const View& v, F&& f) {
+  if (v.n == 0) return;
+  const std::int64_t some = std::clamp<std::int64_t>(2048 / v.n, 1, most_rows);
+  parallel_for(v.outer, line_grain(v.n), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t o = begin; o < end; o += some) f(o * v.n, std::min(some, end - o));
+  });
+}
+
+// f(at, width): columns at … at + width − 1, the elements of each `inner` apart.
+template <class F>
+void for_columns(const View& v, F&& f) {
+  if (v.n == 0) return;
+  const std::int64_t tile = std::clamp<std::int64_t>((1 << 16) / v.n / 32 * 32, 32, 256);
+  const std::int64_t tiles = (v.inner + tile - 1) / tile;
+  parallel_for(v.outer * tiles, line_grain(v.n * std::min(tile, v.inner)),
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t part = begin; part < end; ++part) {
+                   const std::int64_t first = part % tiles * tile;
+                   f(part / tiles * v.n * v.inner + first, std::min(tile, v.inner - first));
+                 }
+               });
+}
+
+template <class T>
+double row_sum(const T* x, std::int64_t n) {
+  return sum_of(0, n, [x](std::int64_t i) { return x[i]; });
+}
+
+// e = exp(x − m), m = max x, and Σ e of rows, and the same of columns.
+template <class T>
+struct RowExponentials {
+  T max[most_rows];
+  double sum[most_rows];
+
+  RowExponentials(const T* x, std::int64_t n, std::int64_t count, T* e) {
+    for (std::int64_t r = 0; r < count; ++r) {
+      max[r] = largest(x + r * n, n);
+      map_row(
+          e + r * n, n, [m = Simd<T>(max[r])](auto x) { return exp(x - m); }, x + r * n);
+    }
+    for (std::int64_t r = 0; r < count; ++r) sum[r] = row_sum(e + r * n, n);
+  }
+};
+
+template <class T>
+struct ColumnExponentials {
+  Array<T> max;
+  Array<double> sum;
+
+  ColumnExponentials(const T* x, const View& v, std::int64_t width, T* e)
+      : max(array(x, width)), sum(Array<double>::Zero(width)) {
+    constexpr std::int64_t near = 16;  // rows that stay in the first-level cache
+    const std::int64_t step = v.inner;
+    T* m = max.data();
+    for (std::int64_t k = 1; k < v.n; ++k)
+      map_row(
+          m, width, [](auto m, auto x) { return select(m < x, x, m); }, m, x + k * step);
+    for (std::int64_t k = 0; k < v.n; k += near) {
+      const std::int64_t end = std::min(v.n, k + near);
+      for (std::int64_t i = k; i < end; ++i)
+        map_row(
+            e + i * step, width, [](auto x, auto m) { return exp(x - m); }, x + i * step, m);
+      add_rows(k, end, width, sum.data(), [=](auto i, auto c) { return e[i * step + c]; });
+    }
+  }
+};
+
+}  // namespace ebb::cpu
