@@ -1,8 +1,10 @@
 #include "ebb/ops/reduction/max.h"
 
+#include <bit>
 #include <limits>
 
 #include "ebb/core/parallel.h"
+#include "ebb/ops/simd.h"
 
 namespace ebb {
 namespace {
@@ -60,42 +62,155 @@ bool larger(T x, T best) {
   return x > best || (x != x && best == best);
 }
 
-// One row; four lanes that look at every fourth element break the chain of comparisons.
+// The number of a row in an element of a register that chooses it together with values, by bits.
 template <class T>
-std::int64_t first_largest(const T* x, std::int64_t n) {
-  constexpr std::int64_t lanes = 4;
-  if (n < 2 * lanes) {
-    std::int64_t at = 0;
-    for (std::int64_t k = 1; k < n; ++k)
-      if (larger(x[k], x[at])) at = k;
-    return at;
-  }
-  std::int64_t at[lanes] = {0, 1, 2, 3};
-  T best[lanes] = {x[0], x[1], x[2], x[3]};
-  for (std::int64_t k = lanes; k < n; k += lanes)
-    for (std::int64_t l = 0; l < std::min(lanes, n - k); ++l)
-      if (larger(x[k + l], best[l])) best[l] = x[k + l], at[l] = k + l;
-  std::int64_t first = 0;
-  for (std::int64_t l = 1; l < lanes; ++l) {
-    const bool level = !larger(best[l], best[first]) && !larger(best[first], best[l]);
-    if (larger(best[l], best[first]) || (level && at[l] < at[first])) first = l;
-  }
-  return at[first];
+using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+template <class T>
+cpu::Simd<T> place(std::int64_t k) {
+  return std::bit_cast<T>(static_cast<Place<T>>(k));
 }
 
-// The largest of each column of an [n, inner] matrix: row by row, as memory lies.
-template <class T>
-void largest_columns(const T* x, const View& v, std::int64_t begin, std::int64_t end,
-                     std::int32_t* index, T* y) {
-  std::copy(x + begin, x + end, y + begin);
-  if (index) std::fill(index + begin, index + end, 0);
-  for (std::int64_t k = 1; k < v.n; ++k)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const T value = x[k * v.inner + i];
-      if (!larger(value, y[i])) continue;
-      y[i] = value;
-      if (index) index[i] = static_cast<std::int32_t>(k);
+// What `count` rows from number k on, `step` apart, make larger of `width` columns.
+template <int count, class T>
+void look_at_rows(const T* x, std::int64_t k, std::int64_t step, std::int64_t width, T* best,
+                  T* at) {
+  constexpr std::int64_t lanes = cpu::lanes<T>;
+  for (std::int64_t i = 0; i < width && width < lanes; ++i)
+    for (int j = 0; j < count; ++j)
+      if (larger(x[j * step + i], best[i]))
+        best[i] = x[j * step + i], at[i] = std::bit_cast<T>(static_cast<Place<T>>(k + j));
+  for (std::int64_t i = 0; i < width && width >= lanes; i += lanes) {
+    const std::int64_t c = std::min(i, width - lanes);  // to look twice changes nothing
+    auto value = cpu::Simd<T>::load(best + c), where = cpu::Simd<T>::load(at + c);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; ++j) {
+      const auto v = cpu::Simd<T>::load(x + j * step + c);
+      const auto better = not_at_most(v, value) & (value == value);
+      value = select(better, v, value);
+      where = select(better, place<T>(k + j), where);
     }
+    value.store(best + c);
+    where.store(at + c);
+  }
+}
+
+// The largest of each of `width` columns, and in which of the n rows it is first. Four rows at a
+// time: memory is read at more than one place, and `best` and `at` less often.
+template <class T>
+void largest_columns(const T* x, std::int64_t n, std::int64_t step, std::int64_t width, T* best,
+                     T* at) {
+  std::copy_n(x, width, best);
+  std::fill_n(at, width, std::bit_cast<T>(Place<T>(0)));
+  std::int64_t k = 1;
+  for (; k + 4 <= n; k += 4) look_at_rows<4>(x + k * step, k, step, width, best, at);
+  for (; k < n; ++k) look_at_rows<1>(x + k * step, k, step, width, best, at);
+}
+
+template <class T>
+struct Largest {
+  T value;
+  std::int64_t at;
+};
+
+// Blocks are looked through at once: a loop that may stop anywhere is none for SIMD.
+template <class T, class Is>
+std::int64_t first_that(const T* x, std::int64_t n, Is is) {
+  constexpr std::int64_t block = 128;
+  for (std::int64_t first = 0; first < n; first += block) {
+    const std::int64_t last = std::min(n, first + block);
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (std::int64_t k = first; k < last; ++k) found |= int(is(x[k]));
+    if (found)
+      while (!is(x[first])) ++first;
+    if (found) return first;
+  }
+  return n;
+}
+
+// Of one row; of equals the first, which shows in the place and in the sign of 0.
+template <class T>
+Largest<T> first_largest(const T* x, std::int64_t n, bool place) {
+  T best = x[0];
+  int nan = 0;
+#pragma omp simd reduction(max : best) reduction(| : nan)
+  for (std::int64_t k = 0; k < n; ++k) {
+    best = x[k] > best ? x[k] : best;
+    nan |= int(x[k] != x[k]);
+  }
+  if (!nan && !place && best != 0) return {best, 0};
+  const std::int64_t at = nan ? first_that(x, n, [](T v) { return v != v; })
+                              : first_that(x, n, [best](T v) { return v == best; });
+  return {x[at], at};
+}
+
+// Results and, if `index` is not null, their places.
+template <class T>
+void store(const T* best, const T* at, std::int64_t count, T* y, std::int32_t* index) {
+  std::copy_n(best, count, y);
+  for (std::int64_t i = 0; i < count && index; ++i)
+    index[i] = static_cast<std::int32_t>(std::bit_cast<Place<T>>(at[i]));
+}
+
+template <class T>
+void max_of_columns(const T* x, const View& v, std::int32_t* index, T* y) {
+  constexpr std::int64_t widest = 512;  // columns whose largest elements stay in the cache
+  const std::int64_t tiles = (v.inner + widest - 1) / widest;
+  const std::int64_t grain = 1 + 16384 / (v.n * std::min(widest, v.inner) + 1);
+  parallel_for(v.outer * tiles, grain, [&](std::int64_t begin, std::int64_t end) {
+    T best[widest], at[widest];
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::int64_t o = tile / tiles, first = tile % tiles * widest;
+      const std::int64_t width = std::min(widest, v.inner - first), to = o * v.inner + first;
+      largest_columns(x + o * v.n * v.inner + first, v.n, v.inner, width, best, at);
+      store(best, at, width, y + to, index ? index + to : nullptr);
+    }
+  });
+}
+
+constexpr std::int64_t short_row = 128;
+
+// Short rows, some at a time, side by side as columns.
+template <class T>
+void max_of_short_rows(const T* x, const View& v, std::int32_t* index, T* y) {
+  constexpr std::int64_t some = 32;
+  const std::int64_t groups = (v.outer + some - 1) / some;
+  parallel_for(groups, 1 + 16384 / (v.n * some), [&](std::int64_t begin, std::int64_t end) {
+    T columns[short_row * some], best[some], at[some];
+    for (std::int64_t first = begin * some; first < std::min(end * some, v.outer); first += some) {
+      const std::int64_t count = std::min(some, v.outer - first);
+      for (std::int64_t r = 0; r < count; ++r)
+        for (std::int64_t k = 0; k < v.n; ++k) columns[k * some + r] = x[(first + r) * v.n + k];
+      largest_columns(columns, v.n, some, count, best, at);
+      store(best, at, count, y + first, index ? index + first : nullptr);
+    }
+  });
+}
+
+// Long rows in blocks, so that threads may share one.
+template <class T>
+void max_of_rows(const T* x, const View& v, std::int32_t* index, T* y) {
+  const std::int64_t blocks = (v.n + 65535) / 65536;
+  std::vector<Largest<T>> found(static_cast<size_t>(v.outer * blocks));
+  parallel_for(v.outer * blocks, 1 + 16384 * blocks / v.n, [&](auto begin, auto end) {
+    for (std::int64_t b = begin; b < end; ++b) {
+      const std::int64_t first = v.n * (b % blocks) / blocks;
+      const std::int64_t last = v.n * (b % blocks + 1) / blocks;
+      const auto [value, at] =
+          first_largest(x + b / blocks * v.n + first, last - first, index != nullptr);
+      found[static_cast<size_t>(b)] = {value, first + at};
+    }
+  });
+  for (std::int64_t o = 0; o < v.outer; ++o) {
+    Largest<T> best = found[static_cast<size_t>(o * blocks)];
+    for (std::int64_t b = 1; b < blocks; ++b) {
+      const Largest<T>& next = found[static_cast<size_t>(o * blocks + b)];
+      if (larger(next.value, best.value)) best = next;
+    }
+    y[o] = best.value;
+    if (index) index[o] = static_cast<std::int32_t>(best.at);
+  }
 }
 
 }  // namespace
@@ -103,27 +218,11 @@ void largest_columns(const T* x, const View& v, std::int64_t begin, std::int64_t
 void cpu::max_along(const Tensor& x, const View& v, Tensor& index, Tensor& y) {
   visit<float, double>(x.dtype(), "max", [&](auto zero) {
     using T = decltype(zero);
-    const T* from = x.data<T>();
-    T* to = y.data<T>();
     std::int32_t* places = index.defined() ? index.data<std::int32_t>() : nullptr;
-    const std::int64_t tile = v.inner == 1 ? 1 : std::min<std::int64_t>(v.inner, 512);
-    const std::int64_t tiles = v.inner == 0 ? 0 : (v.inner + tile - 1) / tile;
-    const std::int64_t grain = 1 + 32768 / (v.n * tile + 1);
-    parallel_for(v.outer * tiles, grain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t part = begin; part < end; ++part) {
-        const std::int64_t o = part / tiles;
-        const std::int64_t first = part % tiles * tile;
-        const T* rows = from + o * v.n * v.inner;
-        std::int32_t* at = places ? places + o * v.inner : nullptr;
-        if (v.inner > 1) {
-          largest_columns(rows, v, first, std::min(first + tile, v.inner), at, to + o * v.inner);
-          continue;
-        }
-        const std::int64_t k = first_largest(rows, v.n);
-        to[o] = rows[k];
-        if (at) *at = static_cast<std::int32_t>(k);
-      }
-    });
+    const auto max_of = v.inner != 1       ? max_of_columns<T>
+                        : v.n <= short_row ? max_of_short_rows<T>
+                                           : max_of_rows<T>;
+    max_of(x.data<T>(), v, places, y.data<T>());
   });
 }
 
@@ -131,10 +230,12 @@ void cpu::place_along(const Tensor& index, const Tensor& dy, const View& v, Tens
   visit<float, double>(dy.dtype(), "max", [&](auto zero) {
     using T = decltype(zero);
     const std::int32_t* places = index.data<std::int32_t>();
-    parallel_for(v.kept(), 32768, [&](std::int64_t begin, std::int64_t end) {
+    const T* from = dy.data<T>();
+    T* to = dx.data<T>();
+    parallel_for(v.kept(), 32768, [=](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t o = i / v.inner;
-        dx.data<T>()[(o * v.n + places[i]) * v.inner + i - o * v.inner] = dy.data<T>()[i];
+        to[(o * v.n + places[i]) * v.inner + i - o * v.inner] = from[i];
       }
     });
   });
