@@ -1,6 +1,6 @@
 #include "ebb/ops/linalg/outer_product.h"
 
-#include "ebb/core/eigen.h"
+#include "ebb/ops/map.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -76,9 +76,12 @@ void cpu::outer_product(const Tensor& a, const Tensor& b, Tensor& y) {
   visit<float, double>(a.dtype(), "outer_product", [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t n = b.numel();
-    parallel_for(a.numel(), 32768 / (n + 8), [&](std::int64_t begin, std::int64_t end) {
+    const T *left = a.data<T>(), *right = b.data<T>();
+    T* to = y.data<T>();
+    parallel_for(a.numel(), 16384 / (n + 8), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i)
-        array(y.data<T>() + i * n, n) = array(b.data<T>(), n) * a.data<T>()[i];
+        map_row(
+            to + i * n, n, [scale = Simd<T>(left[i])](auto b) { return b * scale; }, right);
     });
   });
 }

@@ -72,16 +72,17 @@ void cpu::embedding(const Tensor& indices, const Tensor& weight, Tensor& y) {
     using T = decltype(zero);
     const std::int64_t rows = weight.size(0), width = weight.size(1);
     const std::int32_t* at = indices.data<std::int32_t>();
-    parallel_for(indices.numel(), 1 + 32768 / (width + 4),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   for (std::int64_t i = begin; i < end; ++i) {
-                     T* to = y.data<T>() + i * width;
-                     if (0 <= at[i] && at[i] < rows)
-                       std::copy_n(weight.data<T>() + at[i] * width, width, to);
-                     else
-                       std::fill_n(to, width, T(std::numeric_limits<float>::quiet_NaN()));
-                   }
-                 });
+    const T* table = weight.data<T>();
+    T* to = y.data<T>();
+    parallel_for(
+        indices.numel(), 1 + 16384 / (width + 4), [=](std::int64_t begin, std::int64_t end) {
+          for (std::int64_t i = begin; i < end; ++i) {
+            if (0 <= at[i] && at[i] < rows)
+              copy_row(table + at[i] * width, width, to + i * width);
+            else
+              std::fill_n(to + i * width, width, T(std::numeric_limits<float>::quiet_NaN()));
+          }
+        });
   });
 }
 
@@ -103,7 +104,8 @@ struct Uses {
   }
 };
 
-// sum = Σ of `count` rows in their order, up to four a pass: memory is slow to begin a row.
+// sum = Σ of `count` rows in their order, one or more, up to four a pass: memory is slow to begin a
+// row.
 template <class T>
 void add_up(const T* x, std::int64_t width, const std::int64_t* rows, std::int64_t count,
             double* sum) {
@@ -118,7 +120,6 @@ void add_up(const T* x, std::int64_t width, const std::int64_t* rows, std::int64
       sum[d] = s;
     }
   };
-  if (count == 0) std::fill_n(sum, width, 0.0);
   for (std::int64_t k = 0; k < count; k += 4) {
     switch (std::min<std::int64_t>(4, count - k)) {
       case 1:
@@ -144,15 +145,23 @@ void cpu::embedding_backward(const Tensor& indices, const Tensor& dy, Tensor& dw
     const std::int64_t rows = dw.size(0), width = dw.size(1), n = indices.numel();
     const Uses uses(indices.data<std::int32_t>(), n, rows);
     const std::int64_t adds_a_row = width * (1 + n / std::max<std::int64_t>(rows, 1));
+    const T* from = dy.data<T>();
+    T* to = dw.data<T>();
     parallel_for(rows, 1 + 32768 / (adds_a_row + 1), [&](std::int64_t begin, std::int64_t end) {
       std::vector<double> sum(static_cast<size_t>(width));
       for (std::int64_t v = begin; v < end; ++v) {
         const std::int64_t* place = uses.places.data() + uses.first[static_cast<size_t>(v)];
         const std::int64_t count =
             uses.first[static_cast<size_t>(v) + 1] - uses.first[static_cast<size_t>(v)];
-        add_up(dy.data<T>(), width, place, count, sum.data());
-        std::transform(sum.begin(), sum.end(), dw.data<T>() + v * width,
-                       [](double s) { return static_cast<T>(s); });
+        T* row = to + v * width;
+        if (count == 0) {
+          std::fill_n(row, width, T(0));
+        } else if (count == 1) {
+          copy_row(from + *place * width, width, row);
+        } else {
+          add_up(from, width, place, count, sum.data());
+          std::transform(sum.begin(), sum.end(), row, [](double s) { return static_cast<T>(s); });
+        }
       }
     });
   });

@@ -81,28 +81,100 @@ Tensor transpose(const Tensor& x, std::int64_t dim0, std::int64_t dim1) {
 
 namespace {
 
-// Rows of y (its last dimension) over threads; their starts in x are counted like an odometer.
+// Dimensions of y that are counted through, the last one fastest, and what a step of each is.
+struct Count {
+  int rank = 0;
+  std::array<std::int64_t, Shape::max_rank> extents{}, in_x{}, in_y{};
+
+  void add(std::int64_t extent, std::int64_t x, std::int64_t y) {
+    const auto d = static_cast<size_t>(rank++);
+    extents[d] = extent, in_x[d] = x, in_y[d] = y;
+  }
+  // Where the number `index` is in x and in y.
+  std::pair<std::int64_t, std::int64_t> at(std::int64_t index) const {
+    std::int64_t x = 0, y = 0;
+    for (auto d = static_cast<size_t>(rank); d-- > 0; index /= extents[d]) {
+      x += index % extents[d] * in_x[d];
+      y += index % extents[d] * in_y[d];
+    }
+    return {x, y};
+  }
+};
+
+// Rows of y that are rows of x, too: those of y's last dimension but one at regular distances.
 template <class Word>
-void permute_words(const Gather& g, std::int64_t size, const Word* x, Word* y) {
-  const auto last = static_cast<size_t>(std::max(g.rank - 1, 0));
-  const std::int64_t length = g.rank ? g.extents[last] : 1;
-  const std::int64_t step = g.rank ? g.steps[last] : 1;
-  parallel_for(size / length, 1 + (1 << 15) / length, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const Word* from = x;
-      std::int64_t rest = row;
-      for (int d = g.rank - 2; d >= 0; --d) {
-        const std::int64_t extent = g.extents[static_cast<size_t>(d)];
-        from += rest % extent * g.steps[static_cast<size_t>(d)];
-        rest /= extent;
-      }
-      Word* to = y + row * length;
-      if (step == 1)
-        std::copy_n(from, length, to);
-      else
-        for (std::int64_t i = 0; i < length; ++i) to[i] = from[i * step];
+void copy_rows(const Count& outer, std::int64_t rows, std::int64_t step, std::int64_t length,
+               std::int64_t size, const Word* x, Word* y) {
+  parallel_for(size / length, 1 + (1 << 14) / length, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end;) {
+      const Word* from = x + outer.at(row / rows).first + row % rows * step;
+      const std::int64_t stop = std::min(end, (row / rows + 1) * rows);
+      for (; row < stop; ++row, from += step) cpu::copy_row(from, length, y + row * length);
     }
   });
+}
+
+// y[c · y_step + r] = x[r · x_step + c]. By way of `near`, so that every line of memory is touched
+// once: many that lie a power of two apart do not stay in a cache together.
+template <class Word>
+void transpose_tile(const Word* x, std::int64_t x_step, std::int64_t rows, std::int64_t cols,
+                    Word* near, Word* y, std::int64_t y_step) {
+  if (x_step == cols)
+    std::copy_n(x, rows * cols, near);
+  else
+    for (std::int64_t r = 0; r < rows; ++r) cpu::copy_row(x + r * x_step, cols, near + r * cols);
+  const auto move = [=](std::int64_t r, std::int64_t c) { y[c * y_step + r] = near[r * cols + c]; };
+  if (rows >= cols) {
+    for (std::int64_t c = 0; c < cols; ++c)
+      for (std::int64_t r = 0; r < rows; ++r) move(r, c);
+  } else {
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t c = 0; c < cols; ++c) move(r, c);
+  }
+}
+
+// Tiles of the dimensions that are the fastest in y, n elements `x_step` apart in x, and in x, m
+// elements `y_step` apart in y.
+template <class Word>
+void transpose_tiles(const Count& outer, std::int64_t n, std::int64_t x_step, std::int64_t m,
+                     std::int64_t y_step, std::int64_t size, const Word* x, Word* y) {
+  constexpr std::int64_t side = 128 / sizeof(Word);
+  constexpr std::int64_t most = side * side;
+  const std::int64_t cols = std::min(m, most / std::min(n, side));
+  const std::int64_t rows = std::min(n, most / cols);
+  const std::int64_t across = (n + rows - 1) / rows, down = (m + cols - 1) / cols;
+  parallel_for(size / (n * m) * down * across, (1 << 14) / (rows * cols),
+               [&](std::int64_t begin, std::int64_t end) {
+                 Word near[most];
+                 for (std::int64_t tile = begin; tile < end; ++tile) {
+                   const auto [in_x, in_y] = outer.at(tile / across / down);
+                   const std::int64_t r = tile % across * rows, c = tile / across % down * cols;
+                   transpose_tile(x + in_x + r * x_step + c, x_step, std::min(rows, n - r),
+                                  std::min(cols, m - c), near, y + in_y + c * y_step + r, y_step);
+                 }
+               });
+}
+
+template <class Word>
+void permute_words(const Gather& g, std::int64_t size, const Word* x, Word* y) {
+  const int last = g.rank - 1;
+  const auto along = [&](int d) { return std::pair{g.extents[size_t(d)], g.steps[size_t(d)]}; };
+  if (g.rank == 0) return void(*y = *x);
+  const auto [n, step] = along(last);
+  int fastest = 0;  // in x
+  while (g.steps[static_cast<size_t>(fastest)] != 1) ++fastest;
+  const int other = step == 1 ? last - 1 : fastest;
+  Count outer;
+  std::int64_t in_y = size, other_in_y = 0;
+  for (int d = 0; d < last; ++d) {
+    const auto [extent, in_x] = along(d);
+    in_y /= extent;
+    d == other ? void(other_in_y = in_y) : outer.add(extent, in_x, in_y);
+  }
+  const auto [m, other_in_x] =
+      other < 0 ? std::pair<std::int64_t, std::int64_t>(1, 0) : along(other);
+  if (step == 1) return copy_rows(outer, m, other_in_x, n, size, x, y);
+  transpose_tiles(outer, n, step, m, other_in_y, size, x, y);
 }
 
 }  // namespace

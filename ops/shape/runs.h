@@ -2,6 +2,8 @@
 // Shape ops move elements and compute nothing, so they take every dtype as bytes. What concat and
 // slice move is a set of runs at regular distances.
 #pragma once
+#include <algorithm>
+
 #include "ebb/ops/ops.h"
 
 namespace ebb {
@@ -18,7 +20,14 @@ using CopyRuns = void(std::string_view op, const Runs& runs, const Tensor& x, Te
 
 namespace cpu {
 CopyRuns copy_runs;
+
+// For a few elements a call of memmove would take longer than they do.
+template <class T>
+void copy_row(const T* from, std::int64_t n, T* to) {
+  if (n > 16) return void(std::copy_n(from, n, to));
+  for (std::int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
+}  // namespace cpu
 namespace gpu {
 CopyRuns copy_runs;
 }
