@@ -77,7 +77,10 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
                 std::int64_t bytes) {
   if (bytes == 0) return;
   if (!to_device.is_cuda() && !from_device.is_cuda()) {
-    std::memcpy(to, from, static_cast<size_t>(bytes));
+    parallel_for(bytes, std::int64_t{1} << 17, [=](std::int64_t begin, std::int64_t end) {
+      std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
+                  static_cast<size_t>(end - begin));
+    });
   } else if constexpr (has_cuda) {
     // Between two GPUs the copy is queued on the target's stream: what the source's stream still
     // has to do comes first.
