@@ -160,13 +160,14 @@ template <class T, class Formula>
 void one_row(const Formula& f, const Layout& l, const T* a, const T* b, T* y) {
   const int last = l.rank - 1;
   const std::int64_t n = l.dims[last];
-  auto out = cpu::array(y, n);
   if (l.a[last] == 0) {
-    out = f(cpu::Array<T>::Constant(n, *a), cpu::array(b, n));
+    cpu::map_row(
+        y, n, [f, a = cpu::Simd<T>(*a)](auto b) { return f(a, b); }, b);
   } else if (l.b[last] == 0) {
-    out = f(cpu::array(a, n), cpu::Array<T>::Constant(n, *b));
+    cpu::map_row(
+        y, n, [f, b = cpu::Simd<T>(*b)](auto a) { return f(a, b); }, a);
   } else {
-    out = f(cpu::array(a, n), cpu::array(b, n));
+    cpu::map_row(y, n, f, a, b);
   }
 }
 
@@ -185,11 +186,13 @@ void cpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
     with_formula(sign, [&](auto f) {
       if (l.equal()) return map<T>(y, f, a, b);
       const std::int64_t n = l.dims[l.rank - 1];
+      const T *from_a = a.data<T>(), *from_b = b.data<T>();
+      T* to = y.data<T>();
       parallel_for(y.numel() / n, std::max<std::int64_t>(1, map_grain / n),
                    [&](std::int64_t begin, std::int64_t end) {
                      for (std::int64_t r = begin; r < end; ++r)
-                       one_row(f, l, a.data<T>() + row_offset(l, l.a, r),
-                               b.data<T>() + row_offset(l, l.b, r), y.data<T>() + r * n);
+                       one_row(f, l, from_a + row_offset(l, l.a, r), from_b + row_offset(l, l.b, r),
+                               to + r * n);
                    });
     });
   });

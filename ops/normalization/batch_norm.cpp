@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ebb/core/eigen.h"
+#include "ebb/ops/map.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -266,17 +266,24 @@ void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
     if (weight.defined()) scale *= array(weight.data<T>(), channels);
     Array<T> shift = Array<T>::Zero(channels);
     if (bias.defined()) shift = array(bias.data<T>(), channels);
-    const auto in = [&](std::int64_t p, std::int64_t n) { return array(x.data<T>() + p * n, n); };
-    const auto out = [&](std::int64_t p, std::int64_t n) { return array(y.data<T>() + p * n, n); };
+    const auto formula = [](auto x, auto m, auto scale, auto shift) {
+      return (half<T> * x - m) * scale + shift;
+    };
+    const T* in = x.data<T>();
+    T* out = y.data<T>();
     if (s.plane == 1) {
       parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin; r < end; ++r)
-          out(r, channels) = (half<T> * in(r, channels) - m) * scale + shift;
+        for (std::int64_t r = begin * channels; r < end * channels; r += channels)
+          map_row(out + r, channels, formula, in + r, m.data(), scale.data(), shift.data());
       });
       return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      out(p, s.plane) = (half<T> * in(p, s.plane) - m[c]) * scale[c] + shift[c];
+      const auto of_channel = [formula, m = Simd<T>(m[c]), scale = Simd<T>(scale[c]),
+                               shift = Simd<T>(shift[c])](auto x) {
+        return formula(x, m, scale, shift);
+      };
+      map_row(out + p * s.plane, s.plane, of_channel, in + p * s.plane);
     });
   });
 }
@@ -367,19 +374,25 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
       a = array(sum_dy.data<T>(), channels) / T(s.count());
       b = array(sum_dy_x.data<T>(), channels) * (2 * r) / T(s.count());
     }
-    const auto in = [&](std::int64_t p, std::int64_t n) { return array(x.data<T>() + p * n, n); };
-    const auto g = [&](std::int64_t p, std::int64_t n) { return array(dy.data<T>() + p * n, n); };
-    const auto out = [&](std::int64_t p, std::int64_t n) { return array(dx.data<T>() + p * n, n); };
+    const auto formula = [](auto x, auto g, auto m, auto scale, auto a, auto b) {
+      return scale * (g - a - b * (half<T> * x - m));
+    };
+    const T *in = x.data<T>(), *g = dy.data<T>();
+    T* out = dx.data<T>();
     if (s.plane == 1) {
       parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t p = begin; p < end; ++p)
-          out(p, channels) = scale * (g(p, channels) - a - b * (half<T> * in(p, channels) - m));
+        for (std::int64_t r = begin * channels; r < end * channels; r += channels)
+          map_row(out + r, channels, formula, in + r, g + r, m.data(), scale.data(), a.data(),
+                  b.data());
       });
       return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      out(p, s.plane) =
-          scale[c] * (g(p, s.plane) - a[c] - b[c] * (half<T> * in(p, s.plane) - m[c]));
+      const auto of_channel = [formula, m = Simd<T>(m[c]), scale = Simd<T>(scale[c]),
+                               a = Simd<T>(a[c]), b = Simd<T>(b[c])](auto x, auto g) {
+        return formula(x, g, m, scale, a, b);
+      };
+      map_row(out + p * s.plane, s.plane, of_channel, in + p * s.plane, g + p * s.plane);
     });
   });
 }
