@@ -47,14 +47,22 @@ struct Angles {
 
   Angles(const RotaryLayout& s, const RotaryOptions& options, int turn) {
     const std::int64_t pairs = s.width / 2;
-    for (std::int64_t place = 0; place < s.length; ++place)
-      for (std::int64_t i = 0; i < pairs; ++i) {
-        const double frequency =
-            std::pow(options.base, -2.0 * static_cast<double>(i) / static_cast<double>(s.width));
-        const double angle = static_cast<double>(options.first + place) * frequency;
-        cosine.push_back(static_cast<T>(std::cos(angle)));
-        sine.push_back(static_cast<T>(turn * std::sin(angle)));
-      }
+    std::vector<double> frequency;
+    for (std::int64_t i = 0; i < pairs; ++i)
+      frequency.push_back(
+          std::pow(options.base, -2.0 * static_cast<double>(i) / static_cast<double>(s.width)));
+    cosine.resize(static_cast<size_t>(s.length * pairs));
+    sine.resize(cosine.size());
+    parallel_for(s.length, 512 / (pairs + 1), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t place = begin; place < end; ++place)
+        for (std::int64_t i = 0; i < pairs; ++i) {
+          const auto at = static_cast<size_t>(place * pairs + i);
+          const double angle =
+              static_cast<double>(options.first + place) * frequency[static_cast<size_t>(i)];
+          cosine[at] = static_cast<T>(std::cos(angle));
+          sine[at] = static_cast<T>(turn * std::sin(angle));
+        }
+    });
   }
 };
 

@@ -261,6 +261,41 @@ void fill_rows(const GemmSize& s, const T* bias, T* y) {
   }
 }
 
+// Vectors of ten thousands of elements are summed in parts, so that rounding stays small.
+template <class T>
+T dot(const T* a, const T* b, std::int64_t n) {
+  using P = Packet<T>;
+  constexpr std::int64_t l = lanes<T>, part = 8192;
+  double total = 0;
+  for (std::int64_t first = 0; first < n; first += part) {
+    const std::int64_t last = std::min(n, first + part);
+    P sums[4] = {};
+    std::int64_t k = first;
+    for (; k + 4 * l <= last; k += 4 * l)
+      for (int j = 0; j < 4; ++j)
+        sums[j] =
+            simd::pmadd(simd::ploadu<P>(a + k + j * l), simd::ploadu<P>(b + k + j * l), sums[j]);
+    for (; k + l <= last; k += l)
+      sums[0] = simd::pmadd(simd::ploadu<P>(a + k), simd::ploadu<P>(b + k), sums[0]);
+    T sum = simd::predux(simd::padd(simd::padd(sums[0], sums[1]), simd::padd(sums[2], sums[3])));
+    for (; k < last; ++k) sum += a[k] * b[k];
+    total += static_cast<double>(sum);
+  }
+  return static_cast<T>(total);
+}
+
+// A matrix by a vector: y[i] = row i · v + bias, whose elements are `bias_step` apart.
+template <class T>
+void multiply_vector(const GemmSize& s, const T* matrix, const T* vector, std::int64_t rows,
+                     const T* bias, std::int64_t bias_step, T* y) {
+  constexpr std::int64_t worth_a_thread = 1 << 15;
+  parallel_for(s.batch * rows, worth_a_thread / s.k, [=](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i)
+      y[i] = dot(matrix + i * s.k, vector + i / rows * s.k, s.k) +
+             (bias ? bias[i % rows * bias_step] : T(0));
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -268,6 +303,8 @@ void cpu::multiply(const GemmSize& s, const T* a, const T* b, const T* bias, T* 
   const std::int64_t size = s.batch * s.m * s.n;
   if (size == 0) return;
   if (s.k == 0) return fill_rows(s, bias, y);
+  if (s.n == 1 && !s.transpose_a) return multiply_vector(s, a, b, s.m, bias, 0, y);
+  if (s.m == 1 && s.transpose_b) return multiply_vector(s, b, a, s.n, bias, 1, y);
   const Cut cut(s, tile_columns<T>);
   const std::int64_t tasks = s.batch * cut.down * cut.across * cut.deep;
   constexpr std::int64_t worth_a_thread = 1 << 18;  // multiplications

@@ -54,6 +54,25 @@ T scaled(double sum, double factor) {
   return T(factor * static_cast<double>(T(sum)));
 }
 
+// Some rows at a time, side by side as columns.
+template <class T, std::int64_t most>
+void sum_short_rows(const T* x, const View& v, double factor, T* y) {
+  constexpr std::int64_t some = 32;
+  const std::int64_t groups = (v.outer + some - 1) / some;
+  parallel_for(groups, 1 + 16384 / (most * some), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t first = begin * some; first < std::min(end * some, v.outer); first += some) {
+      const std::int64_t count = std::min(some, v.outer - first);
+      T columns[most * some];
+      double sums[some] = {};
+      for (std::int64_t r = 0; r < count; ++r)
+        for (std::int64_t k = 0; k < v.n; ++k) columns[k * some + r] = x[(first + r) * v.n + k];
+      cpu::add_rows(0, v.n, count, sums,
+                    [=, from = &columns[0]](auto k, auto r) { return from[k * some + r]; });
+      for (std::int64_t r = 0; r < count; ++r) y[first + r] = scaled<T>(sums[r], factor);
+    }
+  });
+}
+
 template <class T>
 void sum_rows(const T* x, const View& v, double factor, T* y) {
   constexpr std::int64_t long_row = 1 << 17;
@@ -64,7 +83,9 @@ void sum_rows(const T* x, const View& v, double factor, T* y) {
     }
     return;
   }
-  parallel_for(v.outer, 32768 / (v.n + 16), [&](std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t short_row = 16;
+  if (v.n <= short_row) return sum_short_rows<T, short_row>(x, v, factor, y);
+  parallel_for(v.outer, 16384 / (v.n + 16), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t o = begin; o < end; ++o) {
       const T* row = x + o * v.n;
       y[o] = scaled<T>(cpu::sum_of(0, v.n, [row](std::int64_t i) { return row[i]; }), factor);
