@@ -6,6 +6,7 @@
 //   Simd<T> silu(Simd<T> x) { return x / (1 + exp(-x)); }
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "ebb/core/eigen.h"
 
@@ -85,5 +86,24 @@ struct Simd {
     return load(elements);
   }
 };
+
+// Elements `step` apart, side by side. Small steps are known to the compiler, which makes SIMD of
+// them.
+template <class T>
+void gather_row(const T* from, std::int64_t step, std::int64_t n, T* to) {
+  const auto gather = [=](auto step) {
+    for (std::int64_t i = 0; i < n; ++i) to[i] = from[i * step];
+  };
+  switch (step) {
+    case 2:
+      return gather(std::integral_constant<std::int64_t, 2>());
+    case 3:
+      return gather(std::integral_constant<std::int64_t, 3>());
+    case 4:
+      return gather(std::integral_constant<std::int64_t, 4>());
+    default:
+      return gather(step);
+  }
+}
 
 }  // namespace ebb::cpu

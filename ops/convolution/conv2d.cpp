@@ -118,6 +118,7 @@ constexpr std::int64_t shares = 16;  // into which work is split at least, whate
 // columns of one remainder modulo the stride side by side, without rows and columns no tap sees.
 struct Window {
   bool in_place;
+  std::int64_t split;          // 1, or the stride: of a staged row's columns into phases
   std::int64_t phases, width;  // of a staged row
   std::int64_t row_stride;     // input rows between output rows
   std::int64_t above;          // input rows of one output row beyond the first
@@ -151,19 +152,22 @@ Window forward_window(const Conv2dSize& z, bool may_stay) {
   Window window{};
   window.in_place = may_stay && o.stride.w == 1 && o.padding.h == 0 && o.padding.w == 0 &&
                     z.channels_in_group() * z.h * z.w <= staged_elements;
-  window.phases = z.s == 1 ? 1 : o.stride.w;
+  // What one filter adds up along the rows is soon done for twice the columns, sooner than staged.
+  window.split = may_stay || o.stride.w > 2 ? o.stride.w : 1;
+  window.phases = z.s == 1 ? 1 : window.split;
   const std::int64_t reach = (z.q - 1) * o.stride.w + (z.s - 1) * o.dilation.w + 1;
-  window.width = window.in_place ? z.w : (reach + o.stride.w - 1) / o.stride.w;
+  window.width = window.in_place ? z.w : (reach + window.split - 1) / window.split;
   window.row_stride = z.r == 1 && !window.in_place ? 1 : o.stride.h;
   window.above = (z.r - 1) * o.dilation.h;
   const std::int64_t row = window.phases * window.width;
   window.sum = {
-      z.channels_in_group(), z.filters_in_group(), z.h * z.w, window.row_stride * row, {}};
+      z.channels_in_group(),    z.filters_in_group(), z.h * z.w, window.row_stride * row, {},
+      o.stride.w / window.split};
   for (std::int64_t r = 0; r < z.r; ++r)
     for (std::int64_t s = 0; s < z.s; ++s) {
       const std::int64_t col = s * o.dilation.w;
-      window.sum.taps.push_back(r * o.dilation.h * row + col % o.stride.w * window.width +
-                                col / o.stride.w);
+      window.sum.taps.push_back(r * o.dilation.h * row + col % window.split * window.width +
+                                col / window.split);
     }
   return window;
 }
@@ -200,7 +204,7 @@ const T* windowed(Window& window, const Conv2dSize& z, const T* x, std::int64_t 
                   z.r == 1 ? o.stride.h : 1,
                   height,
                   -o.padding.w,
-                  o.stride.w,
+                  window.split,
                   window.phases,
                   window.width};
   stage(x, window.sum.channels, z.h, z.w, grid, buffer);
@@ -223,24 +227,22 @@ void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor
          taps, weights.data<T>() + g * packed);
   }
   const std::int64_t row = window.sum.channels * window.phases * window.width;
-  const std::int64_t strip = strip_rows(z.p, z.n, row, window.row_stride, window.above);
-  const std::int64_t strips = (z.p + strip - 1) / strip;
-  parallel_for(z.n * strips, grain(z, z.n * strips), [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t strip = strip_rows(z.p, z.n * groups, row, window.row_stride, window.above);
+  const std::int64_t strips = (z.p + strip - 1) / strip, items = z.n * groups * strips;
+  parallel_for(items, grain(z, items), [&](std::int64_t begin, std::int64_t end) {
     Window own = window;
     Tensor work = empty({work_size<T>()}, x.options());
     const std::int64_t staged = window.rows(strip) * row;
     Tensor buffer = empty({window.in_place ? 0 : staged + lanes<T>}, x.options());
-    for (std::int64_t item = begin; item < end; ++item)
-      for (std::int64_t g = 0; g < groups; ++g) {
-        const std::int64_t n = item / strips, first = item % strips * strip;
-        const std::int64_t rows = std::min(strip, z.p - first);
-        const T* image = x.data<T>() + (n * z.c + g * window.sum.channels) * z.h * z.w;
-        const T* in = windowed(own, z, image, first, rows, buffer.data<T>());
-        T* out = y.data<T>() + ((n * z.k + g * filters) * z.p + first) * z.q;
-        correlate(own.sum, in, rows, z.q, weights.data<T>() + g * packed,
-                  bias.data<T>() + g * padded, Destination<T>{out, z.p * z.q, z.q, 1},
-                  work.data<T>());
-      }
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t image = item / strips, g = image % groups, first = item % strips * strip;
+      const std::int64_t rows = std::min(strip, z.p - first);
+      const T* from = x.data<T>() + image * window.sum.channels * z.h * z.w;
+      const T* in = windowed(own, z, from, first, rows, buffer.data<T>());
+      T* out = y.data<T>() + (image * filters * z.p + first) * z.q;
+      correlate(own.sum, in, rows, z.q, weights.data<T>() + g * packed, bias.data<T>() + g * padded,
+                Destination<T>{out, z.p * z.q, z.q, 1}, work.data<T>());
+    }
   });
 }
 
@@ -273,7 +275,7 @@ Phase make_phase(const Conv2dSize& z, const Reach& rows, const Reach& cols, std:
                  std::int64_t w) {
   const auto& o = z.options;
   const std::int64_t width = cols.span(cols.steps);
-  Phase phase{h, w, {z.filters_in_group(), z.channels_in_group(), 0, width, {}}, {}};
+  Phase phase{h, w, {z.filters_in_group(), z.channels_in_group(), 0, width, {}, 1}, {}};
   const std::int64_t i = h + o.padding.h, j = w + o.padding.w;
   for (std::int64_t r = 0; r < z.r; ++r)
     for (std::int64_t s = 0; s < z.s; ++s) {
@@ -312,35 +314,33 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
                         cols.span(z.w) == z.q && o.padding.h + o.padding.w == 0 &&
                         !few<T>(channels) && filters * z.p * z.q <= staged_elements;
   const std::int64_t width = cols.span(cols.steps);
-  const std::int64_t strip = strip_rows(rows.steps, z.n, filters * width, 1, rows.span(0));
-  const std::int64_t strips = (rows.steps + strip - 1) / strip;
-  parallel_for(z.n * strips, grain(z, z.n * strips), [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t strip = strip_rows(rows.steps, z.n * groups, filters * width, 1, rows.span(0));
+  const std::int64_t strips = (rows.steps + strip - 1) / strip, items = z.n * groups * strips;
+  parallel_for(items, grain(z, items), [&](std::int64_t begin, std::int64_t end) {
     std::vector<Phase> own = phases;
     Tensor work = empty({work_size<T>()}, w.options());
     const std::int64_t staged = filters * rows.span(strip) * width;
     Tensor buffer = empty({in_place ? 0 : staged + lanes<T>}, w.options());
-    for (std::int64_t item = begin; item < end; ++item)
-      for (std::int64_t g = 0; g < groups; ++g) {
-        const std::int64_t n = item / strips, first = item % strips * strip;
-        const std::int64_t height = rows.span(std::min(strip, rows.steps - first));
-        const T* in = dy.data<T>() + (n * z.k + g * filters) * z.p * z.q;
-        if (!in_place)
-          stage(
-              in, filters, z.p, z.q,
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t image = item / strips, g = image % groups, first = item % strips * strip;
+      const std::int64_t height = rows.span(std::min(strip, rows.steps - first));
+      const T* in = dy.data<T>() + image * filters * z.p * z.q;
+      if (!in_place)
+        stage(in, filters, z.p, z.q,
               Grid{rows.first + first - rows.back, 1, height, cols.first - cols.back, 1, 1, width},
               buffer.data<T>());
-        for (Phase& phase : own) {
-          const std::int64_t last = (z.h - phase.h + o.stride.h - 1) / o.stride.h;
-          const std::int64_t across = (z.w - phase.w + o.stride.w - 1) / o.stride.w;
-          phase.sum.plane = in_place ? z.p * z.q : height * width;
-          T* out = dx.data<T>() + (n * z.c + g * channels) * z.h * z.w +
-                   (phase.h + first * o.stride.h) * z.w + phase.w;
-          correlate(phase.sum, in_place ? in + first * z.q : buffer.data<T>(),
-                    std::min(strip, last - first), across,
-                    weights.data<T>() + g * packed + phase.packed, bias.data<T>(),
-                    Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w}, work.data<T>());
-        }
+      for (Phase& phase : own) {
+        const std::int64_t last = (z.h - phase.h + o.stride.h - 1) / o.stride.h;
+        const std::int64_t across = (z.w - phase.w + o.stride.w - 1) / o.stride.w;
+        phase.sum.plane = in_place ? z.p * z.q : height * width;
+        T* out = dx.data<T>() + image * channels * z.h * z.w +
+                 (phase.h + first * o.stride.h) * z.w + phase.w;
+        correlate(phase.sum, in_place ? in + first * z.q : buffer.data<T>(),
+                  std::min(strip, last - first), across,
+                  weights.data<T>() + g * packed + phase.packed, bias.data<T>(),
+                  Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w}, work.data<T>());
       }
+    }
   });
 }
 

@@ -13,7 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "ebb/core/eigen.h"
+#include "ebb/core/parallel.h"
+#include "ebb/ops/simd.h"
 
 namespace ebb::cpu::direct {
 
@@ -42,6 +43,7 @@ struct Correlation {
   std::int64_t channels = 0, filters = 0;  // of one group: summed over, and produced
   std::int64_t plane = 0, row_step = 0;
   std::vector<std::int64_t> taps;  // offsets in `in`
+  std::int64_t step = 1;           // columns between results, where there are few() filters
 
   std::int64_t terms() const { return channels * std::ssize(taps); }
 };
@@ -94,32 +96,46 @@ void transpose(const T* src, std::int64_t src_step, std::int64_t rows, std::int6
     }
 }
 
-#pragma GCC diagnostic pop
-
 // Weights of one group as the tiles read them: [block of filters][channel][tap][filter in block],
 // the last block as narrow as its registers, zeros where there is no filter. Weight (f, c, t) is
-// w[f · filter_step + c · channel_step + taps[t]].
+// w[f · filter_step + c · channel_step + taps[t]]. pack_block() packs one, of `left` filters.
+template <class T>
+void pack_block(const T* w, const Correlation& sum, std::int64_t filter_step,
+                std::int64_t channel_step, const std::vector<std::int64_t>& taps, std::int64_t left,
+                std::int64_t width, T* packed) {
+  const std::int64_t count = std::ssize(taps);
+  const bool consecutive = count > 0 && taps.back() - taps.front() + 1 == count;
+  if (left < width) std::fill_n(packed, sum.terms() * width, T(0));
+  const bool together = consecutive && channel_step == count;  // all terms of a filter
+  if (together && width == 1) return void(std::copy_n(w + taps.front(), sum.terms(), packed));
+  if (together) return transpose(w + taps.front(), filter_step, left, sum.terms(), packed, width);
+  for (std::int64_t c = 0; c < sum.channels; ++c, w += channel_step, packed += count * width) {
+    if (count == 1 && filter_step == 1) {
+      std::copy_n(w + taps.front(), left, packed);
+    } else if (consecutive) {
+      transpose(w + taps.front(), filter_step, left, count, packed, width);
+    } else {
+      for (std::int64_t t = 0; t < count; ++t)
+        for (std::int64_t f = 0; f < left; ++f)
+          packed[t * width + f] = w[f * filter_step + taps[static_cast<size_t>(t)]];
+    }
+  }
+}
+
 template <class T>
 void pack(const T* w, const Correlation& sum, std::int64_t filter_step, std::int64_t channel_step,
           const std::vector<std::int64_t>& taps, T* packed) {
   const std::int64_t widest = few<T>(sum.filters) ? 1 : filter_block<T>;
-  const auto count = static_cast<std::int64_t>(taps.size());
-  const bool consecutive = count > 0 && taps.back() - taps.front() + 1 == count;
-  for (std::int64_t first = 0; first < sum.filters; first += widest) {
-    const std::int64_t left = std::min(widest, sum.filters - first);
-    const std::int64_t width = widest == 1 ? 1 : vectors_for<T>(left) * lanes<T>;
-    if (left < width) std::fill_n(packed, sum.terms() * width, T(0));
-    for (std::int64_t c = 0; c < sum.channels; ++c, packed += count * width) {
-      const T* from = w + first * filter_step + c * channel_step;
-      if (consecutive) {
-        transpose(from + taps.front(), filter_step, left, count, packed, width);
-      } else {
-        for (std::int64_t t = 0; t < count; ++t)
-          for (std::int64_t f = 0; f < left; ++f)
-            packed[t * width + f] = from[f * filter_step + taps[static_cast<size_t>(t)]];
-      }
+  const std::int64_t blocks = (sum.filters + widest - 1) / widest;
+  parallel_for(blocks, (1 << 15) / (sum.terms() * widest + 1), [&](auto begin, auto end) {
+    for (std::int64_t first = begin * widest; first < std::min(end * widest, sum.filters);
+         first += widest) {
+      const std::int64_t left = std::min(widest, sum.filters - first);
+      const std::int64_t width = widest == 1 ? 1 : vectors_for<T>(left) * lanes<T>;
+      pack_block(w + first * filter_step, sum, filter_step, channel_step, taps, left, width,
+                 packed + first * sum.terms());
     }
-  }
+  });
 }
 
 // Elements that pack() writes at most for one group; also the padded number of filters, × terms.
@@ -215,31 +231,78 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
   } while (c < sum.channels);
 }
 
-// The same for a single filter, vectors along the row: w [channel][tap] → out [pixel]. Reads up to
+// Rows of `out` in which correlate_rows() leaves `cols` pixels.
+template <class T>
+std::int64_t padded_row(std::int64_t cols) {
+  return (cols + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+// The same for a single filter, vectors along the rows: w [channel][tap] → out [row][pixel]. Eight
+// sums at a time, of several rows where these are short, need not wait for each other. Reads up to
 // a register beyond the last pixel's input.
 template <class T>
-void correlate_row(const Correlation& sum, const T* in, std::int64_t cols, const T* w, T bias,
-                   T* out) {
+void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
+                    const T* w, T bias, T* out) {
   using namespace Eigen::internal;
   using P = Packet<T>;
-  constexpr int unrolled = 4;
   constexpr int n = lanes<T>;
-  const auto run = [&]<int count>(std::integral_constant<int, count>, std::int64_t j) {
-    P y[count];
-    for (P& v : y) v = pset1<P>(bias);
+  const std::int64_t step = padded_row<T>(cols);
+  const auto run = [&]<int down, int across>(std::int64_t i, std::int64_t j) {
+    P y[down][across];
+    for (auto& row : y)
+      for (P& v : row) v = pset1<P>(bias);
     const T* weight = w;
     for (std::int64_t c = 0; c < sum.channels; ++c)
       for (const std::int64_t tap : sum.taps) {
-        const T* x = in + c * sum.plane + tap + j;
+        const T* x = in + c * sum.plane + tap + i * sum.row_step + j;
         const P broadcast = pset1<P>(*weight++);
-        for (int v = 0; v < count; ++v) y[v] = pmadd(broadcast, ploadu<P>(x + v * n), y[v]);
+        for (int r = 0; r < down; ++r)
+          for (int v = 0; v < across; ++v)
+            y[r][v] = pmadd(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);
       }
-    for (int v = 0; v < count; ++v) pstoreu(out + j + v * n, y[v]);
+    for (int r = 0; r < down; ++r)
+      for (int v = 0; v < across; ++v) pstoreu(out + (i + r) * step + j + v * n, y[r][v]);
+  };
+  const auto all_rows = [&]<int across>(std::integral_constant<int, across>, std::int64_t j) {
+    constexpr int most = 8 / across;
+    std::int64_t i = 0;
+    for (; i + most <= rows; i += most) run.template operator()<most, across>(i, j);
+    for (; i + 4 <= rows && most > 4; i += 4)
+      run.template operator()<std::min(4, most), across>(i, j);
+    for (; i + 2 <= rows; i += 2) run.template operator()<2, across>(i, j);
+    if (i < rows) run.template operator()<1, across>(i, j);
   };
   std::int64_t j = 0;
-  for (; j + unrolled * n <= cols; j += unrolled * n)
-    run(std::integral_constant<int, unrolled>{}, j);
-  for (; j < cols; j += n) run(std::integral_constant<int, 1>{}, j);
+  for (; j + 3 * n < cols; j += 4 * n) all_rows(std::integral_constant<int, 4>(), j);
+  for (; j + n < cols; j += 2 * n) all_rows(std::integral_constant<int, 2>(), j);
+  for (; j < cols; j += n) all_rows(std::integral_constant<int, 1>(), j);
+}
+
+// Registers, the last overlapping the one before: rows are too short for a call of memmove.
+template <class T>
+void copy_row(const T* from, std::int64_t n, T* to) {
+  using namespace Eigen::internal;
+  constexpr int l = lanes<T>;
+  if (n < l) {
+    std::copy_n(from, n, to);
+    return;
+  }
+  for (std::int64_t i = 0; i < n; i += l) {
+    const std::int64_t at = std::min(i, n - l);
+    pstoreu(to + at, ploadu<Packet<T>>(from + at));
+  }
+}
+
+// n elements that are so far apart.
+template <class T>
+void move_row(const T* from, std::int64_t step, std::int64_t n, T* to, std::int64_t to_step) {
+  if (to_step != 1) {
+    for (std::int64_t j = 0; j < n; ++j) to[j * to_step] = from[j * step];
+  } else if (step != 1) {
+    gather_row(from, step, n, to);
+  } else {
+    copy_row(from, n, to);
+  }
 }
 
 // Elements of `work` that correlate() needs.
@@ -255,7 +318,9 @@ void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int6
                const T* w, const T* bias, Destination<T> to, T* work) {
   const bool along_rows = few<T>(sum.filters);
   const std::int64_t parts = (cols + chunk_pixels - 1) / chunk_pixels;
-  const std::int64_t rows_at_once = parts > 1 ? 1 : std::max<std::int64_t>(1, chunk_pixels / cols);
+  const std::int64_t fit =
+      along_rows ? work_size<T>() / 2 / padded_row<T>(cols * sum.step) : chunk_pixels / cols;
+  const std::int64_t rows_at_once = parts > 1 ? 1 : std::max<std::int64_t>(1, fit);
   T* turned = work + work_size<T>() / 2;
   for (std::int64_t first = 0; first < sum.filters;) {
     const int vectors = vectors_for<T>(sum.filters - first);
@@ -267,28 +332,29 @@ void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int6
         const std::int64_t left = cols * part / parts;
         const std::int64_t right = cols * (part + 1) / parts;
         const std::int64_t n = right - left;
-        const T* from = in + i * sum.row_step + left;
+        const T* from = in + i * sum.row_step + left * sum.step;
         T* y = to.y + first * to.filter + i * to.row + left * to.col;
-        const T* result = turned;
-        std::int64_t result_step = height * n;
         if (along_rows) {
+          const std::int64_t all = (n - 1) * sum.step + 1;
+          correlate_rows(sum, from, height, all, w, bias[first], turned);
           for (std::int64_t r = 0; r < height; ++r)
-            correlate_row(sum, from + r * sum.row_step, n, w, bias[first], turned + r * n);
-        } else if (vectors == 2) {
+            move_row(turned + r * padded_row<T>(all), sum.step, n, y + r * to.row, to.col);
+          continue;
+        }
+        if (vectors == 2) {
           correlate_chunk<T, 2>(sum, from, height, n, w, bias + first, work);
         } else {
           correlate_chunk<T, 1>(sum, from, height, n, w, bias + first, work);
         }
         const bool straight = to.col == 1 && (height == 1 || to.row == n);
-        if (!along_rows && straight) {
+        if (straight) {
           transpose(work, width, height * n, filters, y, to.filter);
           continue;
         }
-        if (!along_rows) transpose(work, width, height * n, filters, turned, result_step);
+        transpose(work, width, height * n, filters, turned, height * n);
         for (std::int64_t f = 0; f < filters; ++f)
           for (std::int64_t r = 0; r < height; ++r)
-            for (std::int64_t j = 0; j < n; ++j)
-              y[f * to.filter + r * to.row + j * to.col] = result[f * result_step + r * n + j];
+            move_row(turned + (f * height + r) * n, 1, n, y + f * to.filter + r * to.row, to.col);
       }
     w += width * sum.terms();
     first += width;
@@ -330,27 +396,37 @@ void gradient_tile(const T* const* x, std::int64_t row_step, const T* dy, std::i
     }
 }
 
-// The same for a single filter, dy [pixel], vectors along the row.
+// The same for a single filter, dy [pixel], vectors along the row, and half and quarter ones.
 template <class T, int columns>
 void gradient_dots(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
                    std::int64_t cols, T* dw) {
   using namespace Eigen::internal;
   using P = Packet<T>;
-  constexpr int n = lanes<T>;
+  using Half = typename unpacket_traits<P>::half;
+  using Quarter = typename unpacket_traits<Half>::half;
   P sum[columns];
-  T tail[columns] = {};
+  Half half[columns];
+  Quarter quarter[columns];
+  T single[columns] = {};
   for (P& v : sum) v = pset1<P>(T(0));
+  for (Half& v : half) v = pset1<Half>(T(0));
+  for (Quarter& v : quarter) v = pset1<Quarter>(T(0));
   for (std::int64_t i = 0; i < rows; ++i, dy += cols) {
     std::int64_t j = 0;
-    for (; j + n <= cols; j += n) {
-      const P g = ploadu<P>(dy + j);
+    const auto add = [&]<class V>(V* sums) {
+      const V g = ploadu<V>(dy + j);
       for (int k = 0; k < columns; ++k)
-        sum[k] = pmadd(g, ploadu<P>(x[k] + i * row_step + j), sum[k]);
-    }
+        sums[k] = pmadd(g, ploadu<V>(x[k] + i * row_step + j), sums[k]);
+      j += unpacket_traits<V>::size;
+    };
+    while (j + unpacket_traits<P>::size <= cols) add(sum);
+    if (j + unpacket_traits<Half>::size <= cols) add(half);
+    if (j + unpacket_traits<Quarter>::size <= cols) add(quarter);
     for (; j < cols; ++j)
-      for (int k = 0; k < columns; ++k) tail[k] += dy[j] * x[k][i * row_step + j];
+      for (int k = 0; k < columns; ++k) single[k] += dy[j] * x[k][i * row_step + j];
   }
-  for (int k = 0; k < columns; ++k) dw[k] += predux(sum[k]) + tail[k];
+  for (int k = 0; k < columns; ++k)
+    dw[k] += (predux(sum[k]) + predux(half[k])) + (predux(quarter[k]) + single[k]);
 }
 
 // Registers of filters: 0 stands for dots along the rows.
@@ -390,21 +466,6 @@ struct Grid {
   std::int64_t left, stride, phases, width;
 };
 
-// Registers, the last overlapping the one before: rows are too short for a call of memmove.
-template <class T>
-void copy_row(const T* from, std::int64_t n, T* to) {
-  using namespace Eigen::internal;
-  constexpr int l = lanes<T>;
-  if (n < l) {
-    std::copy_n(from, n, to);
-    return;
-  }
-  for (std::int64_t i = 0; i < n; i += l) {
-    const std::int64_t at = std::min(i, n - l);
-    pstoreu(to + at, ploadu<Packet<T>>(from + at));
-  }
-}
-
 // `channels` planes into [channel][row][phase][width]: column left + m · stride + f is at [f][m].
 template <class T>
 void stage(const T* x, std::int64_t channels, std::int64_t h, std::int64_t w, const Grid& grid,
@@ -413,19 +474,23 @@ void stage(const T* x, std::int64_t channels, std::int64_t h, std::int64_t w, co
     return a <= 0 ? 0 : (a + grid.stride - 1) / grid.stride;
   };
   std::fill_n(to, channels * grid.rows * grid.phases * grid.width, T(0));
-  for (std::int64_t c = 0; c < channels; ++c, x += h * w)
-    for (std::int64_t row = 0; row < grid.rows; ++row)
-      for (std::int64_t f = 0; f < grid.phases; ++f, to += grid.width) {
-        const std::int64_t i = grid.top + row * grid.row_step, start = grid.left + f;
-        if (i < 0 || i >= h) continue;
-        const std::int64_t begin = std::min(ceil_to(-start), grid.width);
-        const std::int64_t end = std::clamp(ceil_to(w - start), begin, grid.width);
-        const T* from = x + i * w + start;
-        if (grid.stride == 1)
-          copy_row(from + begin, end - begin, to + begin);
-        else
-          for (std::int64_t m = begin; m < end; ++m) to[m] = from[m * grid.stride];
+  const std::int64_t above =
+      std::clamp<std::int64_t>((-grid.top + grid.row_step - 1) / grid.row_step, 0, grid.rows);
+  for (std::int64_t f = 0; f < grid.phases; ++f) {
+    const std::int64_t start = grid.left + f;
+    const std::int64_t begin = std::min(ceil_to(-start), grid.width);
+    const std::int64_t n = std::clamp(ceil_to(w - start), begin, grid.width) - begin;
+    for (std::int64_t c = 0; c < channels; ++c)
+      for (std::int64_t row = above; row < grid.rows; ++row) {
+        const std::int64_t i = grid.top + row * grid.row_step;
+        if (i >= h) break;
+        const T* from = x + (c * h + i) * w + start + begin * grid.stride;
+        T* at = to + ((c * grid.rows + row) * grid.phases + f) * grid.width + begin;
+        move_row(from, grid.stride, n, at, 1);
       }
+  }
 }
+
+#pragma GCC diagnostic pop
 
 }  // namespace ebb::cpu::direct
