@@ -4,6 +4,7 @@
 
 #include "ebb/core/parallel.h"
 #include "ebb/ops/pooling/columns.h"
+#include "ebb/ops/sums.h"
 
 namespace ebb {
 
@@ -53,49 +54,50 @@ void for_planes(const PoolSize& s, F&& f) {
                });
 }
 
-// Windows may be large: rows are summed on their own.
+// The outputs [q, q + n) of a row, whose windows lie in the image's width; `line` is the sum of
+// their rows of the image.
 template <class T>
-T window_mean(const PoolSize& s, const T* x, const Window& v) {
-  T sum = 0;
-  for (std::int64_t h = v.h0; h < v.h1; ++h) {
-    T row = 0;
-    for (std::int64_t w = v.w0; w < v.w1; ++w) row += x[h * s.w + w];
-    sum += row;
-  }
-  return v.h0 < v.h1 && v.w0 < v.w1 ? sum / static_cast<T>(v.divisor) : T(0);
-}
-
-// The outputs [q, q + n) of a row, whose windows lie in the image's width and are otherwise v.
-template <class T>
-void mean_columns(const PoolSize& s, const T* x, const Window& v, std::int64_t q, std::int64_t n,
+void mean_columns(const PoolSize& s, const T* line, T divisor, std::int64_t q, std::int64_t n,
                   T* y) {
-  const std::int64_t whole = cpu::whole_registers(n);
+  const std::int64_t at = q * s.stride_w - s.padding_w;
+  cpu::RowTaps<T> taps(s, line + at, s.w - at, n);
   T sum[cpu::pool_block] = {};
-  for (std::int64_t h = v.h0; h < v.h1; ++h) {
-    const std::int64_t at = h * s.w + q * s.stride_w - s.padding_w;
-    cpu::RowTaps<T> taps(s, x + at, s.h * s.w - at, n);
-    T row[cpu::pool_block] = {};
-    for (std::int64_t c = 0; c < s.kernel_w; ++c) {
-      const T* pixels = taps.at(c);
-      for (std::int64_t i = 0; i < whole; ++i) row[i] += pixels[i];
-    }
-    for (std::int64_t i = 0; i < whole; ++i) sum[i] += row[i];
+  for (std::int64_t c = 0; c < s.kernel_w; ++c) {
+    const T* pixels = taps.at(c);
+    for (std::int64_t i = 0; i < cpu::whole_registers(n); ++i) sum[i] += pixels[i];
   }
-  for (std::int64_t i = 0; i < n; ++i) y[i] = sum[i] / static_cast<T>(v.divisor);
+  for (std::int64_t i = 0; i < n; ++i) y[i] = sum[i] / divisor;
 }
 
+// Windows may be large: their columns are summed first, for all outputs of the row, then those.
 template <class T>
-void mean_row(const PoolSize& s, const Divisor& divisor, const T* x, std::int64_t p, T* y) {
-  const cpu::Columns inside(s);
+void mean_row(const PoolSize& s, const Divisor& divisor, const T* x, std::int64_t p, T* line,
+              T* y) {
+  const Window v = window_of(s, divisor, p, 0);
+  if (v.h0 >= v.h1) return void(std::fill_n(y, s.q, T(0)));
+  std::copy_n(x + v.h0 * s.w, s.w, line);
+  for (std::int64_t h = v.h0 + 1; h < v.h1; ++h)
+    for (std::int64_t w = 0; w < s.w; ++w) line[w] += x[h * s.w + w];
+  const cpu::Columns inside(s, 8);
   const auto edges = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t q = begin; q < end; ++q)
-      y[q] = window_mean(s, x, window_of(s, divisor, p, q));
+    for (std::int64_t q = begin; q < end; ++q) {
+      const Window one = window_of(s, divisor, p, q);
+      T sum = 0;
+      for (std::int64_t w = one.w0; w < one.w1; ++w) sum += line[w];
+      y[q] = one.w0 < one.w1 ? sum / static_cast<T>(one.divisor) : T(0);
+    }
   };
   edges(0, inside.begin);
   for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block)
-    mean_columns(s, x, window_of(s, divisor, p, q), q, std::min(cpu::pool_block, inside.end - q),
-                 y + q);
+    mean_columns(s, line, static_cast<T>(window_of(s, divisor, p, q).divisor), q,
+                 std::min(cpu::pool_block, inside.end - q), y + q);
   edges(inside.end, s.q);
+}
+
+// One window that is the image.
+bool covers(const PoolSize& s) {
+  return s.p == 1 && s.q == 1 && s.padding_h == 0 && s.padding_w == 0 && s.kernel_h == s.h &&
+         s.kernel_w == s.w;
 }
 
 // What a row of outputs gives to each row of its windows: first added up along the width.
@@ -105,7 +107,7 @@ void scatter_row(const PoolSize& s, const Divisor& divisor, const T* dy, std::in
   std::fill_n(line, s.w, T(0));
   Window v = window_of(s, divisor, p, 0);
   if (v.h0 >= v.h1) return;
-  const cpu::Columns inside(s);
+  const cpu::Columns inside(s, 1);
   for (std::int64_t q = 0; q < s.q; ++q) {
     if (inside.begin < q && q < inside.end) {
       v.w0 += s.stride_w;
@@ -125,10 +127,23 @@ void scatter_row(const PoolSize& s, const Divisor& divisor, const T* dy, std::in
 void cpu::avg_pool2d(const PoolSize& s, const Divisor& divisor, const Tensor& x, Tensor& y) {
   visit<float, double>(x.dtype(), "avg_pool2d", [&](auto zero) {
     using T = decltype(zero);
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
+    if (covers(s)) {
+      const auto size = s.h * s.w;
+      const T whole = static_cast<T>(window_of(s, divisor, 0, 0).divisor);
+      return for_planes(s, [=](std::int64_t plane) {
+        to[plane] =
+            static_cast<T>(sum_of(0, size, [=, v = from + plane * size](auto i) { return v[i]; })) /
+            whole;
+      });
+    }
     for_planes(s, [&](std::int64_t plane) {
+      static thread_local std::vector<T> line;
+      line.resize(static_cast<size_t>(s.w));
       for (std::int64_t p = 0; p < s.p; ++p)
-        mean_row(s, divisor, x.data<T>() + plane * s.h * s.w, p,
-                 y.data<T>() + (plane * s.p + p) * s.q);
+        mean_row(s, divisor, from + plane * s.h * s.w, p, line.data(),
+                 to + (plane * s.p + p) * s.q);
     });
   });
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ebb/ops/pooling/window.h"
+#include "ebb/ops/simd.h"
 
 namespace ebb::cpu {
 
@@ -17,10 +18,12 @@ inline std::int64_t whole_registers(std::int64_t n) { return (n + 15) / 16 * 16;
 struct Columns {
   std::int64_t begin, end;
 
-  explicit Columns(const PoolSize& s)
+  // None when fewer than `worthwhile` would be worked on together.
+  Columns(const PoolSize& s, std::int64_t worthwhile)
       : begin(std::min(s.q, (s.padding_w + s.stride_w - 1) / s.stride_w)), end(begin) {
     const std::int64_t last = s.w + s.padding_w - s.dilation_w * (s.kernel_w - 1) - 1;
     if (last >= 0) end = std::clamp(last / s.stride_w + 1, begin, s.q);
+    if (end - begin < worthwhile) end = begin;
   }
 };
 
@@ -37,12 +40,19 @@ class RowTaps {
     if (split_) split(whole_registers(n) + reach / 2);
   }
 
+  // Whether what at() returns for taps up to c stays as it is.
+  bool side_by_side(std::int64_t c) const {
+    return split_ || (stride_ == 1 && c * dilation_ + whole_registers(n_) <= left_);
+  }
+
   const T* at(std::int64_t c) {
     const std::int64_t first = c * dilation_;
     if (split_) return (first % 2 == 0 ? even_ : odd_) + first / 2;
     if (stride_ == 1 && first + whole_registers(n_) <= left_) return x_ + first;
-    for (std::int64_t i = 0; i < n_; ++i) even_[i] = x_[first + i * stride_];
-    std::fill(even_ + n_, even_ + whole_registers(n_), T(0));
+    const std::int64_t whole = whole_registers(n_);
+    const std::int64_t n = first + (whole - 1) * stride_ < left_ ? whole : n_;
+    gather_row(x_ + first, stride_, n, even_);
+    std::fill(even_ + n, even_ + whole, T(0));
     return even_;
   }
 

@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "ebb/core/parallel.h"
+#include "ebb/ops/map.h"
 #include "ebb/ops/pooling/columns.h"
 
 namespace ebb {
@@ -88,12 +88,33 @@ void pool_columns(const PoolSize& s, const T* x, std::int64_t p, std::int64_t r0
   }
 }
 
+// The same where no one asks for places, two taps at a time where both can be had.
+template <class T>
+void pool_values(const PoolSize& s, const T* x, std::int64_t p, std::int64_t r0, std::int64_t r1,
+                 std::int64_t q, std::int64_t n, T* best) {
+  const auto larger = [](auto best, auto v) {
+    return select(not_at_most(v, best) & (best == best), v, best);
+  };
+  const auto largest = [=](auto best, auto v, auto w) { return larger(larger(best, v), w); };
+  const std::int64_t whole = cpu::whole_registers(n);
+  for (std::int64_t r = r0; r < r1; ++r) {
+    const std::int64_t at =
+        (p * s.stride_h - s.padding_h + r * s.dilation_h) * s.w + q * s.stride_w - s.padding_w;
+    cpu::RowTaps<T> taps(s, x + at, s.h * s.w - at, n);
+    std::int64_t c = 0;
+    if (r == r0) std::copy_n(taps.at(c++), whole, best);
+    for (; c + 2 <= s.kernel_w && taps.side_by_side(c + 1); c += 2)
+      cpu::map_row(best, whole, largest, best, taps.at(c), taps.at(c + 1));
+    for (; c < s.kernel_w; ++c) cpu::map_row(best, whole, larger, best, taps.at(c));
+  }
+}
+
 template <class T, class I>
 void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
   const std::int64_t h0 = p * s.stride_h - s.padding_h;
   const std::int64_t r0 = h0 < 0 ? (-h0 + s.dilation_h - 1) / s.dilation_h : 0;
   const std::int64_t r1 = std::min(s.kernel_h, (s.h - h0 + s.dilation_h - 1) / s.dilation_h);
-  cpu::Columns inside(s);
+  cpu::Columns inside(s, 4);
   if (r0 >= r1) inside.end = inside.begin;
   const auto edges = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t q = begin; q < end; ++q)
@@ -101,10 +122,14 @@ void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
   };
   edges(0, inside.begin);
   for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block) {
+    const std::int64_t n = std::min(cpu::pool_block, inside.end - q);
     Place<T> place[cpu::pool_block];
     T best[cpu::pool_block];
-    const std::int64_t n = std::min(cpu::pool_block, inside.end - q);
-    pool_columns(s, x, p, r0, r1, q, n, place, best);
+    if (index) {
+      pool_columns(s, x, p, r0, r1, q, n, place, best);
+    } else {
+      pool_values(s, x, p, r0, r1, q, n, best);
+    }
     std::copy_n(best, n, y + q);
     for (std::int64_t i = 0; i < n && index; ++i) index[q + i] = static_cast<I>(place[i]);
   }
@@ -176,9 +201,11 @@ void cpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
     using T = decltype(value);
     using I = decltype(place);
     I* places = index.defined() ? index.data<I>() : nullptr;
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
     for_planes(s, [&](std::int64_t plane) {
-      pool_plane(s, x.data<T>() + plane * s.h * s.w, places ? places + plane * s.p * s.q : nullptr,
-                 y.data<T>() + plane * s.p * s.q);
+      pool_plane(s, from + plane * s.h * s.w, places ? places + plane * s.p * s.q : nullptr,
+                 to + plane * s.p * s.q);
     });
   });
 }
@@ -189,10 +216,12 @@ void cpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
     using T = decltype(value);
     using I = decltype(place);
     const Offsets offsets(s);
+    const I* places = index.data<I>();
+    const T* from = dy.data<T>();
+    T* to = dx.data<T>();
     for_planes(s, [&](std::int64_t plane) {
       const std::int64_t at = plane * s.p * s.q;
-      scatter_plane(s, offsets, index.data<I>() + at, dy.data<T>() + at,
-                    dx.data<T>() + plane * s.h * s.w);
+      scatter_plane(s, offsets, places + at, from + at, to + plane * s.h * s.w);
     });
   });
 }
