@@ -180,20 +180,10 @@ void permute_words(const Gather& g, std::int64_t size, const Word* x, Word* y) {
 }  // namespace
 
 void cpu::permute(std::string_view, const Gather& g, const Tensor& x, Tensor& y) {
-  const auto move = [&](auto zero) {
+  visit_words(x.dtype(), [&](auto zero) {
     using Word = decltype(zero);
     permute_words(g, y.numel(), static_cast<const Word*>(x.raw()), static_cast<Word*>(y.raw()));
-  };
-  switch (size_of(x.dtype())) {
-    case 1:
-      return move(std::uint8_t{});
-    case 2:
-      return move(std::uint16_t{});
-    case 4:
-      return move(std::uint32_t{});
-    default:
-      return move(std::uint64_t{});
-  }
+  });
 }
 
 }  // namespace ebb

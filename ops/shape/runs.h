@@ -21,6 +21,21 @@ using CopyRuns = void(std::string_view op, const Runs& runs, const Tensor& x, Te
 namespace cpu {
 CopyRuns copy_runs;
 
+// f(Word{}) for a word as large as an element.
+template <class F>
+void visit_words(Dtype dtype, F&& f) {
+  switch (size_of(dtype)) {
+    case 1:
+      return f(std::uint8_t{});
+    case 2:
+      return f(std::uint16_t{});
+    case 4:
+      return f(std::uint32_t{});
+    default:
+      return f(std::uint64_t{});
+  }
+}
+
 // For a few elements a call of memmove would take longer than they do.
 template <class T>
 void copy_row(const T* from, std::int64_t n, T* to) {
