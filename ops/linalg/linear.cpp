@@ -70,15 +70,17 @@ void cpu::linear_bias_gradient(const Tensor& dy, Tensor& db) {
     constexpr std::int64_t block = 256;
     const std::int64_t out = db.numel();
     const std::int64_t rows = out ? dy.numel() / out : 0;
+    const T* from = dy.data<T>();
+    T* to = db.data<T>();
     const auto sums_of = [&](std::int64_t first) {
       const std::int64_t columns = std::min(stripe, out - first);
-      auto sum = array(db.data<T>() + first, columns);
+      auto sum = array(to + first, columns);
       sum.setZero();
       for (std::int64_t r = 0; r < rows; r += block) {
         Eigen::Array<T, Eigen::Dynamic, 1, 0, stripe, 1> part;
         part.setZero(columns);
         for (std::int64_t i = r; i < std::min(rows, r + block); ++i)
-          part += array(dy.data<T>() + i * out + first, columns);
+          part += array(from + i * out + first, columns);
         sum += part;
       }
     };

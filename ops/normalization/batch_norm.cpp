@@ -198,9 +198,8 @@ Parts row_moments(const T* x, std::int64_t rows, std::int64_t channels) {
 }
 
 template <class R>
-void move_running(Tensor& running, double batch, double momentum, std::int64_t c) {
-  R& r = running.data<R>()[c];
-  r = R((1 - momentum) * static_cast<double>(r) + momentum * batch);
+void move(R& running, double batch, double momentum) {
+  running = R((1 - momentum) * static_cast<double>(running) + momentum * batch);
 }
 
 void statistics(const Tensor& x, const Planes& s, const BatchNormOptions& options,
@@ -213,13 +212,15 @@ void statistics(const Tensor& x, const Planes& s, const BatchNormOptions& option
         (s.plane == 1 ? row_moments(v, s.samples, s.channels) : plane_moments(v, s)).total(n);
     visit<float, double>(running_mean.dtype(), op, [&](auto kind) {
       using R = decltype(kind);
+      T *to_mean = mean.data<T>(), *to_inverse = inverse.data<T>();
+      R *means = running_mean.data<R>(), *vars = running_var.data<R>();
       for (std::int64_t c = 0; c < s.channels; ++c) {
         const double m = moments.mean[static_cast<size_t>(c)];
         const double square = moments.square[static_cast<size_t>(c)];
-        mean.data<T>()[c] = T(m);
-        inverse.data<T>()[c] = T(1 / std::sqrt(square / n + options.eps));
-        move_running<R>(running_mean, m, options.momentum, c);
-        move_running<R>(running_var, square / (n - 1), options.momentum, c);
+        to_mean[c] = T(m);
+        to_inverse[c] = T(1 / std::sqrt(square / n + options.eps));
+        move(means[c], m, options.momentum);
+        move(vars[c], square / (n - 1), options.momentum);
       }
     });
   });
