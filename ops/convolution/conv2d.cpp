@@ -229,19 +229,22 @@ void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor
   const std::int64_t row = window.sum.channels * window.phases * window.width;
   const std::int64_t strip = strip_rows(z.p, z.n * groups, row, window.row_stride, window.above);
   const std::int64_t strips = (z.p + strip - 1) / strip, items = z.n * groups * strips;
+  const T *from = x.data<T>(), *w_packed = weights.data<T>(), *b_padded = bias.data<T>();
+  T* to = y.data<T>();
   parallel_for(items, grain(z, items), [&](std::int64_t begin, std::int64_t end) {
     Window own = window;
     Tensor work = empty({work_size<T>()}, x.options());
     const std::int64_t staged = window.rows(strip) * row;
     Tensor buffer = empty({window.in_place ? 0 : staged + lanes<T>}, x.options());
+    T *const strip_of_x = buffer.data<T>(), *const scratch = work.data<T>();
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t image = item / strips, g = image % groups, first = item % strips * strip;
       const std::int64_t rows = std::min(strip, z.p - first);
-      const T* from = x.data<T>() + image * window.sum.channels * z.h * z.w;
-      const T* in = windowed(own, z, from, first, rows, buffer.data<T>());
-      T* out = y.data<T>() + (image * filters * z.p + first) * z.q;
-      correlate(own.sum, in, rows, z.q, weights.data<T>() + g * packed, bias.data<T>() + g * padded,
-                Destination<T>{out, z.p * z.q, z.q, 1}, work.data<T>());
+      const T* in =
+          windowed(own, z, from + image * window.sum.channels * z.h * z.w, first, rows, strip_of_x);
+      T* out = to + (image * filters * z.p + first) * z.q;
+      correlate(own.sum, in, rows, z.q, w_packed + g * packed, b_padded + g * padded,
+                Destination<T>{out, z.p * z.q, z.q, 1}, scratch);
     }
   });
 }

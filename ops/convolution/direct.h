@@ -112,7 +112,7 @@ void pack_block(const T* w, const Correlation& sum, std::int64_t filter_step,
   for (std::int64_t c = 0; c < sum.channels; ++c, w += channel_step, packed += count * width) {
     if (count == 1 && filter_step == 1) {
       std::copy_n(w + taps.front(), left, packed);
-    } else if (consecutive) {
+    } else if (consecutive && left > 1) {
       transpose(w + taps.front(), filter_step, left, count, packed, width);
     } else {
       for (std::int64_t t = 0; t < count; ++t)
@@ -473,21 +473,35 @@ void stage(const T* x, std::int64_t channels, std::int64_t h, std::int64_t w, co
   const auto ceil_to = [&](std::int64_t a) {
     return a <= 0 ? 0 : (a + grid.stride - 1) / grid.stride;
   };
-  std::fill_n(to, channels * grid.rows * grid.phases * grid.width, T(0));
-  const std::int64_t above =
-      std::clamp<std::int64_t>((-grid.top + grid.row_step - 1) / grid.row_step, 0, grid.rows);
-  for (std::int64_t f = 0; f < grid.phases; ++f) {
-    const std::int64_t start = grid.left + f;
-    const std::int64_t begin = std::min(ceil_to(-start), grid.width);
-    const std::int64_t n = std::clamp(ceil_to(w - start), begin, grid.width) - begin;
+  // Of a phase's row, [begin, end) lies inside the image.
+  const auto inside = [&](std::int64_t f) {
+    const std::int64_t begin = std::min(ceil_to(-grid.left - f), grid.width);
+    return std::pair(begin, std::clamp(ceil_to(w - grid.left - f), begin, grid.width));
+  };
+  // f(row of the image, first phase of the staged row)
+  const auto for_rows = [&](auto f) {
     for (std::int64_t c = 0; c < channels; ++c)
-      for (std::int64_t row = above; row < grid.rows; ++row) {
+      for (std::int64_t row = 0; row < grid.rows; ++row) {
         const std::int64_t i = grid.top + row * grid.row_step;
-        if (i >= h) break;
-        const T* from = x + (c * h + i) * w + start + begin * grid.stride;
-        T* at = to + ((c * grid.rows + row) * grid.phases + f) * grid.width + begin;
-        move_row(from, grid.stride, n, at, 1);
+        if (0 <= i && i < h)
+          f(x + (c * h + i) * w, to + (c * grid.rows + row) * grid.phases * grid.width);
       }
+  };
+  std::fill_n(to, channels * grid.rows * grid.phases * grid.width, T(0));
+  const auto [begin, end] = inside(0);
+  if (grid.phases >= 4 && inside(grid.phases - 1) == inside(0)) {
+    for_rows([&, begin = begin, n = end - begin](const T* from, T* staged) {
+      transpose(from + grid.left + begin * grid.stride, grid.stride, n, grid.phases, staged + begin,
+                grid.width);
+    });
+    return;
+  }
+  for (std::int64_t f = 0; f < grid.phases; ++f) {
+    const auto [begin, end] = inside(f);
+    for_rows([&, begin = begin, n = end - begin](const T* from, T* staged) {
+      move_row(from + grid.left + f + begin * grid.stride, grid.stride, n,
+               staged + f * grid.width + begin, 1);
+    });
   }
 }
 
