@@ -131,7 +131,7 @@ struct Window {
 
 // Items that are worth a thread, when all `items` together do so many multiplications.
 std::int64_t grain(const Conv2dSize& z, std::int64_t items) {
-  constexpr std::int64_t worth = 1 << 19;  // multiplications
+  constexpr std::int64_t worth = 1 << 17;  // multiplications
   const std::int64_t all = z.n * z.k * z.p * z.q * z.channels_in_group() * z.r * z.s;
   return std::max<std::int64_t>(1, worth * items / std::max<std::int64_t>(1, all));
 }
