@@ -1,6 +1,7 @@
 #include "ebb/ops/shape/permute.h"
 
 #include <numeric>
+#include <vector>
 
 #include "ebb/core/parallel.h"
 #include "ebb/ops/shape/runs.h"
@@ -88,7 +89,9 @@ struct Count {
 
   void add(std::int64_t extent, std::int64_t x, std::int64_t y) {
     const auto d = static_cast<size_t>(rank++);
-    extents[d] = extent, in_x[d] = x, in_y[d] = y;
+    extents[d] = extent;
+    in_x[d] = x;
+    in_y[d] = y;
   }
   // Where the number `index` is in x and in y.
   std::pair<std::int64_t, std::int64_t> at(std::int64_t index) const {
@@ -155,26 +158,29 @@ void transpose_tiles(const Count& outer, std::int64_t n, std::int64_t x_step, st
                });
 }
 
+// Two dimensions of y are moved together: the one that is the fastest in y and, unless that is the
+// fastest in x, too, the one that is; else the one before it. The others are counted through.
 template <class Word>
 void permute_words(const Gather& g, std::int64_t size, const Word* x, Word* y) {
-  const int last = g.rank - 1;
-  const auto along = [&](int d) { return std::pair{g.extents[size_t(d)], g.steps[size_t(d)]}; };
-  if (g.rank == 0) return void(*y = *x);
-  const auto [n, step] = along(last);
-  int fastest = 0;  // in x
-  while (g.steps[static_cast<size_t>(fastest)] != 1) ++fastest;
-  const int other = step == 1 ? last - 1 : fastest;
+  struct Dim {
+    std::int64_t extent = 1, in_x = 0, in_y = 0;
+  };
+  std::vector<Dim> dims;
+  std::int64_t in_y = size;
+  for (size_t d = 0; d < static_cast<size_t>(g.rank); ++d)
+    dims.push_back({g.extents[d], g.steps[d], in_y /= g.extents[d]});
+  if (dims.empty()) dims.push_back({1, 1, 1});
+  const Dim last = dims.back();
+  dims.pop_back();
+  const bool rows = last.in_x == 1;
+  size_t at = dims.size() - 1;
+  while (!rows && dims[at].in_x != 1) --at;
+  const Dim other = dims.empty() ? Dim() : dims[at];
   Count outer;
-  std::int64_t in_y = size, other_in_y = 0;
-  for (int d = 0; d < last; ++d) {
-    const auto [extent, in_x] = along(d);
-    in_y /= extent;
-    d == other ? void(other_in_y = in_y) : outer.add(extent, in_x, in_y);
-  }
-  const auto [m, other_in_x] =
-      other < 0 ? std::pair<std::int64_t, std::int64_t>(1, 0) : along(other);
-  if (step == 1) return copy_rows(outer, m, other_in_x, n, size, x, y);
-  transpose_tiles(outer, n, step, m, other_in_y, size, x, y);
+  for (size_t d = 0; d < dims.size(); ++d)
+    if (d != at) outer.add(dims[d].extent, dims[d].in_x, dims[d].in_y);
+  if (rows) return copy_rows(outer, other.extent, other.in_x, last.extent, size, x, y);
+  transpose_tiles(outer, last.extent, last.in_x, other.extent, other.in_y, size, x, y);
 }
 
 }  // namespace
