@@ -113,7 +113,7 @@ struct ChannelWindow {
       Compute<T> out[width];
       visit(
           u, [&](int j, auto... x) { out[j] = f(j, x...); }, std::make_index_sequence<inputs>{});
-      store(reinterpret_cast<Pack<T, width>*>(y + place[u]), narrow<T>(out));
+      store_words(y + place[u], narrow<T>(out));
     }
   }
 
@@ -223,20 +223,21 @@ void channel_map(std::string_view op, const Body& body, std::int64_t samples, st
 // Σ (x − c) and Σ (x − c)² of a column or channel, c being its first element: nearly its mean, but
 // for an outlier, which double has digits for. What a thread has of them goes by windows: sums in C
 // about the mean of the first elements, made small as x − c of finite numbers may overflow.
-template <class C>
+template <class T>
 struct MomentTerms {
-  C c;
+  using C = Compute<T>;
+  T c;  // as it came, so that nobody waits for it before it is needed
 
   struct Window {
     C origin, sum, square;
     int size;
   };
   template <class Rows>
-  __device__ Window open(const Rows& rows) const {
+  __device__ void open(const Rows& rows, Window& w) const {
     const C first = rows.first() * small;
     C total = 0;
     rows.each([&](C x, auto...) { total += x * small - first; });
-    return {first + total * reciprocal(static_cast<C>(rows.size())), 0, 0, 0};
+    w.origin = first + total * reciprocal(static_cast<C>(rows.size()));
   }
   template <class Rows>
   __device__ void add(const Rows& rows, Window& w) const {
@@ -248,7 +249,7 @@ struct MomentTerms {
     w.size += rows.size();
   }
   __device__ void close(const Window& w, double (&sum)[2]) const {
-    const double off = static_cast<double>(w.origin) / small - static_cast<double>(c);
+    const double off = static_cast<double>(w.origin) / small - static_cast<double>(widen(c));
     const double rest = static_cast<double>(w.sum) / small;
     sum[0] += w.size * off + rest;
     sum[1] += static_cast<double>(w.square) / (small * small) + off * (w.size * off + 2 * rest);
@@ -256,7 +257,8 @@ struct MomentTerms {
 
   template <class Rows>
   __device__ void add(const Rows& rows, double (&sum)[2]) const {
-    Window w = open(rows);
+    Window w{};
+    open(rows, w);
     add(rows, w);
     close(w, sum);
   }
@@ -270,8 +272,8 @@ template <class T>
 struct MomentsFromFirst {
   const T* x;
   std::int64_t step;
-  using Column = MomentTerms<Compute<T>>;
-  __device__ Column column(std::int64_t channel) const { return {widen(x[channel * step])}; }
+  using Column = MomentTerms<T>;
+  __device__ Column column(std::int64_t channel) const { return {x[channel * step]}; }
 };
 
 }  // namespace ebb::gpu

@@ -13,7 +13,7 @@
 //   };                                                  what one thread writes of a channel
 //
 //   struct Column {                                     rows as in columns.cuh, of all x
-//     __device__ Window open(const auto& rows) const …          sums in C that begin with these
+//     __device__ void open(const auto& rows, Window&) const …     sums in C, new: these come first
 //     __device__ void add(const auto& rows, Window&) const …
 //     __device__ void close(const Window&, double (&sum)[count]) const …
 //     __device__ void add(const auto& rows, double (&sum)[count]) const …      all three
@@ -39,7 +39,7 @@ __device__ void sum_units(Units& units, std::int64_t tile, const Column (&own)[l
     units.sum(tile, [&](const auto& rows, bool first) {
       if (first)
 #pragma unroll
-        for (int j = 0; j < lanes; ++j) w[j] = own[j].open(rows.of_column(j));
+        for (int j = 0; j < lanes; ++j) own[j].open(rows.of_column(j), w[j]);
 #pragma unroll
       for (int j = 0; j < lanes; ++j) own[j].add(rows.of_column(j), w[j]);
     });
@@ -79,33 +79,31 @@ __global__ void __launch_bounds__(held_threads<columns>, held_blocks<columns>)
   columns_of(tile);
   auto known = body.known(has(tile) ? mine(tile) : 0);
   const std::int64_t sooner = groups - groups / 2;
-  if (s.tiles > groups && tile >= sooner) exchange.wait_for(tile - sooner);
+  if (s.group > 1 && s.tiles > groups && tile >= sooner) exchange.wait_for(tile - sooner);
   units.start();
   for (; tile < s.tiles; tile += groups) {
     double sum[lanes][count] = {};
     sum_units<count, columns>(units, tile, own, sum);
     sums.add_lanes(sum);
-    exchange.meet();
     double total[count] = {};
-    exchange.send(tile);
-    exchange.receive(tile, total);
+    exchange.total(tile, total);
     if (has(tile)) sums.keep(me, body.channel(known, total));
     __syncthreads();
+    if (has(tile) && exchange.rank() == 0) body.keep(mine(tile), known, total);
     const std::int64_t next = tile + groups;
     if (next < s.tiles) columns_of(next);
+    known = body.known(has(next) ? mine(next) : 0);
     Channel channels[lanes];
 #pragma unroll
     for (int j = 0; j < lanes; ++j) channels[j] = sums.channel(j);
     units.map(tile, y, [&](int j, auto... v) { return channels[columns ? j : 0](v...); });
-    if (has(tile) && exchange.rank() == 0) body.keep(mine(tile), known, total);
-    known = body.known(has(next) ? mine(next) : 0);
   }
 #endif
 }
 
 // Groups of blocks that hold a tile, or two thirds of it, so that they have the least to do in all:
 // for each unit 2, or 3 where it is loaded again, and for each tile 4 of each warp while sums
-// travel.
+// travel, or 1 where they stay.
 inline HeldLayout held_layout(HeldLayout s, int blocks, int slots, int warps) {
   std::int64_t least = 0;
   HeldLayout best{};
@@ -115,7 +113,9 @@ inline HeldLayout held_layout(HeldLayout s, int blocks, int slots, int warps) {
     s.steps = divide_up(s.share, warps);
     s.again = std::max(s.steps - slots, 0);
     if (2 * s.again > slots) continue;
-    const std::int64_t time = rounds * (2 * std::max(s.share, warps - 1) + (s.again + 4) * warps);
+    const int travel = s.group > 1 ? 4 : 1;
+    const std::int64_t time =
+        rounds * (2 * std::max(s.share, warps - 1) + (s.again + travel) * warps);
     if (best.share > 0 && time >= least) continue;
     least = time;
     best = s;

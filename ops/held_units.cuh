@@ -54,17 +54,15 @@ __device__ inline CachePolicy dropped_first() {
 
 // To shared memory, as in mma.cuh.
 template <int bytes>
-__device__ void copy_async(void* to, const void* from, CachePolicy policy) {
+__device__ void copy_async(unsigned to, const void* from, CachePolicy policy) {
   if constexpr (bytes == 16)
-    asm volatile(
-        "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-        "l"(from), "l"(policy)
-        : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to),
+                 "l"(from), "l"(policy)
+                 : "memory");
   else
-    asm volatile(
-        "cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
-        "l"(from), "n"(bytes), "l"(policy)
-        : "memory");
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3;" ::"r"(to),
+                 "l"(from), "n"(bytes), "l"(policy)
+                 : "memory");
 }
 
 // Until all but the newest `left` groups of the thread's copies have arrived, or 8 if that is less.
@@ -87,7 +85,7 @@ class HeldUnits {
   using Window = ChannelWindow<T, inputs, most, width>;
 
   __device__ HeldUnits(const HeldLayout& s, void* memory, const T* const (&x)[inputs])
-      : s_(s), memory_(static_cast<T*>(memory) + threadIdx.x * width), x_(x) {
+      : s_(s), memory_(shared_address(memory) + threadIdx.x * width * sizeof(T)), x_(x) {
     const int place = static_cast<int>(threadIdx.x) / warp_size;
     // The first warp, whose fence holds its loads up, comes last where there may be none for it.
     const int warp = columns ? place : held_warps<columns> - 1 - place;
@@ -95,7 +93,17 @@ class HeldUnits {
     const int left = min(s.units - start, s.share) - warp;
     first_ = start + warp;
     count_ = left > 0 ? divide_up(left, held_warps<columns>) : 0;
+    const auto pieces = static_cast<int>(s.pieces.d);
+    pieces_ahead_ = held_warps<columns> % pieces;
+    ahead_ = held_warps<columns> / pieces * sample() + pieces_ahead_ * piece();
+    back_ = sample() - pieces * piece();
+    left_ahead_ = columns ? held_warps<columns> * most * step : pieces_ahead_ * s.length;
+    left_back_ = pieces * s.length;
     next_tile_ = blockIdx.x / s.group;
+    next_ = at(next_tile_, 0);
+    asm volatile("" : "+r"(memory_));  // kept, not computed again
+    end_ = memory_ + s.slots * bytes;
+    next_slot_ = to_sum_ = to_map_ = memory_;
   }
   // The first loads.
   __device__ void start() {
@@ -113,116 +121,152 @@ class HeldUnits {
   template <class F>
   __device__ void sum(std::int64_t tile, F f) {
     Window w;
+    Place p = at(tile, 0);
     for (int k = 0; k < s_.steps; ++k) {
       arrive();
-      if (k < count_) {
-        take(w, at(tile, k), to_sum_);
-        if (w.count > 0) f(w, k == 0);
-      }
-      to_sum_ = after(to_sum_, 1);
+      take(w, p, to_sum_);
+      if (w.count > 0) f(w, k == 0);
+      to_sum_ = after(to_sum_);
+      go_on(p);
       if (k < s_.again) fetch();
     }
-    to_sum_ = after(to_sum_, s_.again);
+    for (int k = 0; k < s_.again; ++k) to_sum_ = after(to_sum_);
   }
 
   // y = f(x…) for the units of a tile, which make room for others.
   template <class F>
   __device__ void map(std::int64_t tile, T* y, F f) {
     Window w;
-    to_map_ = after(to_map_, s_.again);
+    for (int k = 0; k < s_.again; ++k) to_map_ = after(to_map_);
+    Place p = at(tile, s_.again);
     for (int i = s_.again; i < s_.again + s_.steps; ++i) {
-      const int k = i < s_.steps ? i : i - s_.steps;
-      if (k < s_.again) arrive();
-      if (k < count_) {
-        take(w, at(tile, k), to_map_);
-        w.map(y, f);
-      }
-      to_map_ = after(to_map_, 1);
+      if (i == s_.steps) p = at(tile, 0);
+      if (i >= s_.steps) arrive();
+      take(w, p, to_map_);
+      w.map(y, f);
+      to_map_ = after(to_map_);
+      go_on(p);
       fetch();
     }
   }
 
  private:
+  // Of a unit of the warp's.
   struct Place {
     std::int64_t at;  // of the lane's first pack
-    int count;        // of its packs
+    int left;   // packs of the plane, or rows, from there on; beyond the warp's last unit none
+    int piece;  // of the plane
+    int units;  // of the warp's, from there on
   };
 
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % warp_size; }
-  __device__ Place at(std::int64_t tile, int k) const {
-    const int unit = first_ + k * held_warps<columns>;
-    if constexpr (columns) {
-      const int row = unit * (most * step) + lane() / strip_lanes;
-      const std::int64_t column = tile * s_.plane + lane() % strip_lanes * width;
-      const int left = column < s_.row ? static_cast<int>(s_.samples) - row : 0;
-      return {column + row * s_.row, min(most, divide_up(max(left, 0), step))};
-    } else {
-      const auto sample = static_cast<int>(s_.pieces.quotient(static_cast<unsigned>(unit)));
-      const int first = (unit - sample * static_cast<int>(s_.pieces.d)) * s_.length;
-      const int left = min(static_cast<int>(s_.packs) - first, s_.length) - lane();
-      return {tile * s_.plane + sample * s_.row + std::int64_t{first + lane()} * width,
-              divide_up(max(left, 0), step)};
-    }
-  }
-  // Elements from a pack of a lane to its next.
+  // Elements from a sample to the next, or from some rows to the next; from a piece; from a pack of
+  // a lane.
+  __device__ std::int64_t sample() const { return columns ? most * step * s_.row : s_.row; }
+  __device__ std::int64_t piece() const { return columns ? 0 : std::int64_t{s_.length} * width; }
   __device__ std::int64_t stride() const { return columns ? step * s_.row : step * width; }
 
-  __device__ T* memory(int slot, int u, int q) const {
-    return memory_ + ((slot * most + u) * inputs + q) * (held_warps<columns> * warp_size * width);
+  __device__ Place at(std::int64_t tile, int k) const {
+    const int unit = first_ + k * held_warps<columns>;
+    const int row = columns ? lane() / strip_lanes : 0;
+    const int pack = columns ? lane() % strip_lanes : lane();
+    const auto rows = columns ? unit : static_cast<int>(s_.pieces.quotient(unit));
+    const int piece = columns ? 0 : unit - rows * static_cast<int>(s_.pieces.d);
+    const std::int64_t from = tile * s_.plane + pack * width;
+    const bool inside = tile < s_.tiles && (!columns || from < s_.row);
+    return {from + rows * sample() + piece * this->piece() + row * s_.row,
+            columns ? static_cast<int>(s_.samples) - unit * (most * step) - row
+                    : static_cast<int>(s_.packs) - piece * s_.length - lane(),
+            piece, inside ? count_ - k : 0};
   }
-  __device__ int after(int slot, int n) const {
-    return slot + n < s_.slots ? slot + n : slot + n - s_.slots;
+  // To the warp's next unit.
+  __device__ void go_on(Place& p) const {
+    --p.units;
+    p.at += ahead_;
+    p.left -= left_ahead_;
+    if constexpr (columns) return;
+    p.piece += pieces_ahead_;
+    if (p.piece < static_cast<int>(s_.pieces.d)) return;
+    p.piece -= static_cast<int>(s_.pieces.d);
+    p.at += back_;
+    p.left += left_back_;
+  }
+  // How many packs the lane has.
+  __device__ int count(const Place& p) const {
+    const int left = columns ? p.left : min(p.left, s_.length - lane());
+    const auto packs = static_cast<unsigned>(max(left, 0) + step - 1) / step;
+    return p.units > 0 ? min(most, static_cast<int>(packs)) : 0;
+  }
+
+  // Input q of the thread's pack u in a slot, which is an address in shared memory.
+  __device__ static unsigned at(unsigned slot, int u, int q) {
+    constexpr int part = bytes / (most * inputs);
+    return slot + (u * inputs + q) * part;
+  }
+  __device__ unsigned after(unsigned slot) const {
+    return slot + bytes < end_ ? slot + bytes : memory_;
   }
 
   // Starts to load what is needed next, if there is anything: a group of copies in any case.
   __device__ void fetch() {
-    const int k = next_ < s_.steps ? next_ : next_ - s_.steps;
-    if (next_tile_ < s_.tiles && k < count_) {
-      const Place p = at(next_tile_, k);
-      const CachePolicy policy = next_ < s_.again ? staying_ : leaving_;
+    const int n = count(next_);
+    if (n > 0) {
+      const CachePolicy policy = fetched_ < s_.again ? staying_ : leaving_;
 #pragma unroll
       for (int u = 0; u < most; ++u)
-        if (u < p.count)
+        if (u < n)
 #pragma unroll
           for (int q = 0; q < inputs; ++q)
-            copy_async<width * sizeof(T)>(memory(next_slot_, u, q), x_[q] + p.at + u * stride(),
+            copy_async<width * sizeof(T)>(at(next_slot_, u, q), x_[q] + next_.at + u * stride(),
                                           policy);
     }
     commit_copies();
     ++under_way_;
-    next_slot_ = after(next_slot_, 1);
-    if (++next_ < s_.steps + s_.again) return;
-    next_ = 0;
+    next_slot_ = after(next_slot_);
+    go_on(next_);
+    ++fetched_;
+    if (fetched_ == s_.steps) next_ = at(next_tile_, 0);
+    if (fetched_ < s_.steps + s_.again) return;
+    fetched_ = 0;
     next_tile_ += gridDim.x / s_.group;
+    next_ = at(next_tile_, 0);
   }
   // Waits for the oldest of the units that are under way.
   __device__ void arrive() { wait_for_most(--under_way_); }
 
   // A window from shared memory.
-  __device__ void take(Window& w, const Place& p, int slot) const {
-    w.count = p.count;
+  __device__ void take(Window& w, const Place& p, unsigned slot) const {
+    w.count = count(p);
 #pragma unroll
     for (int u = 0; u < most; ++u) {
       w.place[u] = p.at + u * stride();
-      const bool there = u < p.count;
 #pragma unroll
-      for (int q = 0; q < inputs; ++q) w.packs[u][q] = load_if<width>(there, memory(slot, u, q));
+      for (int q = 0; q < inputs; ++q)
+        w.packs[u][q] =
+            load_if<width>(true, static_cast<const T*>(__cvta_shared_to_generic(at(slot, u, q))));
     }
   }
 
   const HeldLayout& s_;
-  T* memory_;  // the thread's
+  unsigned memory_;  // the thread's first slot, as other slots an address in shared memory
+  unsigned end_;     // of slots
   const T* const (&x_)[inputs];
   CachePolicy staying_ = kept_longest();
   CachePolicy leaving_ = dropped_first();
   std::int64_t next_tile_ = 0;  // to be fetched
-  int next_ = 0;                // of its units, the first ones twice
-  int next_slot_ = 0;
-  int under_way_ = 0;  // units
-  int to_sum_ = 0;     // slots
-  int to_map_ = 0;
-  int first_ = 0;  // unit of a tile
-  int count_ = 0;  // units of a tile
+  Place next_;                  // of its units, the first ones twice
+  int fetched_ = 0;
+  int under_way_ = 0;   // units
+  unsigned next_slot_;  // to be filled
+  unsigned to_sum_;
+  unsigned to_map_;
+  int first_ = 0;         // unit of a tile
+  int count_ = 0;         // units of a tile
+  int pieces_ahead_ = 0;  // from a unit to the warp's next
+  int left_ahead_ = 0;
+  int left_back_ = 0;
+  std::int64_t ahead_ = 0;
+  std::int64_t back_ = 0;  // from a piece beyond the last of a sample to the next one's
 };
 
 }  // namespace ebb::gpu

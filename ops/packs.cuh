@@ -70,5 +70,15 @@ __device__ Pack<T, N> narrow(const Compute<T> (&v)[N]) {
     return pack;
   }
 }
+// *to = pack, as the words that narrow() made.
+template <class T, int N>
+__device__ void store_words(T* to, const Pack<T, N>& pack) {
+  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
+    using Words = Pack<unsigned, N / 2>;
+    store(reinterpret_cast<Words*>(to), __builtin_bit_cast(Words, pack));
+  } else {
+    store(reinterpret_cast<Pack<T, N>*>(to), pack);
+  }
+}
 
 }  // namespace ebb::gpu

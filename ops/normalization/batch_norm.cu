@@ -28,13 +28,13 @@ struct Apply {
   const C* inverse;
 
   struct Known {
-    C weight, bias;
+    T weight, bias;
     __device__ ApplyChannel<C> channel(C mean, C inverse) const {
-      return {C(0.5) * mean, 2 * inverse * weight, bias};
+      return {C(0.5) * mean, 2 * inverse * widen(weight), widen(bias)};
     }
   };
   __device__ Known known(std::int64_t c) const {
-    return {weight ? widen(weight[c]) : C(1), bias ? widen(bias[c]) : C(0)};
+    return {weight ? weight[c] : narrow<T>(1), bias ? bias[c] : narrow<T>(0)};
   }
   __device__ ApplyChannel<C> channel(std::int64_t c) const {
     return known(c).channel(mean[c], inverse[c]);
@@ -58,10 +58,11 @@ struct Statistics {
   bool alike;  // the running statistics are T, not f32
 
   struct Known {
-    C first, running_mean, running_var;
+    T first;
+    C running_mean, running_var;
   };
   __device__ Known known(std::int64_t c) const {
-    return {widen(x[c * plane]), running(running_mean, c), running(running_var, c)};
+    return {x[c * plane], running(running_mean, c), running(running_var, c)};
   }
   struct Moments {
     double mean, square;
@@ -69,7 +70,7 @@ struct Statistics {
   __device__ Moments moments(const Known& k, const double (&sum)[2]) const {
     const double off = sum[0] * over_count;
     const double rest = sum[1] - off * sum[0];
-    return {static_cast<double>(k.first) + off, rest < 0 ? 0 : rest};
+    return {static_cast<double>(widen(k.first)) + off, rest < 0 ? 0 : rest};
   }
   __device__ C inverse_of(const Moments& m) const {
     return static_cast<C>(rsqrt(m.square * over_count + eps));
@@ -110,7 +111,7 @@ struct Train {
     typename Statistics<T>::Known statistics;
     typename Apply<T>::Known apply;
   };
-  __device__ MomentTerms<C> column(std::int64_t c) const { return terms.column(c); }
+  __device__ MomentTerms<T> column(std::int64_t c) const { return terms.column(c); }
   __device__ Known known(std::int64_t c) const { return {statistics.known(c), apply.known(c)}; }
   __device__ ApplyChannel<C> channel(const Known& k, const double (&sum)[2]) const {
     const auto m = statistics.moments(k.statistics, sum);
@@ -125,20 +126,20 @@ struct Train {
 template <class C>
 struct GradientTerms {
   struct Column {
-    C mean, scale;  // half, twice
+    C mean, inverse;
 
     struct Window {
       C dy, dy_x;
     };
     template <class Rows>
-    __device__ Window open(const Rows&) const {
-      return {0, 0};
-    }
+    __device__ void open(const Rows&, Window&) const {}
     template <class Rows>
     __device__ void add(const Rows& rows, Window& w) const {
+      const C half = C(0.5) * mean;
+      const C scale = 2 * inverse;
       rows.each([&](C x, C dy) {
         w.dy += dy;
-        w.dy_x += dy * ((C(0.5) * x - mean) * scale);
+        w.dy_x += dy * ((C(0.5) * x - half) * scale);
       });
     }
     __device__ void close(const Window& w, double (&sum)[2]) const {
@@ -147,14 +148,14 @@ struct GradientTerms {
     }
     template <class Rows>
     __device__ void add(const Rows& rows, double (&sum)[2]) const {
-      Window w = open(rows);
+      Window w{};
       add(rows, w);
       close(w, sum);
     }
   };
   const C* mean;
   const C* inverse;
-  __device__ Column column(std::int64_t c) const { return {C(0.5) * mean[c], 2 * inverse[c]}; }
+  __device__ Column column(std::int64_t c) const { return {mean[c], inverse[c]}; }
 };
 
 template <class T>
@@ -188,13 +189,14 @@ struct InputGradient {
   C over_count;     // 1 / m in training, else 0
 
   struct Known {
-    C mean, inverse, weight;
+    C mean, inverse;
+    T weight;
   };
   __device__ Known known(std::int64_t c) const {
-    return {terms.mean[c], terms.inverse[c], weight ? widen(weight[c]) : C(1)};
+    return {terms.mean[c], terms.inverse[c], weight ? weight[c] : narrow<T>(1)};
   }
   __device__ InputGradientChannel<C> channel(const Known& k, C sum_dy, C sum_dy_x) const {
-    return {C(0.5) * k.mean, k.inverse * k.weight, sum_dy * over_count,
+    return {C(0.5) * k.mean, k.inverse * widen(k.weight), sum_dy * over_count,
             sum_dy_x * (2 * k.inverse) * over_count};
   }
   __device__ InputGradientChannel<C> channel(std::int64_t c) const {
