@@ -10,6 +10,7 @@
 //     __device__ Column column(int64 c) const …   what it needs to know of a column
 //   };
 //   finish(column, sum)                           in one thread a column, sum as above
+//   finish.add(op, slices, partial)               instead of that, on the host: the second stage
 //
 // `rows` are those of one column that a thread has in registers: rows.each([&](C x, …) {…}).
 // A column is an outer · inner + inner place.
@@ -120,8 +121,11 @@ __global__ void __launch_bounds__(column_lanes* column_warps)
   const std::int64_t end = s.n < first + s.chunk ? s.n : first + s.chunk;
   const T* const from[] = {x + o * s.n * s.inner + i...};
   typename Terms::Column own[width];
+  if constexpr (requires { terms.columns(column, own); })
+    terms.columns(column, own);
+  else
 #pragma unroll
-  for (int j = 0; j < width; ++j) own[j] = terms.column(column + j);
+    for (int j = 0; j < width; ++j) own[j] = terms.column(column + j);
   double sum[width][count] = {};
   for (std::int64_t k = first + threadIdx.y; inside && k < end; k += column_warps * most) {
     const std::int64_t left = divide_up<std::int64_t>(end - k, column_warps);
@@ -139,7 +143,8 @@ __global__ void __launch_bounds__(column_lanes* column_warps)
   }
   add_warps<count, width>(sum, [&](int j, const double(&total)[count]) {
     if (!inside) return;
-    if (!partial) return finish(column + j, total);
+    if constexpr (requires { finish(column, total); })
+      if (!partial) return finish(column + j, total);
 #pragma unroll
     for (int q = 0; q < count; ++q)
       partial[(blockIdx.y * count + q) * s.columns() + column + j] = total[q];
@@ -183,24 +188,28 @@ void columns(std::string_view op, const Terms& terms, const Finish& finish, Colu
   if (s.columns() == 0) return;
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   s.passing = once && passes<T>(s.columns() * s.n);
+  constexpr bool adds = requires(const double* p) { finish.add(op, s.slices, p); };
   const auto go = [&]<int width>() {
     const std::int64_t tiles = s.outer * divide_up<std::int64_t>(s.inner, column_lanes * width);
     const std::int64_t wanted = s.passing && sizeof(T) == 2 ? blocks / 2 : blocks;
-    std::int64_t slices = s.n <= few_rows ? 1 : divide_up(wanted, tiles);
+    std::int64_t slices = s.n <= few_rows && !adds ? 1 : divide_up(wanted, tiles);
     slices = std::min({slices, divide_up(s.n, shortest), most_slices});
     s.chunk = slices <= 1 ? s.n : divide_up(s.n, slices);
     s.slices = slices <= 1 ? 1 : divide_up(s.n, s.chunk);
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(s.slices));
     const dim3 block(column_lanes, column_warps);
     Tensor partial;
-    if (s.slices > 1) partial = empty({s.slices, count, s.columns()}, {Dtype::f64, device});
-    double* const to = s.slices > 1 ? partial.data<double>() : nullptr;
+    if (adds || s.slices > 1) partial = empty({s.slices, count, s.columns()}, {Dtype::f64, device});
+    double* const to = partial.defined() ? partial.data<double>() : nullptr;
     launch(op, columns_kernel<T, count, width, once, Terms, Finish, X...>, grid, block, 0, terms,
            finish, to, s, x...);
-    if (to) add_slices<count>(op, finish, s.columns(), s.slices, to);
+    if constexpr (adds)
+      finish.add(op, s.slices, to);
+    else if (to)
+      add_slices<count>(op, finish, s.columns(), s.slices, to);
   };
   constexpr int width = pack_size<T>;
-  const bool large = s.n > few_rows || s.columns() >= blocks * column_lanes * width;
+  const bool large = adds || s.n > few_rows || s.columns() >= blocks * column_lanes * width;
   if (large && s.inner % width == 0 && (aligned(x) && ...)) return go.template operator()<width>();
   go.template operator()<1>();
 }
@@ -219,8 +228,11 @@ __global__ void __launch_bounds__(256)
   if (column >= cols) return;
   const T* const from[] = {x + column...};
   decltype(body.channel(0)) own[width];
+  if constexpr (requires { body.channels(column, own); })
+    body.channels(column, own);
+  else
 #pragma unroll
-  for (int j = 0; j < width; ++j) own[j] = body.channel(column + j);
+    for (int j = 0; j < width; ++j) own[j] = body.channel(column + j);
   const std::int64_t first = block / tiles * chunk;
   const std::int64_t end = rows < first + chunk ? rows : first + chunk;
   for (std::int64_t row = first + threadIdx.y; row < end; row += most * blockDim.y) {
@@ -249,13 +261,15 @@ __global__ void __launch_bounds__(256)
 template <class T, class Body, class... X>
 void column_map(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols, T* y,
                 const X*... x) {
+  constexpr std::int64_t blocks = 1024;  // that fill every GPU
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   const auto go = [&]<int width>() {
     unsigned across = column_lanes;
     while (across > 1 && across / 2 * width >= cols) across /= 2;
     const unsigned along = 256 / across;
-    const std::int64_t chunk = along * 8;
     const std::int64_t tiles = divide_up<std::int64_t>(cols, across * width);
+    const std::int64_t chunk =
+        along * std::clamp<std::int64_t>(rows * tiles / (blocks * along), 8, 32);
     launch(op, column_map_kernel<T, width, Body, X...>,
            dim3(static_cast<unsigned>(tiles * divide_up(rows, chunk))), dim3(across, along), 0,
            body, rows, cols, tiles, chunk, y, x...);

@@ -96,6 +96,18 @@ TEST_CASE("batch_norm: twins agree at ragged sizes, with few and with large plan
     check_twins(f(train), {randn(shape, 11)}, cancelled);
 }
 
+// Samples or planes that are not whole packs are read as rows of several samples, of whose packs
+// some lie in two channels, or in more where planes are short.
+TEST_CASE("batch_norm: twins agree where packs lie across channels and samples") {
+  for (const bool training : {true, false})
+    for (const Shape& shape :
+         {Shape{4096, 3}, Shape{1000, 100}, Shape{640, 17}, Shape{64, 16, 7, 7}, Shape{40, 8, 3},
+          Shape{33, 12, 5, 7}, Shape{128, 1, 3, 3}, Shape{100, 6, 27}})
+      check_twins(f({.training = training}),
+                  {randn(shape, 26), randn({shape[1]}, 27), randn({shape[1]}, 28)},
+                  {row, row_gradient});
+}
+
 // f64, and bf16 in planes of odd length, are never held between the sums and the map.
 TEST_CASE("batch_norm: f64 is exact, and bf16 rounds only results, at every width of a pack") {
   const auto run = [](Dtype dtype, const Shape& shape, Device device) {
@@ -110,7 +122,8 @@ TEST_CASE("batch_norm: f64 is exact, and bf16 rounds only results, at every widt
   };
   for (const Shape& shape :
        {Shape{70, 1000}, Shape{600, 40}, Shape{33, 64}, Shape{50, 9}, Shape{3, 20, 8, 9},
-        Shape{5, 6, 26, 26}, Shape{4, 12, 5, 7}, Shape{90, 100, 2, 2}, Shape{2, 3, 96, 100}}) {
+        Shape{5, 6, 26, 26}, Shape{4, 12, 5, 7}, Shape{90, 100, 2, 2}, Shape{2, 3, 96, 100},
+        Shape{4096, 3}, Shape{640, 100}, Shape{64, 16, 7, 7}, Shape{40, 8, 3}}) {
     const Tensors exact = run(Dtype::f64, shape, cpu_device);
     for (const Device device : devices())
       for (const Dtype dtype : {Dtype::f64, Dtype::bf16}) {
