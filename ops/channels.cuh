@@ -31,6 +31,7 @@ struct ChannelSlices {
 };
 
 // A thread's way through the packs of a slice.
+template <int threads = channel_threads>
 class ChannelWalk {
  public:
   __device__ ChannelWalk(const ChannelSlices& s, int width, std::int64_t channel,
@@ -39,19 +40,21 @@ class ChannelWalk {
     const std::int64_t first = slice * s.chunk;
     const std::int64_t rest = s.samples * s.packs - first;
     left_ = static_cast<int>((rest < s.chunk ? rest : s.chunk) - threadIdx.x);
-    const std::int64_t sample = (first + threadIdx.x) / s.packs;
+    const std::int64_t sample = quotient(first + threadIdx.x, s.packs);
     pack_ = first + threadIdx.x - sample * s.packs;
     place_ = (sample * s.channels + channel) * s.plane + pack_ * width;
-    const std::int64_t whole = channel_threads / s.packs;
-    part_ = channel_threads - whole * s.packs;
+    const std::int64_t whole = quotient(threads, s.packs);
+    part_ = threads - whole * s.packs;
     step_ = whole * s.channels * s.plane + part_ * width;
     wrap_ = (s.channels - 1) * s.plane;
   }
   __device__ bool inside() const { return left_ > 0; }
   __device__ std::int64_t pack() const { return pack_; }  // of the plane
   __device__ std::int64_t place() const { return place_; }
+  // Places are found again from here on: the compiler would rather keep those of all packs.
+  __device__ void forget() { asm volatile("" : "+l"(pack_), "+l"(place_)); }
   __device__ void step() {
-    left_ -= channel_threads;
+    left_ -= threads;
     pack_ += part_;
     place_ += step_;
     if (pack_ < packs_) return;
@@ -60,6 +63,11 @@ class ChannelWalk {
   }
 
  private:
+  // Division takes a fifth of the instructions in words of 32 bits.
+  __device__ static std::int64_t quotient(std::int64_t n, std::int64_t d) {
+    if ((n | d) >> 32 == 0) return static_cast<unsigned>(n) / static_cast<unsigned>(d);
+    return n / d;
+  }
   std::int64_t packs_, pack_, place_, part_, step_, wrap_;
   int left_;
 };
@@ -70,12 +78,14 @@ struct ChannelWindow {
   Pack<T, width> packs[most][inputs];
   std::int64_t place[most];
   int count = 0;
+  int rounds = most;  // of all threads together: beyond that nobody has a pack
 
-  template <int shared>
-  __device__ void load(ChannelWalk& walk, const T* const (&x)[inputs]) {
+  template <int shared, class Walk>
+  __device__ void load(Walk& walk, const T* const (&x)[inputs]) {
     count = 0;
 #pragma unroll
     for (int u = 0; u < most; ++u) {
+      if (over(u)) break;
       const bool there = walk.inside();
       if (there) ++count;
       place[u] = walk.place();
@@ -98,26 +108,41 @@ struct ChannelWindow {
   template <class F>
   __device__ void each(F f) const {
 #pragma unroll
-    for (int u = 0; u < most; ++u)
+    for (int u = 0; u < most; ++u) {
+      if (over(u)) break;
       if (u < count)
         visit(
             u, [&](int, auto... x) { f(x...); }, std::make_index_sequence<inputs>{});
+    }
   }
 
-  // y = f(j, x…)
+  // y = f(j, x…), `passing` as in load().
   template <class F>
-  __device__ void map(T* y, F f) const {
+  __device__ void map(T* y, F f, bool passing = false) const {
+#pragma unroll
+    for (int u = 0; u < most; ++u)
+      if (u < count) map(u, y + place[u], f, passing);
+  }
+  // The same on the way that it was loaded, with no place to remember.
+  template <class Walk, class F>
+  __device__ void map(Walk walk, T* y, F f) const {
 #pragma unroll
     for (int u = 0; u < most; ++u) {
-      if (u >= count) continue;
-      Compute<T> out[width];
-      visit(
-          u, [&](int j, auto... x) { out[j] = f(j, x...); }, std::make_index_sequence<inputs>{});
-      store_words(y + place[u], narrow<T>(out));
+      if (over(u)) break;
+      if (u < count) map(u, y + walk.place(), f, false);
+      walk.step();
     }
   }
 
  private:
+  __device__ bool over(int u) const { return u % 4 == 0 && u >= rounds; }
+  template <class F>
+  __device__ void map(int u, T* y, const F& f, bool passing) const {
+    Compute<T> out[width];
+    visit(
+        u, [&](int j, auto... x) { out[j] = f(j, x...); }, std::make_index_sequence<inputs>{});
+    store_words(y, narrow<T>(out), passing);
+  }
   template <class F, size_t... I>
   __device__ void visit(int u, const F& f, std::index_sequence<I...>) const {
 #pragma unroll
@@ -133,7 +158,7 @@ __global__ void __launch_bounds__(channel_threads)
   auto own = terms.column(blockIdx.x);
   double sum[count] = {};
   ChannelWindow<T, inputs, channel_packs, width> window;
-  for (ChannelWalk walk(s, width, blockIdx.x, blockIdx.y); walk.inside();) {
+  for (ChannelWalk<> walk(s, width, blockIdx.x, blockIdx.y); walk.inside();) {
     window.template load<shared>(walk, from);
     own.add(window, sum);
   }
@@ -153,7 +178,7 @@ __global__ void __launch_bounds__(channel_threads)
   const std::int64_t channel = gridDim.x - 1 - blockIdx.x;
   const auto own = body.channel(channel);
   ChannelWindow<T, inputs, channel_packs, width> window;
-  for (ChannelWalk walk(s, width, channel, gridDim.y - 1 - blockIdx.y); walk.inside();) {
+  for (ChannelWalk<> walk(s, width, channel, gridDim.y - 1 - blockIdx.y); walk.inside();) {
     window.template load<shared>(walk, from);
     window.map(y, [&](int, auto... v) { return own(v...); });
   }

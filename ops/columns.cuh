@@ -191,7 +191,7 @@ void columns(std::string_view op, const Terms& terms, const Finish& finish, Colu
   constexpr bool adds = requires(const double* p) { finish.add(op, s.slices, p); };
   const auto go = [&]<int width>() {
     const std::int64_t tiles = s.outer * divide_up<std::int64_t>(s.inner, column_lanes * width);
-    const std::int64_t wanted = s.passing && sizeof(T) == 2 ? blocks / 2 : blocks;
+    const std::int64_t wanted = adds || (s.passing && sizeof(T) == 2) ? blocks / 2 : blocks;
     std::int64_t slices = s.n <= few_rows && !adds ? 1 : divide_up(wanted, tiles);
     slices = std::min({slices, divide_up(s.n, shortest), most_slices});
     s.chunk = slices <= 1 ? s.n : divide_up(s.n, slices);

@@ -168,6 +168,7 @@ bool hold_channels(std::string_view op, const Body& body, std::int64_t samples,
                    std::int64_t channels, std::int64_t plane, Device device, T* y, const X*... x) {
   constexpr std::int64_t shortest = 16;  // packs, that a warp does not find too few
   if (!can_hold<T>() || samples * channels == 0) return false;
+  const bool large = passes<T>(samples * channels * plane);
   bool done = false;
   with_width<T>(
       plane,
@@ -175,8 +176,8 @@ bool hold_channels(std::string_view op, const Body& body, std::int64_t samples,
         if constexpr (width * sizeof(T) >= 4 && sizeof(T) <= 4)
           if (plane / width >= shortest)
             done = hold_tiles<T, count, width, false>(
-                op, body, {channels, plane, channels * plane, samples, plane / width}, device, y,
-                x...);
+                op, body, {channels, plane, channels * plane, samples, plane / width, large},
+                device, y, x...);
       },
       static_cast<const T*>(y), x...);
   return done;
@@ -187,12 +188,13 @@ bool hold_columns(std::string_view op, const Body& body, std::int64_t samples,
                   std::int64_t channels, Device device, T* y, const X*... x) {
   if (!can_hold<T>() || samples * channels == 0) return false;
   constexpr std::int64_t strip = strip_lanes * pack_size<T>;
+  const bool large = passes<T>(samples * channels);
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   if constexpr (sizeof(T) <= 4)
     if (channels % pack_size<T> == 0 && aligned(y) && (aligned(x) && ...))
       return hold_tiles<T, count, pack_size<T>, true>(
-          op, body, {divide_up(channels, strip), strip, channels, samples, strip_lanes}, device, y,
-          x...);
+          op, body, {divide_up(channels, strip), strip, channels, samples, strip_lanes, large},
+          device, y, x...);
   return false;
 }
 

@@ -28,6 +28,7 @@ struct HeldLayout {
   std::int64_t row;      // elements from a sample to the next
   std::int64_t samples;  // planes of a tile
   std::int64_t packs;    // of a plane
+  bool passing;          // y, as in load()
   Divider pieces{};      // of a plane
   int length = 1;        // packs of a piece
   int units = 1;         // of a tile
@@ -143,7 +144,7 @@ class HeldUnits {
       if (i == s_.steps) p = at(tile, 0);
       if (i >= s_.steps) arrive();
       take(w, p, to_map_);
-      w.map(y, f);
+      w.map(y, f, s_.passing);
       to_map_ = after(to_map_);
       go_on(p);
       fetch();
@@ -199,7 +200,7 @@ class HeldUnits {
   }
 
   // Input q of the thread's pack u in a slot, which is an address in shared memory.
-  __device__ static unsigned at(unsigned slot, int u, int q) {
+  __device__ static unsigned place(unsigned slot, int u, int q) {
     constexpr int part = bytes / (most * inputs);
     return slot + (u * inputs + q) * part;
   }
@@ -217,7 +218,7 @@ class HeldUnits {
         if (u < n)
 #pragma unroll
           for (int q = 0; q < inputs; ++q)
-            copy_async<width * sizeof(T)>(at(next_slot_, u, q), x_[q] + next_.at + u * stride(),
+            copy_async<width * sizeof(T)>(place(next_slot_, u, q), x_[q] + next_.at + u * stride(),
                                           policy);
     }
     commit_copies();
@@ -242,8 +243,8 @@ class HeldUnits {
       w.place[u] = p.at + u * stride();
 #pragma unroll
       for (int q = 0; q < inputs; ++q)
-        w.packs[u][q] =
-            load_if<width>(true, static_cast<const T*>(__cvta_shared_to_generic(at(slot, u, q))));
+        w.packs[u][q] = load_if<width>(
+            true, static_cast<const T*>(__cvta_shared_to_generic(place(slot, u, q))));
     }
   }
 

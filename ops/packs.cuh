@@ -72,7 +72,9 @@ __device__ Pack<T, N> narrow(const Compute<T> (&v)[N]) {
 }
 // *to = pack, as the words that narrow() made.
 template <class T, int N>
-__device__ void store_words(T* to, const Pack<T, N>& pack) {
+__device__ void store_words(T* to, const Pack<T, N>& pack, bool passing = false) {
+  if constexpr (sizeof(pack) == 16)
+    if (passing) return __stcs(reinterpret_cast<uint4*>(to), __builtin_bit_cast(uint4, pack));
   if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
     using Words = Pack<unsigned, N / 2>;
     store(reinterpret_cast<Words*>(to), __builtin_bit_cast(Words, pack));

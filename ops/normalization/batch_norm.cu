@@ -1,10 +1,11 @@
 #include "ebb/ops/held.cuh"
+#include "ebb/ops/held_alone.cuh"
 #include "ebb/ops/normalization/batch_norm.h"
 #include "ebb/ops/normalization/norm_rows.cuh"
 
-// Channels are held by groups of blocks between their sums and the map that needs them; or they
-// are reduced in slices and mapped in a second read: those of images by their planes, those of
-// [N,C] as columns. The maps see [N,C] as N rows whose columns are the channels.
+// Channels are held by a block or by groups of blocks between their sums and the map that needs
+// them; or they are reduced in slices and mapped in a second read: those of images by their planes,
+// those of [N,C] as columns. The maps see [N,C] as N rows whose columns are the channels.
 namespace ebb {
 namespace gpu {
 namespace {
@@ -336,6 +337,8 @@ void reduce(const Planes& s, const Terms& terms, const Finish& finish, Device de
 // y = channel(x…) by its sums, in one kernel; false where that cannot be.
 template <class T, class Body, class... X>
 bool hold(const Planes& s, const Body& body, Device device, T* y, const X*... x) {
+  if (s.plane > 1 && hold_alone<T, 2>(op, body, s.samples, s.channels, s.plane, y, x...))
+    return true;
   if (wide_rows<T>(s).rows > 0) return false;
   if (s.plane == 1) return hold_columns<T, 2>(op, body, s.samples, s.channels, device, y, x...);
   return hold_channels<T, 2>(op, body, s.samples, s.channels, s.plane, device, y, x...);
