@@ -60,8 +60,14 @@ __device__ Part<C> centre(const L& lanes, C (&v)[packs][width]) {
   return own;
 }
 
+// Blocks that a multiprocessor has at least: of 512 threads with more than 64 registers it would
+// have one, which does not read while it writes.
+template <class C, int threads, int elements>
+constexpr int forward_blocks = sizeof(C) == 4 && threads == 512 && elements <= 16 ? 2 : 1;
+
 template <class T, int group, int packs, int width, bool centred>
-__global__ void __launch_bounds__(block_threads(group, 128))
+__global__ void __launch_bounds__(
+    block_threads(group, 128), forward_blocks<Compute<T>, block_threads(group, 128), packs * width>)
     forward_kernel(const T* x, const T* weight, const T* bias, std::int64_t rows, int cols,
                    double eps, double* mean, Compute<T>* rstd, T* y) {
   using C = Compute<T>;
