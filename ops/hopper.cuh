@@ -68,6 +68,30 @@ __device__ inline void copy(void* to, const void* from, int bytes, Barrier& ther
       : "memory");
 }
 
+// The same of what is not read again: it leaves the second-level cache first.
+__device__ inline void copy_passing(void* to, const void* from, int bytes, Barrier& there) {
+  asm volatile(
+      "{\n.reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], policy;\n}\n" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&there))
+      : "memory");
+}
+
+// Writes x to `to` of another block of the cluster, and counts 8 bytes at its barrier `there`; both
+// are given as what this block has at that place.
+__device__ inline void send(std::uint64_t& to, std::uint64_t x, Barrier& there, int rank) {
+  asm volatile(
+      "{\n.reg .b32 to, there;\n"
+      "mapa.shared::cluster.u32 to, %0, %3;\n"
+      "mapa.shared::cluster.u32 there, %2, %3;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [to], %1, [there];\n}\n" ::"r"(
+          shared_address(&to)),
+      "l"(x), "r"(shared_address(&there)), "r"(rank)
+      : "memory");
+}
+
 // The box of a tensor that begins at these coordinates, zeros beyond the tensor's ends.
 __device__ inline void copy_box(void* to, const CUtensorMap& map, int x, int y, int z, int w,
                                 Barrier& there) {

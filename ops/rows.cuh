@@ -41,7 +41,7 @@ struct RowLayout {
 };
 
 // 16 bytes as they are loaded.
-struct Words {
+struct alignas(16) Words {
   unsigned w[4];
 };
 
@@ -68,17 +68,30 @@ __device__ void forget_widened(Words (&window)[inputs][packs]) {
     }
 }
 
+// The same of a number that it would find again for each pack, between whose loads that would
+// stand.
+template <class I>
+__device__ void keep(I& x) {
+  if constexpr (sizeof(I) == 4)
+    asm volatile("" : "+r"(x));
+  else
+    asm volatile("" : "+l"(x));
+}
+
 constexpr int row_threads(int group) { return group < 64 ? 128 : group; }  // of a block
 
 // Where a row is between the steps of a body: in the registers of a group of threads, each slice
 // in those of a block of a cluster, or in memory. `passing` as in load(): by_group, and then gone.
 enum class Held { by_group, passing, by_cluster, nowhere };
 
-// `packed` rows begin at 16 bytes and are a multiple of that long.
-template <class T, int inputs, int group, int packs, Held held, bool packed>
+// `packed` rows begin at 16 bytes and are a multiple of that long. Others are seen from the last
+// multiple of 16 bytes before them on, and what their first and last pack have of other rows is
+// passed over.
+template <class T, int inputs, int group, int packs, Held held, bool packed_>
 class Row {
  public:
   using C = Compute<T>;
+  static constexpr bool packed = packed_;
   static constexpr bool in_registers = held != Held::nowhere;
   using Wide = std::conditional_t<in_registers, C, double>;  // what windows are added in
   using Index = std::conditional_t<in_registers, int, std::int64_t>;
@@ -96,11 +109,15 @@ class Row {
     index_ = held == Held::by_cluster ? row : slice;
     offset_ = row * layout.cols + first;
     first_ = held == Held::by_cluster ? static_cast<Index>(first) : 0;
-    cols_ = inside ? static_cast<Index>(rest < layout.chunk ? rest : layout.chunk) : 0;
+    before_ = packed ? 0 : static_cast<int>(offset_ % width);
+    end_ = inside ? static_cast<Index>(rest < layout.chunk ? rest : layout.chunk) + before_ : 0;
+    keep(end_);
     leader_ = inside && lane_ == 0 && (held != Held::by_cluster || first == 0);
+    const std::int64_t all = layout.rows * layout.cols - (offset_ - before_);
+    whole_ = all - end_ < width ? static_cast<Index>(all / width * width) : end_ + width;
 #pragma unroll
-    for (int i = 0; i < inputs; ++i) x_[i] = x[i] + offset_;
-    if constexpr (in_registers) load(window_, 0, cols_);
+    for (int i = 0; i < inputs; ++i) x_[i] = x[i] + (offset_ - before_);
+    if constexpr (in_registers) load(window_, 0, end_);
   }
 
   __device__ std::int64_t index() const { return index_; }
@@ -157,14 +174,22 @@ class Row {
   // y[row, column] = f(column, x…)
   template <class F>
   __device__ void write(T* y, F f) {
+    write_packs(y, [&](Index) { return [&](int, Index col, auto... x) { return f(col, x...); }; });
+  }
+  // The same with pack(first column)(j, column, x…), where j counts elements of a pack. The first
+  // column of a row that is not `packed` may be less than 0.
+  template <class F>
+  __device__ void write_packs(T* y, F pack) {
     each_window([&](const Window& w, Index start, int left) {
-      T* const to = y + offset_ + start;
+      T* const to = y + (offset_ - before_) + start;
 #pragma unroll
       for (int k = 0; k < packs; ++k) {
-        P out;
+        if (at(k, 0) >= left) continue;
+        const auto f = pack(column(start) + at(k, 0));
+        P out{};
         visit(w, k, start, left,
-              [&](int j, Index col, auto... x) { out.v[j] = narrow<T>(f(col, x...)); });
-        store(out, k, to, left);
+              [&](int j, Index col, auto... x) { out.v[j] = narrow<T>(f(j, col, x...)); });
+        store(out, k, to, start, left);
       }
     });
   }
@@ -175,12 +200,20 @@ class Row {
   using P = Pack<T, width>;
   using Window = Words[inputs][packs];
 
-  // Column in its window of element j of pack k: packs side by side, or single elements.
-  __device__ int at(int k, int j) const {
-    return k * (group * width) + (packed ? lane_ * width + j : j * group + lane_);
+  // Place in its window of element j of pack k.
+  __device__ int at(int k, int j) const { return k * (group * width) + lane_ * width + j; }
+  // Of the first place of a window.
+  __device__ Index column(Index start) const { return first_ - before_ + start; }
+  // Whether that place belongs to the row.
+  __device__ bool has(int k, int j, Index start, int left) const {
+    return packed || (at(k, j) < left && start + at(k, j) >= before_);
+  }
+  // Whether packs may be loaded from there, or stored.
+  __device__ bool can_pack(const T* p) const {
+    return packed || reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
   }
 
-  // Of a window that starts at column `start` and has `left` columns.
+  // Of a window that begins at place `start` and has `left` elements.
   __device__ void load(Window& w, Index start, int left) const {
 #pragma unroll
     for (int i = 0; i < inputs; ++i) {
@@ -191,45 +224,50 @@ class Row {
           if (at(k, 0) < left)
             w[i][k] =
                 gpu::load<held == Held::passing>(reinterpret_cast<const Words*>(x + at(k, 0)));
-        } else {
-          P pack{};
-#pragma unroll
-          for (int j = 0; j < width; ++j)
-            if (at(k, j) < left) pack.v[j] = x[at(k, j)];
-          w[i][k] = __builtin_bit_cast(Words, pack);
+        } else if (at(k, 0) < left) {
+          w[i][k] = load_pack(x, k, start, left);
         }
       }
     }
   }
+  // Of a row that is not packed.
+  __device__ Words load_pack(const T* x, int k, Index start, int left) const {
+    if (can_pack(x) && start + at(k, 0) + width <= whole_)
+      return *reinterpret_cast<const Words*>(x + at(k, 0));
+    P pack{};
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      if (has(k, j, start, left)) pack.v[j] = x[at(k, j)];
+    return __builtin_bit_cast(Words, pack);
+  }
 
-  __device__ void store(const P& out, int k, T* y, int left) const {
-    if constexpr (packed) {
-      if (at(k, 0) < left) gpu::store(reinterpret_cast<P*>(y + at(k, 0)), out);
-    } else {
+  __device__ void store(const P& out, int k, T* y, Index start, int left) const {
+    if (packed || (can_pack(y) && has(k, 0, start, left) && at(k, width) <= left))
+      gpu::store(reinterpret_cast<P*>(y + at(k, 0)), out);
+    else
 #pragma unroll
       for (int j = 0; j < width; ++j)
-        if (at(k, j) < left) y[at(k, j)] = out.v[j];
-    }
+        if (has(k, j, start, left)) y[at(k, j)] = out.v[j];
   }
 
   template <class F>
   __device__ void each_window(F f) {
     if constexpr (in_registers) {
       if constexpr (sizeof(T) < sizeof(C)) forget_widened(window_);
-      f(window_, 0, cols_);
+      f(window_, 0, end_);
     } else {
       const auto left = [this](Index start) {
-        return cols_ - start < window ? static_cast<int>(cols_ - start) : window;
+        return end_ - start < window ? static_cast<int>(end_ - start) : window;
       };
       Window next;  // under way while one is in use
       load(next, 0, left(0));
-      for (Index start = 0; start < cols_; start += window) {
+      for (Index start = 0; start < end_; start += window) {
         Window now;
 #pragma unroll
         for (int i = 0; i < inputs; ++i)
 #pragma unroll
           for (int k = 0; k < packs; ++k) now[i][k] = next[i][k];
-        if (start + window < cols_) load(next, start + window, left(start + window));
+        if (start + window < end_) load(next, start + window, left(start + window));
         f(now, start, left(start));
       }
     }
@@ -238,15 +276,19 @@ class Row {
   // f(j, column, x…) on the elements of the window's pack k; j is a constant once unrolled.
   template <class F>
   __device__ void visit(const Window& w, int k, Index start, int left, F f) const {
-    visit(w, k, first_ + start, left, f, std::make_index_sequence<inputs>{});
+    visit(w, k, start, left, f, std::make_index_sequence<inputs>{});
   }
   template <class F, size_t... I>
   __device__ void visit(const Window& w, int k, Index start, int left, F f,
                         std::index_sequence<I...>) const {
-    if (packed && at(k, 0) >= left) return;
+    if (at(k, 0) >= left) return;
+    if (has(k, 0, start, left) && (packed || at(k, width) <= left))
 #pragma unroll
-    for (int j = 0; j < width; ++j)
-      if (packed || at(k, j) < left) f(j, start + at(k, j), element<T>(w[I][k], j)...);
+      for (int j = 0; j < width; ++j) f(j, column(start) + at(k, j), element<T>(w[I][k], j)...);
+    else if constexpr (!packed)
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if (has(k, j, start, left)) f(j, column(start) + at(k, j), element<T>(w[I][k], j)...);
   }
 
   const T* x_[inputs];
@@ -254,7 +296,9 @@ class Row {
   std::int64_t index_;
   std::int64_t offset_;
   Index first_;  // column, of a slice that is part of a row
-  Index cols_;
+  int before_;   // elements of its first pack
+  Index end_;    // of the row, from there on
+  Index whole_;  // up to there or to its last pack, there are whole packs to load
   int lane_;
   bool leader_;
 };
@@ -315,7 +359,8 @@ void spread_rows(std::string_view op, const Body& body, const RowLayout& row, co
 template <class T, bool packed, class Body, class... X>
 void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
   constexpr bool fast = packed && sizeof(T) <= 4;
-  const std::int64_t packs = divide_up<std::int64_t>(row.cols, pack_size<T>);
+  const std::int64_t most = packed ? row.cols : row.cols + pack_size<T> - 1;
+  const std::int64_t packs = divide_up<std::int64_t>(most, pack_size<T>);
   const auto go = [&]<int group, int per_thread>() {
     launch_held<T, group, per_thread, Held::by_group, packed>(op, body, row, x...);
   };
@@ -326,12 +371,13 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
     if (packs <= 64) return go.template operator()<32, 2>();
   if (packs <= 128) return go.template operator()<64, 2>();
   if (packs <= 256) return go.template operator()<128, 2>();
-  if constexpr (fast)
+  if constexpr (sizeof(T) <= 4)
     if (packs <= 512) return go.template operator()<128, 4>();
   if (packs <= 1024) return go.template operator()<128, 8>();
   if (packs <= 2048) return go.template operator()<256, 8>();
-  if constexpr (fast) {
+  if constexpr (sizeof(T) <= 4)
     if (packs <= 4096) return go.template operator()<512, 8>();
+  if constexpr (fast) {
     if constexpr (sizeof...(X) == 1)
       if (packs <= 8192) return go.template operator()<512, 16>();
     if (packs <= most_cluster_blocks * 2048 && have_clusters())

@@ -3,6 +3,10 @@
 #pragma once
 #include <cooperative_groups.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "ebb/core/cuda.cuh"
 
 namespace ebb::gpu {
@@ -34,31 +38,66 @@ struct Together {
   unsigned cluster = 0;  // blocks of a cluster, a divisor of the grid; 0: all blocks are together
 };
 
+// How the runtime is told, with one attribute; it points into itself.
+struct TogetherConfig {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attribute{};
+
+  TogetherConfig(const Together& t, cudaStream_t stream) {
+    attribute.id =
+        t.cluster > 0 ? cudaLaunchAttributeClusterDimension : cudaLaunchAttributeCooperative;
+    if (t.cluster > 0)
+      attribute.val.clusterDim = {t.cluster, 1, 1};
+    else
+      attribute.val.cooperative = 1;
+    config.gridDim = t.grid;
+    config.blockDim = t.threads;
+    config.dynamicSmemBytes = t.shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  TogetherConfig(const TogetherConfig&) = delete;
+  TogetherConfig& operator=(const TogetherConfig&) = delete;
+};
+
+// What such a kernel may use: its dynamic memory, and clusters beyond most_cluster_blocks.
+template <class Kernel>
+void allow_together(std::string_view op, Kernel kernel, const Together& t) {
+  if (t.shared > 0)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(t.shared)),
+          op);
+  if (t.cluster > most_cluster_blocks)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), op);
+}
+
+// Clusters of `kernel` that this GPU runs at a time, asked once; 0 if it has none so large.
+template <auto kernel>
+int clusters_at_a_time(std::string_view op, const Together& t) {
+  static std::map<std::pair<unsigned, size_t>, int> known;
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  const auto [found, fresh] = known.try_emplace({t.cluster, t.shared}, 0);
+  if (!fresh) return found->second;
+  allow_together(op, kernel, t);
+  const TogetherConfig together(t, nullptr);
+  if (cudaOccupancyMaxActiveClusters(&found->second, kernel, &together.config) != cudaSuccess) {
+    cudaGetLastError();
+    found->second = 0;
+  }
+  return found->second;
+}
+
 // launch() of such blocks.
 template <class... P, class... A>
 void launch_together(std::string_view op, void (*kernel)(P...), const Together& t,
                      const A&... arguments) {
   if (t.grid == 0) return;
-  if (t.shared > 0)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(t.shared)),
-          op);
-  cudaLaunchAttribute together{};
-  together.id =
-      t.cluster > 0 ? cudaLaunchAttributeClusterDimension : cudaLaunchAttributeCooperative;
-  if (t.cluster > 0)
-    together.val.clusterDim = {t.cluster, 1, 1};
-  else
-    together.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = t.grid;
-  config.blockDim = t.threads;
-  config.dynamicSmemBytes = t.shared;
-  config.stream = stream();
-  config.attrs = &together;
-  config.numAttrs = 1;
+  allow_together(op, kernel, t);
+  const TogetherConfig together(t, stream());
   note_launch(op, reinterpret_cast<const void*>(kernel), static_cast<int>(t.threads), t.shared);
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), op);
+  check(cudaLaunchKernelEx(&together.config, kernel, static_cast<P>(arguments)...), op);
 }
 
 }  // namespace ebb::gpu

@@ -1,12 +1,13 @@
 #include <algorithm>
 
-#include "ebb/ops/hopper.cuh"
+#include "ebb/ops/exchange.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
 
 // Rows on Hopper: a group of threads has a few rows at a time in its registers, and the next ones
 // on their way into a ring in shared memory, which one thread keeps filling by bulk copies. Threads
 // own columns: dw and db stay in registers over all rows; then the groups of a block add up theirs,
-// and a second stage what the blocks have found.
+// and a second stage what the blocks have found. Of longer rows the blocks of a cluster have a
+// slice each. Rows may begin anywhere: copies go from one multiple of 16 bytes to another.
 namespace ebb {
 namespace gpu {
 namespace {
@@ -14,16 +15,26 @@ namespace {
 constexpr int ring_window = 64;  // rows added up before they join the earlier ones
 
 // A group's threads, their packs of a row, the rows of a step, the steps in the ring. A block,
-// alone on its multiprocessor, is as many groups as make 512 threads.
-template <int threads_, int packs_, int rows_, int stages_>
+// alone on its multiprocessor, is as many groups as make 512 threads. Where rows are not `packed`
+// into 16 bytes, threads have single elements, as many.
+template <int threads_, int packs_, int rows_, int stages_, bool packed_ = true,
+          bool sliced_ = false>
 struct Ring {
   static constexpr int threads = threads_;
   static constexpr int packs = packs_;
   static constexpr int rows = rows_;
   static constexpr int stages = stages_;
+  static constexpr bool packed = packed_;
+  static constexpr bool sliced = sliced_;
   static constexpr int groups = 512 / threads;
-  static constexpr int place = threads * packs;  // packs of a row, beyond whose end zeros stay
+  static constexpr int place = threads * packs + (packed ? 0 : 1);  // of 16 bytes, for a row
   static constexpr int bytes = groups * stages * rows * 2 * place * 16;
+};
+
+// A row's columns that a block has: all, or a slice.
+struct Slice {
+  int blocks;  // of a row
+  int width;   // columns of each but the last
 };
 
 // The threads of a group wait for each other.
@@ -32,10 +43,46 @@ __device__ void meet(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(threads) : "memory");
 }
 
+// What of a row is copied: `count` elements from `first` on, the row's after those `before` it, to
+// a multiple of 16 bytes, but no more than there are of the tensor.
+template <class T, bool packed>
+struct Extent {
+  std::int64_t first;
+  int before;
+  int count;
+  __device__ Extent(std::int64_t begin, int cols, std::int64_t end) {
+    constexpr int width = pack_size<T>;
+    before = packed ? 0 : static_cast<int>(begin % width);
+    first = begin - before;
+    count = packed ? cols : divide_up(before + cols, width) * width;
+    if (!packed && count > end - first) count -= width;
+  }
+  __device__ int bytes() const { return count * static_cast<int>(sizeof(T)); }
+};
+
+// `of` of each block, added up over the blocks of a row.
+template <int rows>
+__device__ void add_blocks(Exchange<rows>& exchange, int n, int blocks, int rank, int lane,
+                           float (&of)[2 * rows]) {
+  std::uint64_t mine[rows];
+#pragma unroll
+  for (int i = 0; i < rows; ++i)
+    mine[i] = __builtin_bit_cast(std::uint64_t, make_float2(of[2 * i], of[2 * i + 1]));
+  const auto* const all = exchange.of_all(n, blocks, rank, lane, mine);
+#pragma unroll
+  for (int i = 0; i < 2 * rows; ++i) of[i] = 0;
+  for (int b = 0; b < blocks; ++b)
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      const float2 of_block = __builtin_bit_cast(float2, all[b][i]);
+      of[2 * i] += of_block.x;
+      of[2 * i + 1] += of_block.y;
+    }
+}
+
 // What a thread has found of its columns, which it adds to or moves to a place of its group.
-template <class T, int count, int packs, int threads>
+template <int count, int packs, int width, int threads>
 struct OwnSums {
-  static constexpr int width = pack_size<T>;
   using Row = Pack<float, width>;
   float v[count][packs][width] = {};
 
@@ -68,11 +115,11 @@ struct OwnSums {
 template <class T, class R, bool centred>
 __global__ void __launch_bounds__(R::threads* R::groups, 1)
     ring_backward_kernel(const T* x, const T* dy, const T* weight, const double* mean,
-                         const float* rstd, std::int64_t rows, int cols, T* dx, float* windows,
-                         float* partial) {
+                         const float* rstd, std::int64_t rows, std::int64_t row_length, Slice slice,
+                         T* dx, float* windows, float* partial) {
 #if __CUDA_ARCH__ >= 900
-  constexpr int width = pack_size<T>;
-  constexpr int packs = R::packs;
+  constexpr int width = R::packed ? pack_size<T> : 1;
+  constexpr int packs = R::packs * pack_size<T> / width;
   constexpr int most = R::rows;
   constexpr int count = centred ? 2 : 1;
   constexpr int warps = R::threads / warp_size;
@@ -81,6 +128,17 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ hopper::Barrier barriers[R::groups][R::stages];
   __shared__ __align__(16) float sums_of[R::groups][2][warps][2 * most];
+  __shared__ Exchange<most> sums_of_blocks[R::sliced ? R::groups : 1];
+  const int blocks = R::sliced ? slice.blocks : 1;
+  const std::int64_t cluster = static_cast<int>(blockIdx.x) / blocks;
+  const std::int64_t clusters = static_cast<int>(gridDim.x) / blocks;
+  const int rank = static_cast<int>(blockIdx.x) % blocks;
+  const std::int64_t first_column = R::sliced ? std::int64_t{rank} * slice.width : 0;
+  const std::int64_t left = row_length - first_column;
+  const int cols = static_cast<int>(R::sliced && left > slice.width ? slice.width : left);
+  x += first_column;
+  dy += first_column;
+  dx += first_column;
   const int group = static_cast<int>(threadIdx.x) / R::threads;
   const int lane = static_cast<int>(threadIdx.x) % R::threads;
   uint4* const ring = reinterpret_cast<uint4*>(memory + group * (R::bytes / R::groups));
@@ -92,23 +150,32 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
   };
   if (lane == 0)
     for (hopper::Barrier& barrier : full) barrier.init(1);
-  for (int i = lane; i < R::bytes / R::groups / 16; i += R::threads) ring[i] = {};
+  if constexpr (R::packed)  // beyond a row's end zeros stay
+    for (int i = lane; i < R::bytes / R::groups / 16; i += R::threads) ring[i] = {};
+  if (R::sliced && lane == 0) sums_of_blocks[group].init();
   hopper::show_barriers();
   hopper::show_to_products();
-  __syncthreads();
-  const std::int64_t groups = static_cast<std::int64_t>(gridDim.x) * R::groups;
+  gpu::meet(blocks);
+  const std::int64_t groups = clusters * R::groups;
   const std::int64_t step = groups * most;
-  std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * R::groups + group) * most;
+  std::int64_t row = (cluster * R::groups + group) * most;
+  const auto extent = [=](std::int64_t row) {
+    return Extent<T, R::packed>(row * row_length, cols, rows * row_length - first_column);
+  };
   const auto fetch = [&](int stage, std::int64_t from) {
     if (lane != 0 || from >= rows) return;
-    const int here = rows - from < most ? static_cast<int>(rows - from) : most;
-    const int bytes = cols * static_cast<int>(sizeof(T));
-    full[stage].arrive_expecting(2 * here * bytes);
+    int bytes = 0;
+#pragma unroll
+    for (int i = 0; i < most; ++i)
+      if (from + i < rows) bytes += extent(from + i).bytes();
+    full[stage].arrive_expecting(2 * bytes);
 #pragma unroll
     for (int i = 0; i < most; ++i) {
-      if (i >= here) break;
-      hopper::copy(place(stage, i, 0), x + (from + i) * cols, bytes, full[stage]);
-      hopper::copy(place(stage, i, 1), dy + (from + i) * cols, bytes, full[stage]);
+      if (from + i >= rows) break;
+      const Extent<T, R::packed> e = extent(from + i);
+      if (e.bytes() == 0) continue;
+      hopper::copy(place(stage, i, 0), x + e.first, e.bytes(), full[stage]);
+      hopper::copy(place(stage, i, 1), dy + e.first, e.bytes(), full[stage]);
     }
   };
   for (int s = 0; s + 1 < R::stages; ++s) fetch(s, row + s * step);
@@ -119,7 +186,7 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
 #pragma unroll
     for (int j = 0; j < width; ++j) v[j] = 1;
     w[k] = narrow<T>(v);
-    if (weight) w[k] = load_if<width>(column(k) < cols, weight + column(k));
+    if (weight) w[k] = load_if<width>(column(k) < cols, weight + first_column + column(k));
   }
   double next_mean[most];
   float next_r[most];
@@ -131,11 +198,13 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
     }
   };
   read_constants(row);
-  const float part = 1 / static_cast<float>(cols);
-  OwnSums<T, count, packs, R::threads> sums;
-  float* const window_sums = windows + (row / most) * cols;
+  const float part = 1 / static_cast<float>(row_length);
+  OwnSums<count, packs, width, R::threads> sums;
+  float* const window_sums = windows + (row / most) * row_length + first_column;
+  const std::int64_t window_stride = groups * row_length;
   bool first = true;
   int waiting = 0;
+  int steps = 0;
   int stage = 0;
   int phase = 0;
   for (int turn = 0; row - group * most < rows; row += step, turn ^= 1) {
@@ -152,13 +221,26 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
     }
     read_constants(row + step);
     full[stage].wait(phase);
+    const T* from[most][2];  // of rows that are not packed
+    if constexpr (!R::packed)
 #pragma unroll
-    for (int i = 1; i < most; ++i)
-      if (row + i >= rows)  // there is an older row in its place
-#pragma unroll
-        for (int k = 0; k < packs; ++k)
-          place(stage, i, 0)[k * R::threads + lane] =
-              place(stage, i, 1)[k * R::threads + lane] = {};
+      for (int i = 0; i < most; ++i) {
+        const Extent<T, false> e = extent(row + i);
+        const bool whole = e.before + cols <= e.count;  // or the tensor ends within a pack
+        from[i][0] = whole ? reinterpret_cast<const T*>(place(stage, i, 0)) : x + e.first;
+        from[i][1] = whole ? reinterpret_cast<const T*>(place(stage, i, 1)) : dy + e.first;
+        from[i][0] += e.before;
+        from[i][1] += e.before;
+      }
+    const auto read = [&](int i, int input, int k) -> P {
+      if constexpr (R::packed) {
+        if (row + i >= rows) return {};  // there is an older row in its place
+        return __builtin_bit_cast(P, place(stage, i, input)[k * R::threads + lane]);
+      } else {
+        if (row + i >= rows || column(k) >= cols) return {};
+        return {from[i][input][column(k)]};
+      }
+    };
     float of[2 * most] = {};  // Σ g and Σ g x̂ of each row
     P in[most][packs];
     P up[most][packs];
@@ -166,8 +248,8 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
     for (int k = 0; k < packs; ++k)
 #pragma unroll
       for (int i = 0; i < most; ++i) {
-        in[i][k] = __builtin_bit_cast(P, place(stage, i, 0)[k * R::threads + lane]);
-        up[i][k] = __builtin_bit_cast(P, place(stage, i, 1)[k * R::threads + lane]);
+        in[i][k] = read(i, 0, k);
+        up[i][k] = read(i, 1, k);
         Hat<float> own = hat[i];
         if (column(k) >= cols) own.rest = own.twice_r = 0;  // 0 · x̂ of what is not there is 0
 #pragma unroll
@@ -195,6 +277,7 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
 #pragma unroll
       for (int v = 1; v < warps; ++v) of[i] += found[turn][v][i];
     }
+    if constexpr (R::sliced) add_blocks(sums_of_blocks[group], steps++, blocks, rank, lane, of);
 #pragma unroll
     for (int i = 0; i < most; ++i) {
       // g − a − x̂ b = g − (a + rest b) − half(x) (twice_r b)
@@ -209,7 +292,7 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
           out[j] = r[i] * (rounded_product(widen(up[i][k], j), widen(w[k], j)) - shift -
                            hat[i].half(widen(in[i][k], j)) * slope);
         if (column(k) < cols && row + i < rows)
-          put(reinterpret_cast<P*>(dx + (row + i) * cols + column(k)), narrow<T>(out));
+          put(reinterpret_cast<P*>(dx + (row + i) * row_length + column(k)), narrow<T>(out));
       }
     }
     if (++stage == R::stages) {
@@ -218,12 +301,12 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
     }
     if (++waiting < window || row + step >= rows || !partial) continue;
     waiting = 0;
-    if (!first) sums.add(lane, cols, window_sums, groups * cols);
-    sums.move(lane, cols, window_sums, groups * cols);
+    if (!first) sums.add(lane, cols, window_sums, window_stride);
+    sums.move(lane, cols, window_sums, window_stride);
     first = false;
   }
   if (!partial) return;
-  if (!first) sums.add(lane, cols, window_sums, groups * cols);
+  if (!first) sums.add(lane, cols, window_sums, window_stride);
   __syncthreads();                                      // all are done with the ring
   float* const all = reinterpret_cast<float*>(memory);  // [groups][count][cols]
   sums.move(lane, cols, all + group * count * cols, cols);
@@ -233,49 +316,99 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
 #pragma unroll
     for (int g = 1; g < R::groups; ++g) sum += all[g * count * cols + c];
     const int q = c < cols ? 0 : 1;
-    partial[(static_cast<std::int64_t>(q) * gridDim.x + blockIdx.x) * cols + c - q * cols] = sum;
+    partial[(q * clusters + cluster) * row_length + first_column + c - q * cols] = sum;
   }
 #endif
 }
 
-// go.operator()<Ring>() with the fewest threads that hold a row.
-template <class T, class Go>
+// go.operator()<Ring>() with the fewest threads that hold a row of so many packs.
+template <class T, bool packed, class Go>
 void with_ring(std::int64_t packs, const Go& go) {
-  if (packs <= 64) return go.template operator()<Ring<64, 1, 2, 4>>();
-  if (packs <= 96) return go.template operator()<Ring<96, 1, 2, 4>>();
-  if (packs <= 128) return go.template operator()<Ring<128, 1, 2, 4>>();
-  if (packs <= 192) return go.template operator()<Ring<192, 1, 2, 4>>();
-  if (packs <= 256) return go.template operator()<Ring<256, 1, 2, 4>>();
-  if (packs <= 384) return go.template operator()<Ring<192, 2, 1, 4>>();
-  if (packs <= 512) return go.template operator()<Ring<256, 2, 1, 4>>();
-  if (packs <= 1024) return go.template operator()<Ring<512, 2, 1, 4>>();
-  if constexpr (sizeof(T) == 4) go.template operator()<Ring<512, 4, 1, 3>>();
+  if (packs <= 64) return go.template operator()<Ring<64, 1, 2, 4, packed>>();
+  if (packs <= 96) return go.template operator()<Ring<96, 1, 2, 4, packed>>();
+  if (packs <= 128) return go.template operator()<Ring<128, 1, 2, 4, packed>>();
+  if (packs <= 192) return go.template operator()<Ring<192, 1, 2, 4, packed>>();
+  if (packs <= 256) return go.template operator()<Ring<256, 1, 2, 4, packed>>();
+  if (packs <= 384) return go.template operator()<Ring<192, 2, 1, 4, packed>>();
+  if (packs <= 512) return go.template operator()<Ring<256, 2, 1, 4, packed>>();
+  if (packs <= 1024) return go.template operator()<Ring<512, 2, 1, 4, packed>>();
+  if constexpr (packed && sizeof(T) == 4) go.template operator()<Ring<512, 4, 1, 3>>();
+}
+
+// Blocks that share a row of so many packs, `most` each, or as many as there can be.
+int ring_blocks(std::int64_t packs, std::int64_t most) {
+  int blocks = 2;
+  while (blocks < largest_cluster && packs > blocks * most) blocks *= 2;
+  return blocks;
+}
+
+template <class T, bool centred, class R>
+bool launch_ring(const NormalizeBackward& n, int blocks) {
+  constexpr int count = centred ? 2 : 1;
+  constexpr int multiprocessors_used = 132;  // of every GPU: all add in one order
+  constexpr int width = pack_size<T>;
+  constexpr auto kernel = ring_backward_kernel<T, R, centred>;
+  const std::int64_t packs = divide_up<std::int64_t>(n.s.cols, width);
+  const Slice slice{blocks, static_cast<int>(divide_up<std::int64_t>(packs, blocks)) * width};
+  if (slice.width > R::threads * R::packs * width) return false;
+  Together together{static_cast<unsigned>(blocks), R::threads * R::groups, R::bytes,
+                    static_cast<unsigned>(blocks)};
+  int at_a_time = multiprocessors_used / blocks;
+  if constexpr (R::sliced)
+    at_a_time = std::min(at_a_time, clusters_at_a_time<kernel>(n.op, together));
+  if (at_a_time == 0) return false;
+  const std::int64_t clusters =
+      std::min<std::int64_t>(divide_up<std::int64_t>(n.s.rows, R::rows * R::groups), at_a_time);
+  const std::int64_t groups = clusters * R::groups;
+  together.grid *= static_cast<unsigned>(clusters);
+  ParameterSums<T, count> sums(n, clusters);
+  ParameterSums<T, count> windows(n, n.s.rows > groups * ring_window ? groups : 0);
+  const auto go = [&](const auto&... arguments) {
+    if constexpr (R::sliced)
+      launch_together(n.op, kernel, together, arguments...);
+    else
+      launch(n.op, kernel, dim3(together.grid), together.threads, together.shared, arguments...);
+  };
+  go(n.x.data<T>(), n.dy.data<T>(), data_or_null<T>(n.weight), data_or_null<double>(n.mean),
+     n.rstd.data<float>(), n.s.rows, n.s.cols, slice, n.dx.data<T>(), windows.data(), sums.data());
+  sums.add_up();
+  return true;
+}
+
+template <class T, bool centred, bool packed>
+bool backward_as(const NormalizeBackward& n) {
+  constexpr std::int64_t most = sizeof(T) == 4 ? 2048 : 1024;  // packs of a block
+  const std::int64_t packs = divide_up<std::int64_t>(n.s.cols, pack_size<T>);
+  if (packs <= most ? few(n.s) : few_for_clusters(n.s)) return false;
+  if (packs <= (packed ? most : 1024)) {
+    bool done = false;
+    with_ring<T, packed>(packs, [&]<class R>() { done = launch_ring<T, centred, R>(n, 1); });
+    return done;
+  }
+  if (packs <= most) return false;
+  // Two rows in a block hide what the other one waits for, if a cluster of 8 is enough for that.
+  if (packs <= 8 * 512)
+    if (launch_ring<T, centred, Ring<256, 2, 1, 6, packed, true>>(n, ring_blocks(packs, 512)))
+      return true;
+  if (packs <= largest_cluster * 1024)
+    if (launch_ring<T, centred, Ring<512, 2, 1, 6, packed, true>>(n, ring_blocks(packs, 1024)))
+      return true;
+  if constexpr (sizeof(T) == 4)
+    return launch_ring<T, centred, Ring<512, 4, 1, 3, packed, true>>(n, ring_blocks(packs, 2048));
+  return false;
 }
 
 template <class T, bool centred>
 bool backward(const NormalizeBackward& n) {
-  constexpr int count = centred ? 2 : 1;
-  constexpr std::int64_t multiprocessors_used = 132;  // of every GPU: all add in one order
-  const T* const w = data_or_null<T>(n.weight);
-  const std::int64_t packs = n.s.cols / pack_size<T>;
-  if (n.s.cols % pack_size<T> != 0 || packs <= 32 || packs > (sizeof(T) == 2 ? 1024 : 2048) ||
-      compute_capability() < 90 ||
+  constexpr std::int64_t shortest = 32;  // packs
+  if (n.s.cols <= shortest * pack_size<T> || compute_capability() < 90 ||
       !hopper::has_barriers<ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>>(n.op) ||
-      !all_aligned(n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>()))
+      !all_aligned(n.x.data<T>(), n.dy.data<T>(), n.dx.data<T>()))
     return false;
-  with_ring<T>(packs, [&]<class R>() {
-    const std::int64_t blocks = std::min<std::int64_t>(
-        divide_up<std::int64_t>(n.s.rows, R::rows * R::groups), multiprocessors_used);
-    const std::int64_t groups = blocks * R::groups;
-    ParameterSums<T, count> sums(n, blocks);
-    ParameterSums<T, count> windows(n, n.s.rows > groups * ring_window ? groups : 0);
-    launch(n.op, ring_backward_kernel<T, R, centred>, dim3(static_cast<unsigned>(blocks)),
-           R::threads * R::groups, R::bytes, n.x.data<T>(), n.dy.data<T>(), w,
-           data_or_null<double>(n.mean), n.rstd.data<float>(), n.s.rows, n.s.cols, n.dx.data<T>(),
-           windows.data(), sums.data());
-    sums.add_up();
-  });
-  return true;
+  if (n.s.cols % pack_size<T> == 0 && all_aligned(data_or_null<T>(n.weight)))
+    return backward_as<T, centred, true>(n);
+  if constexpr (sizeof(T) == 4) return backward_as<T, centred, false>(n);
+  return false;  // single elements of 2 bytes would take longer
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include "ebb/ops/lanes.cuh"
 
-// Rows that fit a group's registers are read once, by a group a row.
+// Rows that fit a group's registers are read once, by a group a row; short ones but in f64.
 namespace ebb {
 namespace gpu {
 namespace {
@@ -60,14 +60,8 @@ __device__ Part<C> centre(const L& lanes, C (&v)[packs][width]) {
   return own;
 }
 
-// Blocks that a multiprocessor has at least: of 512 threads with more than 64 registers it would
-// have one, which does not read while it writes.
-template <class C, int threads, int elements>
-constexpr int forward_blocks = sizeof(C) == 4 && threads == 512 && elements <= 16 ? 2 : 1;
-
 template <class T, int group, int packs, int width, bool centred>
-__global__ void __launch_bounds__(
-    block_threads(group, 128), forward_blocks<Compute<T>, block_threads(group, 128), packs * width>)
+__global__ void __launch_bounds__(block_threads(group, 128))
     forward_kernel(const T* x, const T* weight, const T* bias, std::int64_t rows, int cols,
                    double eps, double* mean, Compute<T>* rstd, T* y) {
   using C = Compute<T>;
@@ -118,33 +112,45 @@ __global__ void __launch_bounds__(
   }
 }
 
+// Packs of a row that a group may hold. Longer rows of f32 and bf16, and such of single elements,
+// the row engine has taken before.
+template <class T>
+constexpr std::int64_t most_packs(bool packed) {
+  if (sizeof(T) <= 4) return packed ? 512 : 0;
+  return packed ? 4096 : 8192;
+}
+
 // go.operator()<group, packs, width>() with the smallest group that holds a row.
-template <int width, class Go>
+template <class T, bool packed, class Go>
 void with_group(std::int64_t packs, const Go& go) {
-  if constexpr (width == 1) {
-    if (packs <= 256) return go.template operator()<32, 8, 1>();
-    if (packs <= 2048) return go.template operator()<128, 16, 1>();
-    return go.template operator()<512, 16, 1>();
-  } else {
+  constexpr int width = packed ? pack_size<T> : 1;
+  if constexpr (packed) {
     if (packs <= 8) return go.template operator()<8, 1, width>();
     if (packs <= 32) return go.template operator()<32, 1, width>();
     if (packs <= 128) return go.template operator()<32, 4, width>();
     if (packs <= 256) return go.template operator()<64, 4, width>();
     if (packs <= 512) return go.template operator()<128, 4, width>();
+  }
+  if constexpr (packed && sizeof(T) == 8) {
     if (packs <= 1024) return go.template operator()<256, 4, width>();
     if (packs <= 2048) return go.template operator()<512, 4, width>();
     go.template operator()<512, 8, width>();
+  } else if constexpr (sizeof(T) == 8) {
+    if (packs <= 256) return go.template operator()<32, 8, 1>();
+    if (packs <= 2048) return go.template operator()<128, 16, 1>();
+    go.template operator()<512, 16, 1>();
   }
 }
 
 template <class T, bool centred>
 void forward(const Normalize& n) {
+  if (normalize_by_row(n)) return;
   const T* w = data_or_null<T>(n.weight);
   const T* b = data_or_null<T>(n.bias);
   const bool packed =
       n.s.cols % pack_size<T> == 0 && all_aligned(n.x.data<T>(), w, b, n.y.data<T>());
   const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
-  if (packs > (packed ? 4096 : 8192) || few(n.s)) return normalize_slices(n);
+  if (packs > most_packs<T>(packed) || few(n.s)) return normalize_slices(n);
   const auto go = [&]<int group, int each, int width>() {
     constexpr int threads = block_threads(group, 128);
     const std::int64_t blocks = divide_up<std::int64_t>(n.s.rows, threads / group);
@@ -152,7 +158,7 @@ void forward(const Normalize& n) {
            dim3(static_cast<unsigned>(blocks)), threads, 0, n.x.data<T>(), w, b, n.s.rows, n.s.cols,
            n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), n.y.data<T>());
   };
-  packed ? with_group<pack_size<T>>(packs, go) : with_group<1>(packs, go);
+  packed ? with_group<T, true>(packs, go) : with_group<T, false>(packs, go);
 }
 
 }  // namespace

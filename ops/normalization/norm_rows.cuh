@@ -136,11 +136,13 @@ class ParameterSums {
   Tensor sums_;
 };
 
-// *to = pack of 16 bytes: of words, as narrow() makes them, where store() joins elements.
+// *to = pack, of words where it is of 16 bytes, as narrow() makes them: store() joins elements.
 template <class P>
 __device__ void put(P* to, const P& pack) {
-  static_assert(sizeof(P) == 16);
-  *reinterpret_cast<uint4*>(to) = __builtin_bit_cast(uint4, pack);
+  if constexpr (sizeof(P) == 16)
+    *reinterpret_cast<uint4*>(to) = __builtin_bit_cast(uint4, pack);
+  else
+    *to = pack;
 }
 
 // Groups of more than a warp have a block for themselves.
@@ -148,6 +150,9 @@ constexpr int block_threads(int group, int small) { return group <= warp_size ? 
 
 // Rows so few and long that a group each would not fill the GPU.
 inline bool few(const NormRows& s) { return s.rows < 128 && s.cols > 4096; }
+
+// The same where several blocks have a row.
+inline bool few_for_clusters(const NormRows& s) { return s.rows <= 64; }
 
 // Those, and rows that are too wide for a group.
 void normalize_slices(const Normalize& n);
@@ -157,7 +162,12 @@ void normalize_slices_backward(const NormalizeBackward& n);
 bool normalize_held(const Normalize& n);
 bool normalize_held_backward(const NormalizeBackward& n);
 
-// Rows that pass through a Hopper's shared memory (norm_ring.cu); false, and nothing done, if not.
+// Rows longer than norm_rows.cu's groups like, or not of whole packs (norm_engine.cu); false, and
+// nothing done, if not.
+bool normalize_by_row(const Normalize& n);
+
+// Rows that pass through a Hopper's shared memory, or that of several blocks (norm_ring.cu); false,
+// and nothing done, if not.
 bool normalize_ring_backward(const NormalizeBackward& n);
 
 }  // namespace ebb::gpu

@@ -68,7 +68,7 @@ TEST_CASE("rms_norm: twins agree at ragged sizes, from short rows to long ones")
   check_twins(f(), {randn({3, 300000}, 19), randn({300000}, 20)}, tolerance);
   check_twins(f(), {randn({3000, 8}, 11), randn({8}, 12)}, tolerance);
   check_twins(f(), {randn({3000, 5}, 13)}, tolerance);
-  for (const std::int64_t cols : {264, 768, 2048, 4096})
+  for (const std::int64_t cols : {264, 768, 777, 2048, 4096, 12288, 20001})
     check_twins(f(), {randn({201, cols}, 21), randn({cols}, 22)}, tolerance);
   check_twins(f({3, 4}), {randn({7, 3, 4}, 14), randn({3, 4}, 15)}, tolerance);
   for (const Shape& shape : {Shape{0, 4}, Shape{4, 0}, Shape{0}})

@@ -102,6 +102,15 @@ TEST_CASE("softmax: twins agree on either side of what each number of threads ke
       check_twins(f, {randn({3, cols}, 10, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
 }
 
+// 6 and 14 chunks of 16 KB in each of 16 blocks are 393,216 and 917,504 columns of f32.
+TEST_CASE("softmax: twins agree on long rows that blocks share, whatever their number") {
+  for (const Shape& shape : {Shape{3, 65537}, Shape{2, 131072}, Shape{2, 131076}, Shape{2, 262147},
+                             Shape{2, 393216}, Shape{2, 393220}, Shape{1, 917501}, Shape{1, 917504},
+                             Shape{1, 917508}, Shape{37, 70001}, Shape{40, 66000}})
+    check_twins(p, {randn(shape, 15, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
+  check_twins(log_p, {randn({20, 100003}, 16, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
+}
+
 TEST_CASE("softmax: twins agree on more rows than a GPU holds at a time") {
   for (const Shape& shape : {Shape{9000, 132}, Shape{1500, 2052}, Shape{300, 8196},
                              Shape{150, 20000}, Shape{140, 32772}})
@@ -109,7 +118,8 @@ TEST_CASE("softmax: twins agree on more rows than a GPU holds at a time") {
 }
 
 TEST_CASE("softmax: bf16 rows of any width are rounded once, a gradient from what was") {
-  for (const std::int64_t cols : {3, 64, 781, 1000, 2049, 4096, 9001, 20000, 40000, 50304}) {
+  for (const std::int64_t cols :
+       {3, 64, 781, 1000, 2049, 4096, 9001, 20000, 40000, 50257, 50304, 100003}) {
     const Tensor x = randn({9, cols}, 12, Dtype::bf16, cpu_device, 3);
     const Tensor dy = randn({9, cols}, 13, Dtype::bf16);
     for (const Device device : devices()) {
