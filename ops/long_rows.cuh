@@ -1,11 +1,11 @@
 // Long rows on Hopper, each read once: the blocks of a cluster have a slice of the row each, in
 // shared memory, and add up what they found through it.
 //
-// A block stays for many rows. One thread copies the chunks of its slices, in order, into a ring;
+// A block stays for many rows. The chunks of its slices come, in order, into a ring by bulk copies;
 // the steps of a body (rows.cuh) go over the chunks of a row as often as they like, and write(),
-// the last step, makes room for chunks of the next row with each that it has read. So reads and
-// writes overlap, within a block and between the two that a multiprocessor has where slices are
-// short enough.
+// the last step, makes room for chunks of the next row with each that all warps have read. So reads
+// and writes overlap, within a block and between the two that a multiprocessor has where slices are
+// short enough. Between chunks no warp waits for the others.
 //
 // Rows may begin anywhere: a chunk is of whole packs of 16 bytes, and what its first and last pack
 // have of other rows is passed over.

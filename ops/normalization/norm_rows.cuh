@@ -1,6 +1,7 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// What the kernels of norm_rows.h share: rows that a group of threads holds (norm_rows.cu, and on
-// Hopper norm_ring.cu), rows in slices (norm_slices.cu), and few long ones (norm_held.cu).
+// What the kernels of norm_rows.h share: rows that a group of threads holds (norm_rows.cu,
+// norm_backward.cu, and on Hopper norm_ring.cu), rows by the row engine (norm_engine.cu), rows in
+// slices (norm_slices.cu), and few long ones (norm_held.cu).
 #pragma once
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
