@@ -4,6 +4,7 @@
 
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
+#include "ebb/ops/divider.cuh"
 #include "ebb/ops/parts.cuh"
 #include "ebb/ops/rows.cuh"
 
@@ -16,26 +17,31 @@ constexpr const char* op = "outer_product";
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 constexpr int product_threads = 256;
-constexpr int product_packs = 4;  // of a thread
+constexpr int product_packs = 2;  // of a thread
 
 // Packs of y side by side, so that the GPU writes from one end to the other: 16 bytes where rows
-// are a multiple of that, else single elements. `n` of them are a row. Index is 32 bits wide where
-// that suffices, for the division.
+// are a multiple of that, else single elements. n.d of them are a row. All is read before the first
+// of them is written, or each would wait for its operands.
 template <class T, int width, class Index>
 __global__ void __launch_bounds__(product_threads)
-    product_kernel(const T* a, const Pack<T, width>* b, Index n, Index total, Pack<T, width>* y) {
-  const Index start = static_cast<Index>(blockIdx.x) * (product_threads * product_packs);
+    product_kernel(const T* a, const Pack<T, width>* b, WordDivider<Index> n, Index total,
+                   Pack<T, width>* y) {
+  const Index start = blockIdx.x * Index{product_threads * product_packs} + threadIdx.x;
+  Compute<T> left[product_packs];
+  Pack<T, width> right[product_packs];
 #pragma unroll
   for (int p = 0; p < product_packs; ++p) {
-    const Index i = start + p * product_threads + threadIdx.x;
-    if (i >= total) return;
-    const Index row = i / n;
-    const Compute<T> left = widen(a[row]);
-    const Pack<T, width> right = b[i - row * n];
+    const Index i = start + p * product_threads;
+    const Index row = i < total ? n.quotient(i) : 0;
+    left[p] = widen(a[row]);
+    right[p] = b[i < total ? i - row * n.d : 0];
+  }
+#pragma unroll
+  for (int p = 0; p < product_packs; ++p) {
     Pack<T, width> out;
 #pragma unroll
-    for (int j = 0; j < width; ++j) out.v[j] = narrow<T>(left * widen(right.v[j]));
-    store(y + i, out);
+    for (int j = 0; j < width; ++j) out.v[j] = narrow<T>(left[p] * widen(right[p].v[j]));
+    if (start + p * product_threads < total) store(y + start + p * product_threads, out);
   }
 }
 
@@ -46,10 +52,11 @@ void product(const Tensor& a, const Tensor& b, Tensor& y) {
   auto* to = reinterpret_cast<P*>(y.data<T>());
   const std::int64_t packs = y.numel() / width;
   const auto go = [&]<class Index>(Index total) {
-    launch(op, product_kernel<T, width, Index>,
-           dim3(static_cast<unsigned>(
-               divide_up<std::int64_t>(packs, product_threads * product_packs))),
-           product_threads, 0, a.data<T>(), right, b.numel() / width, total, to);
+    launch(
+        op, product_kernel<T, width, Index>,
+        dim3(
+            static_cast<unsigned>(divide_up<std::int64_t>(packs, product_threads * product_packs))),
+        product_threads, 0, a.data<T>(), right, WordDivider<Index>(b.numel() / width), total, to);
   };
   constexpr std::int64_t small = std::int64_t{1} << 31;
   packs < small ? go(static_cast<std::uint32_t>(packs)) : go(static_cast<std::uint64_t>(packs));
@@ -197,8 +204,9 @@ void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, T
   const std::int64_t m = a.numel();
   const std::int64_t n = b.numel();
   const std::int64_t tiles = divide_up(n, tile_columns<T>);
+  constexpr std::int64_t blocks = 4096;  // that keep every GPU busy; more only leave more parts
   const std::int64_t rows =
-      std::clamp<std::int64_t>(divide_up<std::int64_t>(m, 512 * warps), 8, 64) * warps;
+      std::clamp<std::int64_t>(divide_up(m * tiles, blocks * warps), 8, 64) * warps;
   const std::int64_t parts = divide_up(m, rows);
   const TensorOptions wide{dtype_of<C>, a.device()};
   Tensor part_a = da.defined() ? empty({tiles, m}, wide) : Tensor();
