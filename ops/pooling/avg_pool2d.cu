@@ -1,16 +1,17 @@
 #include "ebb/ops/pooling/avg_pool2d.h"
+#include "ebb/ops/pooling/wide.cuh"
 #include "ebb/ops/pooling/window.cuh"
 
 namespace ebb {
 namespace {
 
-using gpu::AnyPlaces;
 using gpu::Block;
 using gpu::Compute;
 using gpu::Extents;
 using gpu::narrow;
 using gpu::Pack;
 using gpu::Place;
+using gpu::PlacesOf;
 using gpu::pool_threads;
 using gpu::widen;
 
@@ -46,8 +47,8 @@ __device__ Range<Index> columns_of(const Extents<Index>& s, const Divisor& d, In
   return {q, s.kernel_w, s.stride_w, s.padding_w, s.w, d.count_padding};
 }
 
-// The one divisor of all windows as a factor, where that is exact; else 0.
-double factor_of(const PoolSize& s, const Divisor& d) {
+// The one divisor of all windows; 0 if they differ.
+std::int64_t divisor_of_all(const PoolSize& s, const Divisor& d) {
   const auto full = [](std::int64_t windows, std::int64_t kernel, std::int64_t stride,
                        std::int64_t padding, std::int64_t extent, bool count_padding) {
     const std::int64_t end = (windows - 1) * stride + kernel - padding;
@@ -55,39 +56,75 @@ double factor_of(const PoolSize& s, const Divisor& d) {
   };
   const bool one = full(s.p, s.kernel_h, s.stride_h, s.padding_h, s.h, d.count_padding) &&
                    full(s.q, s.kernel_w, s.stride_w, s.padding_w, s.w, d.count_padding);
-  const std::int64_t divisor = d.fixed ? d.fixed : one ? s.kernel_h * s.kernel_w : 0;
-  return divisor > 0 && (divisor & (divisor - 1)) == 0 ? 1 / static_cast<double>(divisor) : 0;
+  return d.fixed ? d.fixed : one ? s.kernel_h * s.kernel_w : 0;
 }
 
-// What a window's sum is made its mean by: `factor`, if there is one.
-template <bool factor, class T>
+// x / d, rounded once, by a reciprocal and what it leaves: without the branch of a division.
+template <class T>
+struct Quotient {
+  T d, reciprocal;
+
+  explicit Quotient(std::int64_t divisor)
+      : d(static_cast<T>(divisor)), reciprocal(divisor ? 1 / d : 0) {}
+  __device__ T operator()(T x) const {
+    if constexpr (std::is_same_v<T, double>) return x / d;
+    const T y = x * reciprocal;
+    const T rest = fma(-y, d, x);
+    return rest == rest ? fma(rest, reciprocal, y) : y;  // none of an infinity
+  }
+};
+
+// What a window's sum is made its mean by; `one` divisor for all windows, or not.
+template <bool one_, class T>
 struct Mean {
+  static constexpr bool one = one_;
   Extents<int> s;
   Divisor d;
-  T by;
+  Quotient<T> all;
 
   Mean(const PoolSize& size, const Divisor& divisor)
-      : s(size), d(divisor), by(static_cast<T>(factor_of(size, divisor))) {}
+      : s(size), d(divisor), all(divisor_of_all(size, divisor)) {}
   // Of window (p, q).
   __device__ T operator()(T sum, int p, int q) const {
-    if constexpr (factor) return sum * by;
+    if constexpr (one) return all(sum);
     return sum / divisor_of<T>(d, rows_of(s, d, p), columns_of(s, d, q));
   }
 };
 
-// Any windows: one output a thread.
-template <class T, class Index>
+// Any windows: one output a thread, of windows of kernel² elements, or any if that is 0.
+template <int kernel, class T, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    avg_pool(AnyPlaces places, Extents<Index> s, Divisor d, const T* x, T* y) {
-  gpu::at_place<Index>(places, [&](std::int64_t plane, Index p, Index q) {
+    avg_pool(PlacesOf<Index> places, Extents<Index> s, Divisor d, const T* x, T* y) {
+  gpu::at_place(places, [&](std::int64_t plane, Index p, Index q) {
     const auto rows = rows_of(s, d, p);
     const auto columns = columns_of(s, d, q);
     Compute<T> sum = 0;
-    for (Index h = rows.first; h < rows.last; ++h) {
-      Compute<T> line = 0;  // windows may be large: rows are summed on their own
-      for (Index w = columns.first; w < columns.last; ++w)
-        line += widen(x[(plane * s.h + h) * s.w + w]);
-      sum += line;
+    if constexpr (kernel > 0) {
+      const Index top = p * s.stride_h - s.padding_h, left = q * s.stride_w - s.padding_w;
+      const T* const corner = x + plane * s.image + (top * s.w + left);
+      T in[kernel][kernel];
+#pragma unroll
+      for (int r = 0; r < kernel; ++r)
+#pragma unroll
+        for (int c = 0; c < kernel; ++c) {
+          const bool there = top + r >= rows.first && top + r < rows.last &&
+                             left + c >= columns.first && left + c < columns.last;
+          in[r][c] = there ? corner[r * s.w + c] : T{};
+        }
+#pragma unroll
+      for (int r = 0; r < kernel; ++r) {
+        Compute<T> line = widen(in[r][0]);
+#pragma unroll
+        for (int c = 1; c < kernel; ++c) line += widen(in[r][c]);
+        sum += line;
+      }
+    } else {
+      for (Index h = rows.first; h < rows.last; ++h) {
+        Compute<T> line = 0;  // windows may be large: rows are summed on their own
+        for (Index w = columns.first; w < columns.last; ++w)
+          line += widen(x[(plane * s.h + h) * s.w + w]);
+        sum += line;
+      }
     }
     const bool some = rows.first < rows.last && columns.first < columns.last;
     y[(plane * s.p + p) * s.q + q] =
@@ -95,10 +132,28 @@ __global__ void __launch_bounds__(pool_threads)
   });
 }
 
+// Windows of many elements that hardly overlap: a group of threads an output.
+template <int group, class T>
+__global__ void __launch_bounds__(pool_threads)
+    avg_pool_wide(gpu::Wide wide, Extents<int> s, Divisor d, const T* x, T* y) {
+  const auto at = wide.place<group>();
+  const auto rows = rows_of(s, d, at.row);
+  const auto columns = columns_of(s, d, at.column);
+  const T* const plane = x + std::int64_t{at.plane} * s.image;
+  Compute<T> sum = 0;
+  if (at.there)
+    wide.each<group>(rows.first, rows.last, columns.first, columns.last,
+                     [&](int h, int w) { sum += widen(plane[h * s.w + w]); });
+  sum = gpu::group_reduce<group>(sum, gpu::Sum{});
+  if (at.there && wide.leader<group>())
+    y[std::int64_t{at.plane} * s.output + (at.row * s.q + at.column)] =
+        narrow<T>(sum / divisor_of<Compute<T>>(d, rows, columns));
+}
+
 // Known windows: a block of outputs a thread.
 template <bool packed, class Height, class Width, class M, class T>
 struct AvgPool {
-  using B = Block<Height, Width, T>;
+  using B = Block<packed, Height, Width, T>;
   using Window = T[Height::kernel][Width::before + B::width + Width::after];
   M mean;
   bool passing;
@@ -126,9 +181,9 @@ struct AvgPool {
       Compute<T> sum = 0;
 #pragma unroll
       for (int r = 0; r < Height::kernel; ++r) {
-        Compute<T> line = 0;
+        Compute<T> line = widen(in[r][j * Width::stride]);
 #pragma unroll
-        for (int c = 0; c < Width::kernel; ++c) line += widen(in[r][j * Width::stride + c]);
+        for (int c = 1; c < Width::kernel; ++c) line += widen(in[r][j * Width::stride + c]);
         sum += line;
       }
       out.v[j] = narrow<T>(mean(sum, at.row, q + j));
@@ -138,21 +193,31 @@ struct AvgPool {
   }
 };
 
-// Each input gathers its share from the windows that see it.
-template <class T, class Index>
+// Each input gathers its share from the windows that see it; a thread has `width` inputs side by
+// side. Where all windows have `one` divisor, it is what the sum of dy is divided by.
+template <int width, bool apart, bool one, class T, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    avg_pool_gather(AnyPlaces places, Extents<Index> s, Divisor d, const T* dy, T* dx) {
-  gpu::at_place<Index>(places, [&](std::int64_t plane, Index h, Index w) {
-    const gpu::Seen<Index> down(h, s.kernel_h, s.stride_h, s.padding_h, 1, s.p);
-    const gpu::Seen<Index> across(w, s.kernel_w, s.stride_w, s.padding_w, 1, s.q);
-    Compute<T> sum = 0;
-    for (Index p = down.first; p <= down.last; ++p) {
-      const auto rows = rows_of(s, d, p);
-      for (Index q = across.first; q <= across.last; ++q)
-        sum += widen(dy[(plane * s.p + p) * s.q + q]) /
-               divisor_of<Compute<T>>(d, rows, columns_of(s, d, q));
-    }
-    dx[(plane * s.h + h) * s.w + w] = narrow<T>(sum);
+    avg_pool_gather(PlacesOf<Index> places, Extents<Index> s, gpu::AnyWindows<Index> windows,
+                    Divisor d, Quotient<Compute<T>> all, const T* dy, T* dx) {
+  gpu::at_place(places, [&](std::int64_t plane, Index h, Index pack) {
+    const Index w = pack * width;
+    Compute<T> sum[width] = {};
+    windows.down.template each<apart>(h, [&](Index p, Index) {
+      const T* const line = dy + (plane * s.p + p) * s.q;
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        windows.across.template each<apart>(w + j, [&](Index q, Index) {
+          Compute<T> share = widen(line[q]);
+          if constexpr (!one)
+            share /= divisor_of<Compute<T>>(d, rows_of(s, d, p), columns_of(s, d, q));
+          sum[j] += share;
+        });
+    });
+    if constexpr (one)
+#pragma unroll
+      for (int j = 0; j < width; ++j) sum[j] = all(sum[j]);
+    store(reinterpret_cast<Pack<T, width>*>(dx + (plane * s.h + h) * s.w + w),
+          gpu::narrow<T, width>(sum));
   });
 }
 
@@ -160,7 +225,7 @@ __global__ void __launch_bounds__(pool_threads)
 // any of them.
 template <bool packed, class Height, class Width, class M, class T>
 struct AvgPoolGather {
-  using B = Block<Height, Width, T>;
+  using B = Block<packed, Height, Width, T>;
   static constexpr int down = Height::earlier + 1 + Height::later;
   static constexpr int across = Width::earlier + B::columns + Width::later;
   using Window = T[down][across];
@@ -180,15 +245,18 @@ struct AvgPoolGather {
 
   __device__ void store(const Place<int>& at, const Window& in) const {
     const Extents<int>& s = mean.s;
-    Compute<T> share[down][across];
+    Compute<T> share[down][across];  // of one divisor, before it is divided
 #pragma unroll
     for (int i = 0; i < down; ++i)
 #pragma unroll
       for (int j = 0; j < across; ++j) {
         const int row = at.row - Height::earlier + i;
         const int column = at.column * B::columns - Width::earlier + j;
-        const bool there = row < s.p && column < s.q;
-        share[i][j] = there ? mean(widen(in[i][j]), row, column) : 0;
+        share[i][j] = widen(in[i][j]);
+        if constexpr (!M::one) {
+          const bool there = row < s.p && column < s.q;
+          share[i][j] = there ? mean(share[i][j], row, column) : 0;
+        }
       }
     const int h = at.row * B::height, w = at.column * B::width;
     T* to = dx + std::int64_t{at.plane} * s.image + (h * s.w + w);
@@ -205,6 +273,7 @@ struct AvgPoolGather {
           for (int j = 0; j < across; ++j)
             if (Height::sees(i - Height::earlier, r) && Width::sees(j - Width::earlier, c))
               sum += share[i][j];
+        if constexpr (M::one) sum = mean.all(sum);
         out.v[c] = narrow<T>(sum);
       }
       gpu::store_line<packed>(to, w, s.w, out);
@@ -215,7 +284,7 @@ struct AvgPoolGather {
 template <class F>
 void visit_types(const PoolSize& s, const Tensor& x, F&& f) {
   visit<float, double, bf16>(x.dtype(), "avg_pool2d", [&](auto value) {
-    if (gpu::is_small(s))
+    if (gpu::is_few(s))
       f(value, int{});
     else
       f(value, std::int64_t{});
@@ -225,23 +294,21 @@ void visit_types(const PoolSize& s, const Tensor& x, F&& f) {
 // f(Mean, packed or not) with the kernel to be taken.
 template <class Height, class Width, class T, class F>
 void visit_kernels(const PoolSize& s, const Divisor& d, const T* image, const T* output, F&& f) {
-  using C = Compute<T>;
   const bool packed = gpu::in_packs<Height, Width>(s, image, output);
-  if (packed && factor_of(s, d) != 0)
-    f(Mean<true, C>(s, d), std::true_type());
-  else if (packed)
-    f(Mean<false, C>(s, d), std::true_type());
+  const auto with_mean = [&](auto mean) {
+    packed ? f(mean, std::true_type()) : f(mean, std::false_type());
+  };
+  if (divisor_of_all(s, d) != 0)
+    with_mean(Mean<true, Compute<T>>(s, d));
   else
-    f(Mean<false, C>(s, d), std::false_type());
+    with_mean(Mean<false, Compute<T>>(s, d));
 }
 
 template <class Height, class Width, class T>
 void forward(const PoolSize& s, const Divisor& d, const T* x, T* y) {
-  constexpr std::int64_t large = 32 << 20;  // bytes
-  const bool apart = Height::kernel <= Height::stride && Width::kernel <= Width::stride;
-  const bool passing = apart && s.planes * s.h * s.w * std::int64_t{sizeof(T)} >= large;
+  const bool passing = gpu::is_passing<Height, Width, T>(s);
   visit_kernels<Height, Width>(s, d, x, y, [&](auto mean, auto packed) {
-    gpu::pool("avg_pool2d", Block<Height, Width, T>::outputs(s),
+    gpu::pool("avg_pool2d", Block<packed, Height, Width, T>::outputs(s),
               AvgPool<packed, Height, Width, decltype(mean), T>{mean, passing, x, y});
   });
 }
@@ -249,9 +316,35 @@ void forward(const PoolSize& s, const Divisor& d, const T* x, T* y) {
 template <class Height, class Width, class T>
 void backward(const PoolSize& s, const Divisor& d, const T* dy, T* dx) {
   visit_kernels<Height, Width>(s, d, dx, dy, [&](auto mean, auto packed) {
-    gpu::pool("avg_pool2d", Block<Height, Width, T>::inputs(s),
+    gpu::pool("avg_pool2d", Block<packed, Height, Width, T>::inputs(s),
               AvgPoolGather<packed, Height, Width, decltype(mean), T>{mean, dy, dx});
   });
+}
+
+template <class T, class Index>
+void forward_of_any(const PoolSize& s, const Divisor& d, const T* x, T* y) {
+  if constexpr (std::is_same_v<Index, int> && sizeof(T) <= 4)
+    if (gpu::is_wide(s))
+      return gpu::visit_groups(s, [&]<int group>() {
+        const gpu::Wide wide(s);
+        launch("avg_pool2d", avg_pool_wide<group, T>, wide.blocks(group), pool_threads, 0, wide,
+               Extents<int>(s), d, x, y);
+      });
+  const PlacesOf<Index> outputs(s.planes, s.p, s.q);
+  const int threads = gpu::threads_for(s.planes * s.p * s.q);
+  gpu::visit_kernel(s, [&]<int kernel>() {
+    launch("avg_pool2d", avg_pool<kernel, T, Index>, outputs.blocks(threads), threads, 0, outputs,
+           Extents<Index>(s), d, x, y);
+  });
+}
+
+template <int width, bool apart, bool one, class T, class Index>
+void gather(const PoolSize& s, const Divisor& d, const T* dy, T* dx) {
+  const PlacesOf<Index> inputs(s.planes, s.h, s.w / width);
+  const int threads = gpu::threads_for(s.planes * s.h * s.w / width);
+  launch("avg_pool2d", avg_pool_gather<width, apart, one, T, Index>, inputs.blocks(threads),
+         threads, 0, inputs, Extents<Index>(s), gpu::AnyWindows<Index>(s), d,
+         Quotient<Compute<T>>(divisor_of_all(s, d)), dy, dx);
 }
 
 }  // namespace
@@ -259,28 +352,25 @@ void backward(const PoolSize& s, const Divisor& d, const T* dy, T* dx) {
 void gpu::avg_pool2d(const PoolSize& s, const Divisor& d, const Tensor& x, Tensor& y) {
   visit_types(s, x, [&](auto value, auto count) {
     using T = decltype(value);
-    using Index = decltype(count);
-    if (visit_squares(s, [&](auto height, auto width) {
-          forward<decltype(height), decltype(width)>(s, d, x.data<T>(), y.data<T>());
-        }))
-      return;
-    const AnyPlaces outputs(s.planes, s.p, s.q);
-    launch("avg_pool2d", avg_pool<T, Index>, outputs.blocks(), pool_threads, 0, outputs,
-           Extents<Index>(s), d, x.data<T>(), y.data<T>());
+    const bool known = visit_squares(s, [&](auto height, auto width) {
+      forward<decltype(height), decltype(width)>(s, d, x.data<T>(), y.data<T>());
+    });
+    if (!known) forward_of_any<T, decltype(count)>(s, d, x.data<T>(), y.data<T>());
   });
 }
 
 void gpu::avg_pool2d_backward(const PoolSize& s, const Divisor& d, const Tensor& dy, Tensor& dx) {
   visit_types(s, dy, [&](auto value, auto count) {
     using T = decltype(value);
-    using Index = decltype(count);
     if (visit_squares(s, [&](auto height, auto width) {
           backward<decltype(height), decltype(width)>(s, d, dy.data<T>(), dx.data<T>());
         }))
       return;
-    const AnyPlaces inputs(s.planes, s.h, s.w);
-    launch("avg_pool2d", avg_pool_gather<T, Index>, inputs.blocks(), pool_threads, 0, inputs,
-           Extents<Index>(s), d, dy.data<T>(), dx.data<T>());
+    if (divisor_of_all(s, d) == 0)
+      return gather<1, false, false, T, decltype(count)>(s, d, dy.data<T>(), dx.data<T>());
+    gpu::visit_gather(s, dx.data<T>(), [&]<int width, bool apart>() {
+      gather<width, apart, true, T, decltype(count)>(s, d, dy.data<T>(), dx.data<T>());
+    });
   });
 }
 

@@ -1,16 +1,17 @@
 #include "ebb/ops/pooling/max_pool2d.h"
+#include "ebb/ops/pooling/wide.cuh"
 #include "ebb/ops/pooling/window.cuh"
 
 namespace ebb {
 namespace {
 
-using gpu::AnyPlaces;
 using gpu::Block;
 using gpu::Compute;
 using gpu::Extents;
 using gpu::narrow;
 using gpu::Pack;
 using gpu::Place;
+using gpu::PlacesOf;
 using gpu::pool_threads;
 using gpu::widen;
 
@@ -41,18 +42,18 @@ struct Best {
 
 // The maximum and its place among `taps`, of outputs side by side: tap(k) is element k of each of
 // their windows, and `first` the first one inside the image.
-template <class T>
+template <class T, bool pairs>
 struct Abreast {
   static constexpr int outputs = 1;
-  Best<T> best;
+  Best<Compute<T>> best;
 
   template <int taps, class Tap>
   __device__ void see(const Tap& tap, const int (&first)[outputs]) {
-    best = {tap(0).v[0], first[0]};
+    best = {widen(tap(0).v[0]), first[0]};
 #pragma unroll
-    for (int k = 1; k < taps; ++k) best.see(tap(k).v[0], k);
+    for (int k = 1; k < taps; ++k) best.see(widen(tap(k).v[0]), k);
   }
-  __device__ T value(int) const { return best.value; }
+  __device__ T value(int) const { return narrow<T>(best.value); }
   __device__ int place(int) const { return best.place; }
 };
 
@@ -60,7 +61,7 @@ struct Abreast {
 // comparisons give a mask of 16 bits for each. Windows of which that is not true, those with NaN or
 // nothing but -inf, are seen tap by tap.
 template <>
-struct Abreast<bf16> {
+struct Abreast<bf16, true> {
   static constexpr int outputs = 2;
   std::uint32_t values, places;
 
@@ -110,26 +111,46 @@ struct Abreast<bf16> {
   }
 };
 
-// Any windows: one output a thread.
-template <class T, class I, class Index>
+// The first row or column of a window that begins at `at` inside the image.
+template <class Index>
+__device__ Index first_inside(Index at, Index dilation) {
+  return at < 0 ? (dilation - 1 - at) / dilation : 0;
+}
+
+// Any windows: one output a thread, of windows of kernel² elements, or any if that is 0.
+template <int kernel, class T, class I, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    max_pool(AnyPlaces places, Extents<Index> s, const T* x, I* index, T* y) {
-  gpu::at_place<Index>(places, [&](std::int64_t plane, Index p, Index q) {
+    max_pool(PlacesOf<Index> places, Extents<Index> s, const T* x, I* index, T* y) {
+  gpu::at_place(places, [&](std::int64_t plane, Index p, Index q) {
     const Index top = p * s.stride_h - s.padding_h;
     const Index left = q * s.stride_w - s.padding_w;
-    const Index r0 = top < 0 ? (s.dilation_h - 1 - top) / s.dilation_h : 0;
-    const Index c0 = left < 0 ? (s.dilation_w - 1 - left) / s.dilation_w : 0;
+    const Index r0 = first_inside(top, s.dilation_h), c0 = first_inside(left, s.dilation_w);
     const bool some = r0 < s.kernel_h && top + r0 * s.dilation_h < s.h && c0 < s.kernel_w &&
                       left + c0 * s.dilation_w < s.w;
     Best<Compute<T>> best{-INFINITY, some ? static_cast<int>(r0 * s.kernel_w + c0) : -1};
-    for (Index r = r0; r < s.kernel_h; ++r) {
-      const Index h = top + r * s.dilation_h;
-      if (h >= s.h) break;
-      const T* row = x + (plane * s.h + h) * s.w;
-      for (Index c = c0; c < s.kernel_w; ++c) {
-        const Index w = left + c * s.dilation_w;
-        if (w >= s.w) break;
-        best.see(widen(row[w]), static_cast<int>(r * s.kernel_w + c));
+    if constexpr (kernel > 0) {
+      const T* const corner = x + plane * s.image + (top * s.w + left);
+      T in[kernel][kernel];
+#pragma unroll
+      for (int r = 0; r < kernel; ++r)
+#pragma unroll
+        for (int c = 0; c < kernel; ++c) {
+          const Index h = r * s.dilation_h, w = c * s.dilation_w;
+          const bool there = top + h >= 0 && top + h < s.h && left + w >= 0 && left + w < s.w;
+          in[r][c] = there ? corner[h * s.w + w] : least<T>();
+        }
+#pragma unroll
+      for (int k = 0; k < kernel * kernel; ++k) best.see(widen(in[k / kernel][k % kernel]), k);
+    } else {
+      for (Index r = r0; r < s.kernel_h; ++r) {
+        const Index h = top + r * s.dilation_h;
+        if (h >= s.h) break;
+        const T* row = x + (plane * s.h + h) * s.w;
+        for (Index c = c0; c < s.kernel_w; ++c) {
+          const Index w = left + c * s.dilation_w;
+          if (w >= s.w) break;
+          best.see(widen(row[w]), static_cast<int>(r * s.kernel_w + c));
+        }
       }
     }
     const std::int64_t i = (plane * s.p + p) * s.q + q;
@@ -138,13 +159,50 @@ __global__ void __launch_bounds__(pool_threads)
   });
 }
 
+// What the maximum of a window has the largest of: a value, the earlier of equal ones, NaN before
+// all, and the last of those.
+__device__ inline std::uint64_t rank(float v, int place) {
+  constexpr std::uint32_t sign = 1u << 31;
+  if (v != v) return ~0ull << 32 | static_cast<std::uint32_t>(place);
+  const auto bits = __float_as_uint(v + 0.f);  // of zeros, one
+  const std::uint32_t order = bits & sign ? ~bits : bits | sign;
+  return std::uint64_t{order} << 32 | ~static_cast<std::uint32_t>(place);
+}
+__device__ inline int place_of(std::uint64_t rank) {
+  const auto low = static_cast<std::uint32_t>(rank);
+  return static_cast<int>(rank >> 32 == ~0u ? low : ~low);
+}
+
+// Windows of many elements that hardly overlap: a group of threads an output.
+template <int group, class T, class I>
+__global__ void __launch_bounds__(pool_threads)
+    max_pool_wide(gpu::Wide wide, Extents<int> s, const T* x, I* index, T* y) {
+  const auto at = wide.place<group>();
+  const int top = at.row * s.stride_h - s.padding_h, left = at.column * s.stride_w - s.padding_w;
+  const T* const plane = x + std::int64_t{at.plane} * s.image;
+  std::uint64_t best = 0;
+  if (at.there)
+    wide.each<group>(max(top, 0), min(top + s.kernel_h, s.h), max(left, 0),
+                     min(left + s.kernel_w, s.w), [&](int h, int w) {
+                       const int place = (h - top) * s.kernel_w + (w - left);
+                       best = max(best, rank(widen(plane[h * s.w + w]), place));
+                     });
+  best = gpu::group_reduce<group>(best, gpu::Max{});
+  if (!at.there || !wide.leader<group>()) return;
+  const int place = place_of(best);
+  const std::int64_t i = std::int64_t{at.plane} * s.output + (at.row * s.q + at.column);
+  y[i] = plane[(top + place / s.kernel_w) * s.w + left + place % s.kernel_w];
+  if (index) index[i] = static_cast<I>(place);
+}
+
 // Known windows: a block of outputs a thread.
 template <bool packed, class Height, class Width, class T>
 struct MaxPool {
-  using A = Abreast<T>;
-  using B = Block<Height, Width, T>;
+  using B = Block<packed, Height, Width, T>;
+  using A = Abreast<T, B::columns % 2 == 0>;
   using Window = T[Height::kernel][Width::before + B::width + Width::after];
   Extents<int> s;
+  bool passing;
   const T* x;
   std::uint8_t* index;
   T* y;
@@ -156,7 +214,7 @@ struct MaxPool {
     for (int r = 0; r < Height::kernel; ++r) {
       const int length = h + r >= 0 && h + r < s.h ? s.w : 0;
       gpu::load_line<packed, Width::before, B::width, Width::after>(corner + r * s.w, w, length,
-                                                                    least<T>(), in[r]);
+                                                                    least<T>(), in[r], passing);
     }
   }
 
@@ -192,33 +250,33 @@ struct MaxPool {
   }
 };
 
-// Each input asks the windows that see it whether it was their maximum.
-template <class T, class I, class Index>
+// Each input asks the windows that see it whether it was their maximum; a thread has `width` inputs
+// side by side.
+template <int width, bool apart, class T, class I, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    max_pool_gather(AnyPlaces places, Extents<Index> s, const I* index, const T* dy, T* dx) {
-  gpu::at_place<Index>(places, [&](std::int64_t plane, Index h, Index w) {
-    const gpu::Seen<Index> rows(h, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h, s.p);
-    const gpu::Seen<Index> columns(w, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w, s.q);
-    Compute<T> sum = 0;
-    for (Index p = rows.first; p <= rows.last; ++p) {
-      const Index down = h + s.padding_h - p * s.stride_h;
-      if (down % s.dilation_h != 0) continue;
-      for (Index q = columns.first; q <= columns.last; ++q) {
-        const Index across = w + s.padding_w - q * s.stride_w;
-        if (across % s.dilation_w != 0) continue;
-        const Index place = down / s.dilation_h * s.kernel_w + across / s.dilation_w;
-        const std::int64_t at = (plane * s.p + p) * s.q + q;
-        if (index[at] == static_cast<I>(place)) sum += widen(dy[at]);
-      }
-    }
-    dx[(plane * s.h + h) * s.w + w] = narrow<T>(sum);
+    max_pool_gather(PlacesOf<Index> places, Extents<Index> s, gpu::AnyWindows<Index> windows,
+                    const I* index, const T* dy, T* dx) {
+  gpu::at_place(places, [&](std::int64_t plane, Index h, Index pack) {
+    const Index w = pack * width;
+    Compute<T> sum[width] = {};
+    windows.down.template each<apart>(h, [&](Index p, Index r) {
+      const std::int64_t line = (plane * s.p + p) * s.q;
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        windows.across.template each<apart>(w + j, [&](Index q, Index c) {
+          const Compute<T> of_window = widen(dy[line + q]);
+          if (index[line + q] == static_cast<I>(r * s.kernel_w + c)) sum[j] += of_window;
+        });
+    });
+    store(reinterpret_cast<Pack<T, width>*>(dx + (plane * s.h + h) * s.w + w),
+          gpu::narrow<T, width>(sum));
   });
 }
 
 // The same for known windows: a block of inputs a thread, and all windows that see any of them.
 template <bool packed, class Height, class Width, class T>
 struct MaxPoolGather {
-  using B = Block<Height, Width, T>;
+  using B = Block<packed, Height, Width, T>;
   static constexpr int down = Height::earlier + 1 + Height::later;
   static constexpr int across = Width::earlier + B::columns + Width::later;
   static constexpr bool apart = Height::kernel <= Height::stride && Width::kernel <= Width::stride;
@@ -283,7 +341,7 @@ template <class F>
 void visit_types(const PoolSize& s, const Tensor& x, const Tensor& index, F&& f) {
   visit<float, double, bf16>(x.dtype(), "max_pool2d", [&](auto value) {
     const auto with_index = [&](auto place) {
-      if (gpu::is_small(s))
+      if (gpu::is_few(s))
         f(value, place, int{});
       else
         f(value, place, std::int64_t{});
@@ -298,8 +356,9 @@ void visit_types(const PoolSize& s, const Tensor& x, const Tensor& index, F&& f)
 template <class Height, class Width, class T>
 void forward(const PoolSize& s, const T* x, std::uint8_t* index, T* y) {
   const auto go = [&]<bool packed>() {
-    gpu::pool("max_pool2d", Block<Height, Width, T>::outputs(s),
-              MaxPool<packed, Height, Width, T>{Extents<int>(s), x, index, y});
+    gpu::pool("max_pool2d", Block<packed, Height, Width, T>::outputs(s),
+              MaxPool<packed, Height, Width, T>{Extents<int>(s),
+                                                gpu::is_passing<Height, Width, T>(s), x, index, y});
   };
   gpu::in_packs<Height, Width>(s, x, y) ? go.template operator()<true>()
                                         : go.template operator()<false>();
@@ -308,11 +367,30 @@ void forward(const PoolSize& s, const T* x, std::uint8_t* index, T* y) {
 template <class Height, class Width, class T>
 void backward(const PoolSize& s, const std::uint8_t* index, const T* dy, T* dx) {
   const auto go = [&]<bool packed>() {
-    gpu::pool("max_pool2d", Block<Height, Width, T>::inputs(s),
+    gpu::pool("max_pool2d", Block<packed, Height, Width, T>::inputs(s),
               MaxPoolGather<packed, Height, Width, T>{Extents<int>(s), index, dy, dx});
   };
   gpu::in_packs<Height, Width>(s, dx, dy) ? go.template operator()<true>()
                                           : go.template operator()<false>();
+}
+
+template <class T, class I, class Index>
+void forward_of_any(const PoolSize& s, const T* x, I* index, T* y) {
+  if constexpr (std::is_same_v<Index, int> && sizeof(T) <= 4)
+    if (gpu::is_wide(s))
+      return gpu::visit_groups(s, [&]<int group>() {
+        const gpu::Wide wide(s);
+        launch("max_pool2d", max_pool_wide<group, T, I>, wide.blocks(group), pool_threads, 0, wide,
+               Extents<int>(s), x, index, y);
+      });
+  const PlacesOf<Index> outputs(s.planes, s.p, s.q);
+  const int threads = gpu::threads_for(s.planes * s.p * s.q);
+  const auto go = [&]<int kernel>() {
+    launch("max_pool2d", max_pool<kernel, T, I, Index>, outputs.blocks(threads), threads, 0,
+           outputs, Extents<Index>(s), x, index, y);
+  };
+  if constexpr (sizeof(I) == 1) return gpu::visit_kernel(s, go);
+  go.template operator()<0>();
 }
 
 }  // namespace
@@ -321,7 +399,6 @@ void gpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
   visit_types(s, x, index, [&](auto value, auto place, auto count) {
     using T = decltype(value);
     using I = decltype(place);
-    using Index = decltype(count);
     I* places = index.defined() ? index.data<I>() : nullptr;
     if constexpr (std::is_same_v<I, std::uint8_t>) {
       const auto known = [&](auto height, auto width) {
@@ -329,9 +406,7 @@ void gpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
       };
       if (visit_squares(s, known) || visit_lines(s, known)) return;
     }
-    const AnyPlaces outputs(s.planes, s.p, s.q);
-    launch("max_pool2d", max_pool<T, I, Index>, outputs.blocks(), pool_threads, 0, outputs,
-           Extents<Index>(s), x.data<T>(), places, y.data<T>());
+    forward_of_any<T, I, decltype(count)>(s, x.data<T>(), places, y.data<T>());
   });
 }
 
@@ -347,9 +422,13 @@ void gpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
       };
       if (visit_squares(s, known) || visit_lines(s, known)) return;
     }
-    const AnyPlaces inputs(s.planes, s.h, s.w);
-    launch("max_pool2d", max_pool_gather<T, I, Index>, inputs.blocks(), pool_threads, 0, inputs,
-           Extents<Index>(s), index.data<I>(), dy.data<T>(), dx.data<T>());
+    gpu::visit_gather(s, dx.data<T>(), [&]<int width, bool apart>() {
+      const PlacesOf<Index> inputs(s.planes, s.h, s.w / width);
+      const int threads = gpu::threads_for(s.planes * s.h * s.w / width);
+      launch("max_pool2d", max_pool_gather<width, apart, T, I, Index>, inputs.blocks(threads),
+             threads, 0, inputs, Extents<Index>(s), gpu::AnyWindows<Index>(s), index.data<I>(),
+             dy.data<T>(), dx.data<T>());
+    });
   });
 }
 

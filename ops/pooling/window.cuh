@@ -12,7 +12,10 @@
 
 namespace ebb::gpu {
 
-inline constexpr int pool_threads = 256;
+inline constexpr int pool_threads = 256;  // of a block, at most
+
+// The fewer there are, the more multiprocessors they should be spread over.
+inline int threads_for(std::int64_t places) { return places <= 1 << 16 ? 64 : pool_threads; }
 
 template <class Index>
 struct Place {
@@ -30,7 +33,9 @@ struct Places {
       : size(static_cast<Word>(planes * rows * columns)),
         rows(std::max<std::int64_t>(1, rows)),
         columns(std::max<std::int64_t>(1, columns)) {}
-  dim3 blocks() const { return dim3(static_cast<unsigned>(divide_up<Word>(size, pool_threads))); }
+  dim3 blocks(int threads) const {
+    return dim3(static_cast<unsigned>(divide_up(size, static_cast<Word>(threads))));
+  }
   __device__ auto operator[](Word i) const {
     using Index = std::make_signed_t<Word>;
     const Word line = columns.quotient(i);
@@ -40,14 +45,15 @@ struct Places {
                         static_cast<Index>(i - line * columns.d)};
   }
 };
-using AnyPlaces = Places<std::uint64_t>;
 using FewPlaces = Places<std::uint32_t>;  // less than 2³¹
+template <class Index>
+using PlacesOf = Places<std::make_unsigned_t<Index>>;
 
 // Calls f(plane, row, column) for the thread's place. Inside a plane an int can mostly count.
-template <class Index, class F>
-__device__ void at_place(const AnyPlaces& places, const F& f) {
-  const auto at = places[blockIdx.x * std::uint64_t{pool_threads} + threadIdx.x];
-  if (at.there) f(at.plane, static_cast<Index>(at.row), static_cast<Index>(at.column));
+template <class Word, class F>
+__device__ void at_place(const Places<Word>& places, const F& f) {
+  const auto at = places[blockIdx.x * Word{blockDim.x} + threadIdx.x];
+  if (at.there) f(std::int64_t{at.plane}, at.row, at.column);
 }
 
 // Along one side of an image: `kernel` places every `stride`, the first `padding` before the image.
@@ -66,10 +72,13 @@ struct Side {
 };
 
 // What a thread of a kernel for such windows works on: `columns` windows side by side. Rows of them
-// would read less again, but from the nearest cache, and fewer threads would be at work.
-template <class Height, class Width, class T>
+// would read less again, but from the nearest cache, and fewer threads would be at work. Where
+// lines are not made of packs, it is few, so that neighbouring threads are at close elements.
+template <bool packed, class Height, class Width, class T>
 struct Block {
-  static constexpr int columns = std::max(1, pack_size<T> / Width::stride);
+  static constexpr int columns = packed               ? std::max(1, pack_size<T> / Width::stride)
+                                 : Width::stride == 1 ? 4
+                                                      : 1;
   static constexpr int height = Height::stride;  // of the image
   static constexpr int width = columns * Width::stride;
 
@@ -84,7 +93,7 @@ struct Block {
 
 template <class Body>
 __global__ void __launch_bounds__(pool_threads) pool_kernel(FewPlaces places, Body body) {
-  const Place<int> at = places[blockIdx.x * pool_threads + threadIdx.x];
+  const Place<int> at = places[blockIdx.x * blockDim.x + threadIdx.x];
   if (!at.there) return;
   typename Body::Window window;
   body.load(at, window);
@@ -94,7 +103,17 @@ __global__ void __launch_bounds__(pool_threads) pool_kernel(FewPlaces places, Bo
 // For each place, body.load(place, window) and then body.store(place, window).
 template <class Body>
 void pool(std::string_view op, const FewPlaces& places, const Body& body) {
-  launch(op, pool_kernel<Body>, places.blocks(), pool_threads, 0, places, body);
+  const int threads = threads_for(places.size);
+  launch(op, pool_kernel<Body>, places.blocks(threads), threads, 0, places, body);
+}
+
+// Whether an image of which windows apart read all once should leave the caches first, for what
+// else they have. Where it is much larger than they are, that only costs time.
+template <class Height, class Width, class T>
+bool is_passing(const PoolSize& s) {
+  const std::int64_t bytes = s.planes * s.h * s.w * std::int64_t{sizeof(T)};
+  return Height::kernel <= Height::stride && Width::kernel <= Width::stride && bytes >= 16 << 20 &&
+         bytes < 512 << 20;
 }
 
 // n elements from `at` on, `none` unless they are there: as words, which a load may leave as they
@@ -161,7 +180,7 @@ __device__ void store_line(T* at, int first, int length, const Pack<T, n>& from)
 // Whether the rows of the image and of the output are made of whole packs.
 template <class Height, class Width, class T>
 bool in_packs(const PoolSize& s, const T* image, const T* output) {
-  using B = Block<Height, Width, T>;
+  using B = Block<true, Height, Width, T>;
   return s.w % B::width == 0 && s.q % B::columns == 0 &&
          reinterpret_cast<std::uintptr_t>(image) % sizeof(Pack<T, B::width>) == 0 &&
          reinterpret_cast<std::uintptr_t>(output) % sizeof(Pack<T, B::columns>) == 0;
@@ -173,6 +192,12 @@ inline bool is_small(const PoolSize& s) {
   return s.h * s.w < most && s.p * s.q < most &&
          std::max(s.kernel_h * s.dilation_h, s.stride_h) < most &&
          std::max(s.kernel_w * s.dilation_w, s.stride_w) < most;
+}
+
+// Whether an int can count the places of all planes as well.
+inline bool is_few(const PoolSize& s) {
+  constexpr std::int64_t most = std::int64_t{1} << 31;
+  return is_small(s) && s.planes * std::max(s.h * s.w, s.p * s.q) < most;
 }
 
 // Whether windows are those of the two sides, and few enough for FewPlaces.
@@ -212,18 +237,72 @@ bool visit_lines(const PoolSize& s, const F& f) {
          visit_sides<One, Side<3, 1, 1>>(s, f);
 }
 
-// Windows [first, last] along one side that may see place x: with dilation some of them step over.
+// f.operator()<kernel>() with the extent of square windows, if few elements are in one, else 0.
+template <class F>
+void visit_kernel(const PoolSize& s, const F& f) {
+  const std::int64_t kernel = s.kernel_h == s.kernel_w ? s.kernel_h : 0;
+  if (kernel == 2) return f.template operator()<2>();
+  if (kernel == 3) return f.template operator()<3>();
+  if (kernel == 4) return f.template operator()<4>();
+  if (kernel == 5) return f.template operator()<5>();
+  f.template operator()<0>();
+}
+
+// Along one side of any windows; an unsigned Word divides.
 template <class Index>
-struct Seen {
-  Index first, last;
-  __device__ Seen(Index x, Index kernel, Index stride, Index padding, Index dilation,
-                  Index windows) {
-    const Index reach = x + padding - (kernel - 1) * dilation;
-    first = reach > 0 ? (reach + stride - 1) / stride : 0;
-    last = (x + padding) / stride;
-    if (last >= windows) last = windows - 1;
+struct Steps {
+  using Word = std::make_unsigned_t<Index>;
+  Index kernel, padding, windows;
+  WordDivider<Word> stride, dilation;
+
+  // f(window, tap) for the windows that see place x, at which of their places: at most one, where
+  // they are `apart`.
+  template <bool apart, class F>
+  __device__ void each(Index x, const F& f) const {
+    const auto by = static_cast<Index>(stride.d), step = static_cast<Index>(dilation.d);
+    Index last = static_cast<Index>(stride.quotient(x + padding));
+    if constexpr (apart) {
+      const Index tap = x + padding - last * by;
+      if (tap < kernel && last < windows) f(last, tap);
+    } else {
+      const Index reach = x + padding - (kernel - 1) * step;
+      const Index first = reach > 0 ? static_cast<Index>(stride.quotient(reach + by - 1)) : 0;
+      if (last >= windows) last = windows - 1;
+      for (Index i = first; i <= last; ++i) {
+        const Index distance = x + padding - i * by;
+        const auto tap = static_cast<Index>(dilation.quotient(distance));
+        if (tap * step == distance) f(i, tap);
+      }
+    }
   }
 };
+template <class Index>
+struct AnyWindows {
+  Steps<Index> down, across;
+
+  explicit AnyWindows(const PoolSize& s)
+      : down{static_cast<Index>(s.kernel_h), static_cast<Index>(s.padding_h),
+             static_cast<Index>(s.p), WordDivider<std::make_unsigned_t<Index>>(s.stride_h),
+             WordDivider<std::make_unsigned_t<Index>>(s.dilation_h)},
+        across{static_cast<Index>(s.kernel_w), static_cast<Index>(s.padding_w),
+               static_cast<Index>(s.q), WordDivider<std::make_unsigned_t<Index>>(s.stride_w),
+               WordDivider<std::make_unsigned_t<Index>>(s.dilation_w)} {}
+};
+
+// f.operator()<width, apart>() with how many inputs side by side a thread can have, and whether
+// each is seen once at most.
+template <class T, class F>
+void visit_gather(const PoolSize& s, const T* image, const F& f) {
+  constexpr int width = 4;
+  const bool packed =
+      s.w % width == 0 && reinterpret_cast<std::uintptr_t>(image) % sizeof(Pack<T, width>) == 0;
+  const bool apart = s.kernel_h <= s.stride_h && s.kernel_w <= s.stride_w && s.dilation_h == 1 &&
+                     s.dilation_w == 1;
+  if (packed && apart) return f.template operator()<width, true>();
+  if (packed) return f.template operator()<width, false>();
+  if (apart) return f.template operator()<1, true>();
+  f.template operator()<1, false>();
+}
 
 // The extents of a plane and its windows, as narrow as counting allows.
 template <class Index>

@@ -66,6 +66,29 @@ TEST_CASE("avg_pool2d: twins agree") {
   check_twins(with(2, {}), {randn({0, 3, 4, 4}, 4)}, {sums, sums});
 }
 
+namespace {
+
+void check_means(const Shape& shape, Pair kernel, const AvgPool2dOptions& options) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    // Of one sign: sums keep the accuracy of their terms.
+    const Tensor values = randn(shape, 5).to(dtype).to(Dtype::f64);
+    const Tensor wide = leaf(mul(values, values).to(dtype).to(Dtype::f64));
+    const Tensor reference = avg_pool2d(wide, kernel, options);
+    const Tensor dy = full(reference.shape(), 0.75, {Dtype::f64, cpu_device});
+    reference.backward(dy);
+    const Tolerance rounding{0, dtype == Dtype::bf16 ? 0.004 : 1e-6};
+    for (const Device device : devices()) {
+      const Tensor x = leaf(wide.detach().to(dtype).to(device));
+      const Tensor y = avg_pool2d(x, kernel, options);
+      check_close(y, reference, rounding, "value");
+      y.backward(dy.to(dtype).to(device));
+      check_close(x.grad(), wide.grad(), rounding, "gradient");
+    }
+  }
+}
+
+}  // namespace
+
 TEST_CASE("avg_pool2d: agrees on all devices in f32 and bf16, whatever the width") {
   struct Windows {
     Pair kernel;
@@ -80,21 +103,29 @@ TEST_CASE("avg_pool2d: agrees on all devices in f32 and bf16, whatever the width
       {3, {.stride = 2, .padding = 1, .ceil_mode = true, .count_include_pad = false}}};
   for (const auto& [kernel, options] : windows)
     for (const Shape& shape : {Shape{2, 3, 12, 16}, Shape{1, 2, 9, 24}, Shape{3, 1, 7, 19}})
-      for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-        // Of one sign: sums keep the accuracy of their terms.
-        const Tensor values = randn(shape, 5).to(dtype).to(Dtype::f64);
-        const Tensor wide = leaf(mul(values, values).to(dtype).to(Dtype::f64));
-        const Tensor reference = avg_pool2d(wide, kernel, options);
-        const Tensor dy = full(reference.shape(), 0.75, {Dtype::f64, cpu_device});
-        reference.backward(dy);
-        const Tolerance rounding{0, dtype == Dtype::bf16 ? 0.004 : 1e-6};
-        for (const Device device : devices()) {
-          const Tensor x = leaf(wide.detach().to(dtype).to(device));
-          const Tensor y = avg_pool2d(x, kernel, options);
-          check_close(y, reference, rounding, "value");
-          y.backward(dy.to(dtype).to(device));
-          check_close(x.grad(), wide.grad(), rounding, "gradient");
-        }
+      check_means(shape, kernel, options);
+}
+
+TEST_CASE("avg_pool2d: agrees on all devices in windows of any size") {
+  check_means({2, 2, 9, 13}, 4, {});
+  check_means({1, 3, 11, 14}, 5, {.stride = 3, .padding = 2, .ceil_mode = true});
+  check_means({2, 1, 9, 12}, 3, {.stride = 1, .padding = 1});
+  check_means({2, 1, 9, 12}, 4, {.stride = 1, .padding = 2, .count_include_pad = false});
+  check_means({9, 7, 7, 7}, 7, {});
+  check_means({2, 3, 13, 12}, 6, {.stride = 6, .padding = 3, .ceil_mode = true});
+  check_means({1, 2, 33, 40}, 17, {.stride = 16, .padding = 8, .count_include_pad = false});
+  check_means({2, 1, 70, 65}, {70, 64}, {});
+}
+
+TEST_CASE("avg_pool2d: infinities and NaN stay what they are in f32 and bf16") {
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+      for (const double v : {double(INFINITY), -double(INFINITY), std::nan("")}) {
+        const Tensor x = leaf(full({1, 1, 6, 6}, v, {dtype, device}));
+        const Tensor y = avg_pool2d(x, 3);
+        y.backward(full(y.shape(), v, {dtype, device}));
+        for (const Tensor& t : {y, x.grad()})
+          for (const double w : values(t)) CHECK((std::isnan(v) ? std::isnan(w) : w == v));
       }
 }
 

@@ -72,12 +72,13 @@ TEST_CASE("max_pool2d: twins agree bit for bit, but for sums of gradients") {
   check_twins(with(2, {}), {randn({0, 3, 4, 4}, 5)}, {exact, exact});
 }
 
-// Few different values, so that windows have ties, NaN and infinities, one or several of them.
-Tensor coarse(const Shape& shape, Dtype dtype) {
+// Few different values, so that windows have ties, zeros of both signs and infinities, and one in
+// `of` is NaN.
+Tensor coarse(const Shape& shape, Dtype dtype, int of) {
   Generator generator(6);
   std::vector<double> v;
   for (const std::int32_t i : permutation(shape.numel(), generator).to_vector<std::int32_t>())
-    v.push_back(i % 9 == 0 ? NAN : i % 7 == 0 ? -INFINITY : i % 5 - 2);
+    v.push_back(i % of == 0 ? NAN : i % 7 == 0 ? -INFINITY : i % 5 == 2 && i % 2 ? -0. : i % 5 - 2);
   return tensor(v, shape).to(dtype);
 }
 
@@ -89,19 +90,35 @@ std::pair<Tensor, Tensor> scanned(const Tensor& x, const Tensor& dy, Pair kernel
   const std::vector<double> in = values(x), upstream = values(dy);
   std::vector<double> y(upstream.size()), dx(in.size());
   for (std::int64_t i = 0; i < dy.numel(); ++i) {
-    const std::int64_t top = i / q % p * stride.h - o.padding.h;
-    const std::int64_t left = i % q * stride.w - o.padding.w;
     size_t best = in.size();
-    for (std::int64_t a = std::max<std::int64_t>(top, 0); a < std::min(top + kernel.h, h); ++a)
-      for (std::int64_t b = std::max<std::int64_t>(left, 0); b < std::min(left + kernel.w, w);
-           ++b) {
-        const auto at = static_cast<size_t>((i / (p * q) * h + a) * w + b);
+    for (std::int64_t a = 0; a < kernel.h; ++a)
+      for (std::int64_t b = 0; b < kernel.w; ++b) {
+        const std::int64_t row = i / q % p * stride.h - o.padding.h + a * o.dilation.h;
+        const std::int64_t col = i % q * stride.w - o.padding.w + b * o.dilation.w;
+        if (row < 0 || row >= h || col < 0 || col >= w) continue;
+        const auto at = static_cast<size_t>((i / (p * q) * h + row) * w + col);
         if (best == in.size() || in[at] > in[best] || std::isnan(in[at])) best = at;
       }
     y[static_cast<size_t>(i)] = in.at(best);
     dx[best] += upstream[static_cast<size_t>(i)];
   }
   return {tensor(y, dy.shape()), tensor(dx, x.shape())};
+}
+
+void check_places(const Shape& shape, Pair kernel, const MaxPool2dOptions& options, int of = 9) {
+  const Tolerance sum_of_four{0, 0.005};
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    const Tensor x = coarse(shape, dtype, of);
+    const Tensor dy = randn(max_pool2d(x, kernel, options).shape(), 7).to(dtype);
+    const auto [value, gradient] = scanned(x, dy, kernel, options);
+    for (const Device device : devices()) {
+      const Tensor there = leaf(x.to(device));
+      const Tensor y = max_pool2d(there, kernel, options);
+      check_close(y, value, exact, "value");
+      y.backward(dy.to(device));
+      check_close(there.grad(), gradient, sum_of_four, "gradient");
+    }
+  }
 }
 
 TEST_CASE("max_pool2d: ties go to the first and NaN to the last, on all devices, at all edges") {
@@ -117,21 +134,20 @@ TEST_CASE("max_pool2d: ties go to the first and NaN to the last, on all devices,
                              {{1, 2}, {}},
                              {{1, 3}, {.stride = Pair(1, 2), .padding = Pair(0, 1)}},
                              {{1, 3}, {.stride = Pair(1, 1), .padding = Pair(0, 1)}}};
-  const Tolerance sum_of_four{0, 0.005};
   for (const auto& [kernel, options] : windows)
     for (const Shape& shape : {Shape{2, 3, 12, 16}, Shape{1, 2, 9, 24}, Shape{3, 1, 7, 19}})
-      for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-        const Tensor x = coarse(shape, dtype);
-        const Tensor dy = randn(max_pool2d(x, kernel, options).shape(), 7).to(dtype);
-        const auto [value, gradient] = scanned(x, dy, kernel, options);
-        for (const Device device : devices()) {
-          const Tensor there = leaf(x.to(device));
-          const Tensor y = max_pool2d(there, kernel, options);
-          check_close(y, value, exact, "value");
-          y.backward(dy.to(device));
-          check_close(there.grad(), gradient, sum_of_four, "gradient");
-        }
-      }
+      check_places(shape, kernel, options);
+}
+
+TEST_CASE("max_pool2d: ties go to the first and NaN to the last in windows of any size") {
+  check_places({2, 2, 9, 13}, 4, {});
+  check_places({1, 3, 11, 14}, 5, {.stride = 3, .padding = 2, .ceil_mode = true});
+  check_places({2, 1, 9, 12}, 3, {.stride = 1, .padding = 1, .dilation = 2});
+  check_places({1, 2, 11, 17}, 2, {.stride = 1, .padding = 1, .dilation = Pair(3, 4)});
+  check_places({9, 7, 7, 7}, 7, {}, 97);
+  check_places({2, 3, 13, 12}, 6, {.stride = 6, .padding = 3, .ceil_mode = true}, 97);
+  check_places({1, 2, 33, 40}, 17, {.stride = 16, .padding = 8, .ceil_mode = true}, 997);
+  check_places({2, 1, 70, 65}, {70, 64}, {}, 9973);
 }
 
 TEST_CASE("max_pool2d: rows that no window covers have a zero gradient") {
