@@ -2,6 +2,7 @@
 #include "ebb/ops/held_alone.cuh"
 #include "ebb/ops/normalization/batch_norm.h"
 #include "ebb/ops/normalization/norm_rows.cuh"
+#include "ebb/ops/wide_rows.cuh"
 
 // Channels are held by a block or by groups of blocks between their sums and the map that needs
 // them; or they are reduced in slices and mapped in a second read: those of images by their planes,
@@ -215,118 +216,11 @@ struct InputGradient {
   __device__ void keep(std::int64_t c, const Known&, const double (&sum)[2]) const { sums(c, sum); }
 };
 
-// [N,C,plane] as rows of whole packs, where samples or planes are not: `together` samples are one
-// row, of whose columns a channel has some here and there.
-struct WideRows {
-  std::int64_t rows = 0;  // 0: not so
-  std::int64_t columns = 0;
-  unsigned channels = 1;
-  unsigned plane = 1;
-  unsigned of_channel = 1;  // columns
-  WordDivider<unsigned> by_plane{};
-  WordDivider<unsigned> by_channels{};
-  WordDivider<unsigned> by_own{};
-
-  __device__ unsigned channel(std::int64_t column) const {
-    return by_channels.remainder(by_plane.quotient(static_cast<unsigned>(column)));
-  }
-  // own[j] = f(channel of column + j)
-  template <class Own, int width, class F>
-  __device__ void each_channel(std::int64_t column, Own (&own)[width], const F& f) const {
-    if (plane < width) {
-#pragma unroll
-      for (int j = 0; j < width; ++j) own[j] = f(channel(column + j));
-      return;
-    }
-    const unsigned left = plane - by_plane.remainder(static_cast<unsigned>(column));
-    const Own first = f(channel(column));
-    const Own last = f(channel(column + width - 1));
-#pragma unroll
-    for (int j = 0; j < width; ++j) own[j] = j < left ? first : last;
-  }
-};
-
-template <class T>
-WideRows wide_rows(const Planes& s) {
-  constexpr std::int64_t pack = pack_size<T>;
-  constexpr std::int64_t fewest = 32;            // rows
-  constexpr std::int64_t narrowest = 16 * pack;  // row
-  constexpr std::int64_t widest = std::int64_t{1} << 21;
-  const std::int64_t sample = s.channels * s.plane;
-  if (sample % pack == 0 && (s.plane == 1 || s.plane % pack == 0)) return {};
-  std::int64_t together = 1;
-  const auto row = [&] { return sample * together; };
-  while ((row() % pack != 0 || row() < narrowest) && s.samples % (2 * together) == 0) together *= 2;
-  if (row() % pack != 0 || s.samples / together < fewest || row() > widest) return {};
-  return {s.samples / together,
-          row(),
-          static_cast<unsigned>(s.channels),
-          static_cast<unsigned>(s.plane),
-          static_cast<unsigned>(together * s.plane),
-          WordDivider<unsigned>(s.plane),
-          WordDivider<unsigned>(s.channels),
-          WordDivider<unsigned>(together * s.plane)};
-}
-
-template <class Terms>
-struct WideTerms {
-  Terms terms;
-  WideRows rows;
-  using Column = decltype(std::declval<const Terms&>().column(0));
-  template <int width>
-  __device__ void columns(std::int64_t column, Column (&own)[width]) const {
-    rows.each_channel(column, own, [&](std::int64_t c) { return terms.column(c); });
-  }
-};
-template <class Body>
-struct WideMap {
-  Body body;
-  WideRows rows;
-  using Channel = decltype(std::declval<const Body&>().channel(0));
-  __device__ Channel channel(std::int64_t column) const {
-    return body.channel(rows.channel(column));
-  }
-  template <int width>
-  __device__ void channels(std::int64_t column, Channel (&own)[width]) const {
-    rows.each_channel(column, own, [&](std::int64_t c) { return body.channel(c); });
-  }
-};
-
-// finish(channel, sums) of all its columns in all slices, a block each.
-template <class Finish>
-__global__ void __launch_bounds__(part_threads)
-    add_wide_kernel(Finish finish, WideRows s, unsigned slices, const double* partial) {
-  await_previous();
-  double sum[2] = {};
-  for (unsigned i = threadIdx.x; i < slices * s.of_channel; i += part_threads) {
-    const unsigned slice = s.by_own.quotient(i);
-    const unsigned own = i - slice * s.of_channel;
-    const unsigned sample = s.by_plane.quotient(own);
-    const std::int64_t column =
-        std::int64_t{sample * (s.channels - 1) + blockIdx.x} * s.plane + own;
-#pragma unroll
-    for (int q = 0; q < 2; ++q) sum[q] += partial[(slice * 2 + q) * s.columns + column];
-  }
-#pragma unroll
-  for (int q = 0; q < 2; ++q) sum[q] = block_reduce<part_threads>(sum[q], Sum{});
-  if (threadIdx.x == 0) finish(blockIdx.x, sum);
-}
-
-template <class Finish>
-struct WideFinish {
-  Finish finish;
-  WideRows rows;
-  void add(std::string_view op, std::int64_t slices, const double* partial) const {
-    launch_next(op, add_wide_kernel<Finish>, dim3(rows.channels), part_threads, finish, rows,
-                static_cast<unsigned>(slices), partial);
-  }
-};
-
 // Two sums over every channel of x….
 template <class T, class Terms, class Finish, class... X>
 void reduce(const Planes& s, const Terms& terms, const Finish& finish, Device device,
             const X*... x) {
-  if (const WideRows w = wide_rows<T>(s); w.rows > 0)
+  if (const WideRows w = wide_rows<T>(s.samples, s.channels, s.plane); w.rows > 0)
     return columns<T, 2>(op, WideTerms<Terms>{terms, w}, WideFinish<Finish>{finish, w},
                          {1, w.rows, w.columns}, device, x...);
   if (s.plane == 1)
@@ -339,7 +233,7 @@ template <class T, class Body, class... X>
 bool hold(const Planes& s, const Body& body, Device device, T* y, const X*... x) {
   if (s.plane > 1 && hold_alone<T, 2>(op, body, s.samples, s.channels, s.plane, y, x...))
     return true;
-  if (wide_rows<T>(s).rows > 0) return false;
+  if (wide_rows<T>(s.samples, s.channels, s.plane).rows > 0) return false;
   if (s.plane == 1) return hold_columns<T, 2>(op, body, s.samples, s.channels, device, y, x...);
   return hold_channels<T, 2>(op, body, s.samples, s.channels, s.plane, device, y, x...);
 }
@@ -347,7 +241,7 @@ bool hold(const Planes& s, const Body& body, Device device, T* y, const X*... x)
 // y = channel(x…)
 template <class T, class Body, class... X>
 void map(const Planes& s, const Body& body, T* y, const X*... x) {
-  if (const WideRows w = wide_rows<T>(s); w.rows > 0)
+  if (const WideRows w = wide_rows<T>(s.samples, s.channels, s.plane); w.rows > 0)
     return column_map<T>(op, WideMap<Body>{body, w}, w.rows, w.columns, y, x...);
   if (s.plane == 1) return column_map<T>(op, body, s.samples, s.channels, y, x...);
   channel_map<T, 0>(op, body, s.samples, s.channels, s.plane, y, x...);
