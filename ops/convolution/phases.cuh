@@ -5,6 +5,7 @@
 //
 //   dx[n, c, i·stride + a, …] = y[n, (c,a,b), i, …],   y = conv2d(dy, unfolded w)
 #pragma once
+#include "ebb/ops/convolution/chunks.cuh"
 #include "ebb/ops/convolution/gather.cuh"
 
 namespace ebb::gpu::convolution {
@@ -75,7 +76,7 @@ inline bool phased(const Conv2dSize& size, Dtype dtype, const Phases& h, const P
   constexpr double enough = 0x1p26;  // products, to pack their operands
   const double products = static_cast<double>(size.n * size.p * size.q) *
                           static_cast<double>(size.k * size.channels_in_group() * taps);
-  return compute_capability() == 90 && dtype != Dtype::f64 && rows >= 64 && filters >= 32 &&
+  return compute_capability() == 90 && on_tensor_cores(dtype) && rows >= 64 && filters >= 32 &&
          h.window * w.window * each <= 2 * taps && products >= enough;
 }
 
