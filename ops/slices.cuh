@@ -84,8 +84,7 @@ __global__ void __launch_bounds__(threads)
 #pragma unroll
     for (int i = 0; i < inputs; ++i) {
       const int at = (k * threads + threadIdx.x) * width;
-      in[k][i] = {};
-      if (at < left) in[k][i] = load<passing>(reinterpret_cast<const P*>(from[i] + at));
+      in[k][i] = load_if<width>(at < left, from[i] + at, passing);
     }
   const auto visit = [&](auto g) {
 #pragma unroll
