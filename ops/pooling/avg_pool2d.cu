@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(pool_threads)
       }
     }
     const bool some = rows.first < rows.last && columns.first < columns.last;
-    y[(plane * s.p + p) * s.q + q] =
+    y[plane * s.output + (p * s.q + q)] =
         narrow<T>(some ? sum / divisor_of<Compute<T>>(d, rows, columns) : 0);
   });
 }
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(pool_threads)
     const Index w = pack * width;
     Compute<T> sum[width] = {};
     windows.down.template each<apart>(h, [&](Index p, Index) {
-      const T* const line = dy + (plane * s.p + p) * s.q;
+      const T* const line = dy + plane * s.output + p * s.q;
 #pragma unroll
       for (int j = 0; j < width; ++j)
         windows.across.template each<apart>(w + j, [&](Index q, Index) {
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(pool_threads)
     if constexpr (one)
 #pragma unroll
       for (int j = 0; j < width; ++j) sum[j] = all(sum[j]);
-    store(reinterpret_cast<Pack<T, width>*>(dx + (plane * s.h + h) * s.w + w),
+    store(reinterpret_cast<Pack<T, width>*>(dx + plane * s.image + (h * s.w + w)),
           gpu::narrow<T, width>(sum));
   });
 }

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(pool_threads)
         }
       }
     }
-    const std::int64_t i = (plane * s.p + p) * s.q + q;
+    const std::int64_t i = plane * s.output + (p * s.q + q);
     y[i] = narrow<T>(best.value);
     if (index) index[i] = static_cast<I>(best.place);
   });
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(pool_threads)
     const Index w = pack * width;
     Compute<T> sum[width] = {};
     windows.down.template each<apart>(h, [&](Index p, Index r) {
-      const std::int64_t line = (plane * s.p + p) * s.q;
+      const std::int64_t line = plane * s.output + p * s.q;
 #pragma unroll
       for (int j = 0; j < width; ++j)
         windows.across.template each<apart>(w + j, [&](Index q, Index c) {
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(pool_threads)
           if (index[line + q] == static_cast<I>(r * s.kernel_w + c)) sum[j] += of_window;
         });
     });
-    store(reinterpret_cast<Pack<T, width>*>(dx + (plane * s.h + h) * s.w + w),
+    store(reinterpret_cast<Pack<T, width>*>(dx + plane * s.image + (h * s.w + w)),
           gpu::narrow<T, width>(sum));
   });
 }
