@@ -18,8 +18,8 @@
 // strided_rows the same for [outer, n, inner] along n, neighbouring threads on neighbouring inner.
 //
 // Functions get (column, x, …) in Compute<T>. Sums add a window of at most 64 elements a thread in
-// Compute<T> and windows in double where there are several. All orders are fixed.
-// A window of the largest numbers overflows, unless each is multiplied by window_scale first.
+// Compute<T>, where one of the largest numbers may overflow, and windows in double where there are
+// several. All orders are fixed.
 #pragma once
 #include <limits>
 #include <utility>
@@ -28,8 +28,6 @@
 #include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
-
-inline constexpr double window_scale = 1. / 128;
 
 // `rows` rows of `cols` elements, each cut into `slices` of `chunk`: what the engine calls a row
 // is one slice. index = row · slices + slice.

@@ -11,10 +11,6 @@ namespace ebb {
 struct PoolSize {
   std::int64_t planes, h, w, p, q;
   std::int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  bool simple(std::int64_t kernel, std::int64_t stride) const {
-    return kernel_h == kernel && kernel_w == kernel && stride_h == stride && stride_w == stride &&
-           dilation_h == 1 && dilation_w == 1;
-  }
 };
 
 struct PoolOptions {
