@@ -12,6 +12,8 @@
 // long k over threads and is slow where one side is short. GPU: cuBLASLt. In both the order of the
 // sums follows from the sizes alone, so the bits do not depend on the number of threads.
 #pragma once
+#include <compare>
+
 #include "ebb/ops/ops.h"
 
 namespace ebb {
@@ -20,6 +22,8 @@ struct GemmSize {
   std::int64_t batch, m, n, k;
   bool transpose_a = false;
   bool transpose_b = false;
+
+  auto operator<=>(const GemmSize&) const = default;
 };
 
 using Gemm = void(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
