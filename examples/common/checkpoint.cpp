@@ -98,6 +98,16 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
   default_generator().restore(number(checkpoint.metadata, "seed"), drawn);
 }
 
+double noted(const Run& run, const std::string& key, const std::filesystem::path& path) {
+  const std::string& s = run.notes.at(key);
+  double value = 0;
+  const auto [end, failed] = std::from_chars(s.data(), s.data() + s.size(), value);
+  require(failed == std::errc{} && end == s.data() + s.size(), Kind::format, "resume",
+          text(path.string(), " does not say how its run stood: no number under ", key), s,
+          "a number");
+  return value;
+}
+
 Checkpoint load_checkpoint(const std::filesystem::path& path, const std::string& format,
                            const std::string& program) {
   Checkpoint checkpoint = load_safetensors(path);

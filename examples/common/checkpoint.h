@@ -30,6 +30,9 @@ void save_run(const std::filesystem::path& path, const Run& run);
 // weights only.
 void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_step);
 
+// A note that is a number, of a run that load_run() has brought back. Error `format` if it is none.
+double noted(const Run& run, const std::string& key, const std::filesystem::path& path);
+
 // What `program` wrote at `path`. Error `format` unless it is in this format, which a newer version
 // of the program may have changed.
 ebb::Checkpoint load_checkpoint(const std::filesystem::path& path, const std::string& format,

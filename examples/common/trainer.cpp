@@ -39,30 +39,28 @@ void Trainer::take_step() {
 
 double Trainer::try_step() {
   take_step();
-  return losses_.back().front().item();
+  read_losses();
+  return shown_loss_;
 }
 
-// Reads the losses since the last time and notices the first that is not a number.
+// Reads what steps returned since the last time, and notices the first that is not finite.
 void Trainer::read_losses() {
   Tensors all;
   for (const Tensors& one : losses_) all.insert(all.end(), one.begin(), one.end());
   const auto values = concat(all, 0).to_vector<float>();
   const std::vector<std::string> names = watched();
-  const std::int64_t first = step_ - static_cast<std::int64_t>(losses_.size());
+  const std::int64_t first = step_ - static_cast<std::int64_t>(losses_.size()) + 1;
   losses_.clear();
-  double mean = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     const size_t which = i % names.size();
-    const auto step = first + static_cast<std::int64_t>(i / names.size()) + 1;
+    const auto step = first + static_cast<std::int64_t>(i / names.size());
     if (!std::isfinite(values[i]))
       throw Stop(exit_code::non_finite, "training stopped: the " + names[which] + " of step " +
                                             shown(step) + " is " + shown(double{values[i]}) +
                                             "; start again with a lower --lr");
-    if (which == 0) mean += values[i] / static_cast<double>(values.size() / names.size());
+    if (which == 0) shown_loss_ = blended(shown_loss_, values[i], step);
   }
-  const double weight = shown_loss_ == 0 ? 1 : 0.1;
-  shown_loss_ += weight * (mean - shown_loss_);
-  have_read(std::span(values).last(names.size()), weight);
+  have_read(std::span(values).last(names.size()));
 }
 
 std::optional<int> Trainer::carry_out(const Orders& orders) {
@@ -93,7 +91,8 @@ bool Trainer::run(const OutputFolder& out) {
     const bool due = progress.due();
     const bool logged = step_ % log_interval == 0;
     const bool last = step_ % pace_.section == 0 || step_ == pace_.steps;
-    if (!device_.is_cuda() || due || logged || last || stop_signal()) read_losses();
+    const bool stopping = stop_signal() != 0;  // one that comes later waits for the next step
+    if (!device_.is_cuda() || due || logged || last || stopping) read_losses();
     if (due || last) progress.update(stage(), step_ * pace_.items, shown_loss_, shown_accuracy());
     if (logged) {
       Json record = {{"step", step_}, {"loss", shown_loss_}};
@@ -103,10 +102,10 @@ bool Trainer::run(const OutputFolder& out) {
     if (last) {
       finish_section(out, log, progress);
       start_clock();
-    } else if (stop_signal()) {
+    } else if (stopping) {
       save(out);
     }
-    if (stop_signal() && step_ < pace_.steps) return false;
+    if (stopping && step_ < pace_.steps) return false;
   }
   return true;
 }

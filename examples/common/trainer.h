@@ -48,7 +48,7 @@ class Trainer {
   // an older run in the folder go. Exits with `non_finite` at a loss that is not a number.
   bool run(const OutputFolder& out);
 
-  // One step and nothing written: whether it runs at all. Returns the loss.
+  // One step and nothing written: whether it runs at all. Returns the loss; exits as run() does.
   double try_step();
 
  protected:
@@ -67,9 +67,8 @@ class Trainer {
   // watched() names them.
   virtual ebb::Tensors train_step() = 0;
   virtual std::vector<std::string> watched() const { return {"loss"}; }
-  // Called whenever losses have been read: the newest step's values, and their weight in a running
-  // mean.
-  virtual void have_read(std::span<const float> newest, double weight) = 0;
+  // Called whenever losses have been read, with the newest step's values.
+  virtual void have_read(std::span<const float> newest) = 0;
   virtual std::string stage() const = 0;
   virtual double shown_accuracy() const;  // NaN: none
   virtual Json figures() const = 0;       // for metrics.jsonl, after step and loss
@@ -77,9 +76,15 @@ class Trainer {
   virtual void save(const OutputFolder& out) = 0;
   virtual std::vector<Panel> panels(const std::vector<Json>& records) const = 0;
 
+  // A running mean, moved on by a step: it depends on the steps alone, not on when they are read.
+  static double blended(double mean, double value, std::int64_t step) {
+    return mean + (step == 1 ? 1 : 0.1) * (value - mean);
+  }
+
   const Pace& pace() const { return pace_; }
   ebb::Device device() const { return device_; }
-  void go_on_from(std::int64_t step) { step_ = step; }
+  double shown_loss() const { return shown_loss_; }
+  void go_on_from(std::int64_t step, double shown_loss) { step_ = step, shown_loss_ = shown_loss; }
   void set_effort(Effort effort) { pace_.effort = effort; }
 
  private:
@@ -94,7 +99,7 @@ class Trainer {
   std::chrono::steady_clock::time_point clock_start_;  // training alone is timed
   std::int64_t clock_step_ = 0;
   std::vector<ebb::Tensors> losses_;  // since they were last read: reading waits for the device
-  double shown_loss_ = 0;
+  double shown_loss_ = 0;             // blended
 };
 
 // The records' values under `key`, against their steps.

@@ -52,21 +52,24 @@ Tensors Trainer::train_step() {
   if (place == 0 || !order_.defined()) shuffle();
   const Stream stream{static_cast<std::uint64_t>(config_.seed),
                       (std::uint64_t{1} << 41) + static_cast<std::uint64_t>(epoch())};
-  batch_ = make_batch(train_, order_, place * config_.batch_size, config_.batch_size,
-                      {config_.augment, stream});
-  logits_ = (*model_)(batch_.x);
-  const Tensor loss = cross_entropy(logits_, batch_.labels, {.check_targets = false});
+  const Batch batch = make_batch(train_, order_, place * config_.batch_size, config_.batch_size,
+                                 {config_.augment, stream});
+  const Tensor logits = (*model_)(batch.x);
+  const Tensor loss = cross_entropy(logits, batch.labels, {.check_targets = false});
   loss.backward();
   optimizer_.step(rate_(step()));
   optimizer_.zero_grad();
-  logits_ = logits_.detach();
+  if (step() % 10 == 0) answers_.push_back({step() + 1, logits.detach(), batch.labels});
   return {loss};
 }
 
-void Trainer::have_read(std::span<const float>, double weight) {
-  const double share = static_cast<double>(correct(logits_, batch_.labels)) /
-                       static_cast<double>(config_.batch_size);
-  shown_accuracy_ += weight * (share - shown_accuracy_);
+void Trainer::have_read(std::span<const float>) {
+  for (const Answers& answers : answers_) {
+    const auto count = static_cast<double>(correct(answers.logits, answers.labels));
+    const double share = count / static_cast<double>(config_.batch_size);
+    shown_accuracy_ = blended(shown_accuracy_, share, answers.step);
+  }
+  answers_.clear();
 }
 
 std::string Trainer::stage() const {
@@ -110,7 +113,8 @@ example::Run Trainer::state() {
            {"data_crc32", shown(std::int64_t{data_checksum_})}},
           *model_,
           optimizer_,
-          step()};
+          step(),
+          {{"shown_loss", shown(shown_loss())}, {"shown_accuracy", shown(shown_accuracy_)}}};
 }
 
 void Trainer::save(const example::OutputFolder& out) {
@@ -120,7 +124,8 @@ void Trainer::save(const example::OutputFolder& out) {
 void Trainer::resume(const std::filesystem::path& path) {
   example::Run run = state();
   load_run(path, run, total_steps());
-  go_on_from(run.step);
+  go_on_from(run.step, noted(run, "shown_loss", path));
+  shown_accuracy_ = noted(run, "shown_accuracy", path);
   order_ = {};
   if (step() == total_steps()) test_accuracy_ = accuracy(*model_, test_);
 }

@@ -30,7 +30,7 @@ class Trainer : public example::Trainer {
 
  private:
   ebb::Tensors train_step() override;
-  void have_read(std::span<const float> newest, double weight) override;
+  void have_read(std::span<const float>) override;
   std::string stage() const override;
   double shown_accuracy() const override { return shown_accuracy_; }
   example::Json figures() const override;
@@ -50,9 +50,12 @@ class Trainer : public example::Trainer {
   ebb::nn::AdamW optimizer_;
   ebb::nn::Schedule rate_;
   ebb::Tensor order_;  // of this epoch
-  Batch batch_;
-  ebb::Tensor logits_;
-  double shown_accuracy_ = 0;
+  struct Answers {
+    std::int64_t step;
+    ebb::Tensor logits, labels;
+  };
+  std::vector<Answers> answers_;  // to count the right ones of, when losses are read
+  double shown_accuracy_ = 0;     // blended, of every tenth step
   double test_accuracy_ = 0;
 };
 

@@ -1,6 +1,5 @@
 #include "transformer/trainer.h"
 
-#include <charconv>
 #include <cmath>
 #include <limits>
 
@@ -100,8 +99,6 @@ void Trainer::learn() {
   loss_ = sum;
 }
 
-void Trainer::have_read(std::span<const float> newest, double) { gradient_norm_ = newest[1]; }
-
 std::string Trainer::stage() const { return "step " + shown(step()) + "/" + shown(total_steps()); }
 
 example::Json Trainer::figures() const {
@@ -164,17 +161,18 @@ example::Run Trainer::state() {
   description.insert({{"format", checkpoint_format},
                       {"model", described(model_->options())},
                       {"vocabulary", task_->vocabulary().utf8()}});
-  return {std::move(description), *model_, optimizer_, step(), {{"best", shown(best_)}}};
+  return {std::move(description),
+          *model_,
+          optimizer_,
+          step(),
+          {{"best", shown(best_)}, {"shown_loss", shown(shown_loss())}}};
 }
 
 void Trainer::resume(const std::filesystem::path& path) {
   example::Run run = state();
   load_run(path, run, total_steps());
-  const std::string& best = run.notes["best"];
-  const auto [end, failed] = std::from_chars(best.data(), best.data() + best.size(), best_);
-  require(failed == std::errc{} && end == best.data() + best.size(), Kind::format, "resume",
-          text(path.string(), " does not say how good its run has been"), best, "a number");
-  go_on_from(run.step);
+  best_ = noted(run, "best", path);
+  go_on_from(run.step, noted(run, "shown_loss", path));
   if (step() == total_steps()) measured_ = task_->measure(*model_);
 }
 

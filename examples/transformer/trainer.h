@@ -20,7 +20,7 @@ class Trainer : public example::Trainer {
  private:
   ebb::Tensors train_step() override;
   std::vector<std::string> watched() const override { return {"loss", "gradient norm"}; }
-  void have_read(std::span<const float> newest, double weight) override;
+  void have_read(std::span<const float> newest) override { gradient_norm_ = newest[1]; }
   std::string stage() const override;
   example::Json figures() const override;
   Report end_section(const Section& section) override;
