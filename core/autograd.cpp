@@ -180,6 +180,8 @@ void step(Node& node, bool retain_graph) {
     const Tensor dy = std::move(node.gradient);
     node.gradient = {};
     if (!dy.defined()) return;
+    require(!node.freed, Kind::state, node.op, "the graph was freed while backward ran through it",
+            "a backward within a closure", "retain_graph in it");
     const Running running(node.op, !retain_graph);
     gradients = node.backward(dy);
   }
@@ -188,7 +190,7 @@ void step(Node& node, bool retain_graph) {
   for (size_t i = 0; i < gradients.size(); ++i) {
     const Edge& edge = node.inputs[i];
     Tensor g = std::move(gradients[i]);
-    if (!g.defined() || (!edge.node && !edge.leaf)) continue;
+    if (!g.defined() || (!edge.node && !(edge.leaf && edge.leaf->requires_grad))) continue;
     if (edge.node) {
       require_fits(node.op, g, edge.node->shape, edge.node->options);
       accumulate(edge.node->gradient, std::move(g));
@@ -220,7 +222,7 @@ void backward(const Tensor& y, const Tensor& dy, BackwardOptions options) {
   if (!y.node()) return accumulate_leaf(*y.impl(), std::move(start));
 
   std::vector<std::shared_ptr<Node>> nodes = sorted(y.node());
-  y.node()->gradient = std::move(start);
+  accumulate(y.node()->gradient, std::move(start));  // to what is there when a closure asks
   try {
     for (std::shared_ptr<Node>& node : nodes) {
       step(*node, options.retain_graph);

@@ -212,6 +212,35 @@ TEST_CASE("autograd: an exception in a closure reaches the caller and leaves thi
   CHECK(values(x.grad()) == V{12, 20});
 }
 
+TEST_CASE("autograd: a closure may run backward itself, even through the graph that it is in") {
+  for (const bool retain : {true, false}) {
+    const Tensor x = three(), y = link(x);
+    const Tensor z = record("inner", two(), {y}, [y, retain](const Tensor& dy) -> Gradients {
+      y.backward(dy, retain);
+      return {dy};
+    });
+    if (retain) {
+      sum_of(y, z).backward(two());
+      CHECK(values(x.grad()) == V{6, 6});
+    } else {
+      check_error(Kind::state, {"link: the graph was freed while backward ran through it"},
+                  [&] { sum_of(y, z).backward(two()); });
+      CHECK(grad_enabled());
+      link(x).backward(two());
+    }
+  }
+}
+
+TEST_CASE("autograd: a leaf that is frozen after the forward pass gets nothing") {
+  Tensor x = three();
+  const Tensor y = three();
+  const Tensor z = product(x, y);
+  x.set_requires_grad(false);
+  z.backward(two());
+  CHECK(!x.grad().defined());
+  CHECK(values(y.grad()) == V{6, 10});
+}
+
 TEST_CASE("autograd: what was on its way when a closure failed is not in the next gradient") {
   const Tensor x = three(), y = link(x);
   const Tensor thrown = record("thrower", two(), {y}, [](const Tensor&) -> Gradients {
