@@ -99,6 +99,10 @@ RMSNorm::RMSNorm(std::int64_t width, double eps) : eps_(eps) {
 
 Tensor RMSNorm::forward(const Tensor& x) { return rms_norm(x, weight, {.eps = eps_}); }
 
+Dropout::Dropout(double p) : p_(p) {
+  require(0 <= p && p <= 1, Kind::value, "Dropout", "bad p", p, "[0, 1]");
+}
+
 Tensor Dropout::forward(const Tensor& x) {
   if (!training()) return x;
   return dropout(x, {.p = p_, .stream = default_generator().next()});

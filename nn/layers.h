@@ -98,7 +98,7 @@ class RMSNorm : public Module {
 // a new stream from default_generator() at each call.
 class Dropout : public Module {
  public:
-  explicit Dropout(double p = 0.5) : p_(p) {}
+  explicit Dropout(double p = 0.5);  // error `value` outside [0, 1]
   Tensor forward(const Tensor& x) override;
   bool active() const { return training() && p_ > 0; }
 

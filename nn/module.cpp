@@ -79,9 +79,12 @@ NamedTensors Module::state() {
 }
 
 void Module::load_state(const NamedTensors& state) {
-  std::map<std::string, Tensor> given(state.begin(), state.end());
   std::ostringstream wrong;
+  std::map<std::string, Tensor> given;
+  for (const auto& [path, t] : state)
+    if (!given.emplace(path, t).second) wrong << " repeated " << path << ',';
   const NamedTensors own = this->state();
+  std::vector<std::pair<Tensor, Tensor>> copies;  // to, from
   for (const auto& [path, t] : own) {
     const auto found = given.find(path);
     if (found == given.end()) {
@@ -92,6 +95,7 @@ void Module::load_state(const NamedTensors& state) {
     if (other.shape() != t.shape() || other.dtype() != t.dtype())
       wrong << ' ' << path << " is " << other.dtype() << ' ' << other.shape() << " instead of "
             << t.dtype() << ' ' << t.shape() << ',';
+    copies.emplace_back(t, other);
     given.erase(found);
   }
   for (const auto& [path, t] : given) wrong << " unknown " << path << ',';
@@ -100,10 +104,7 @@ void Module::load_state(const NamedTensors& state) {
   require(list.empty(), Kind::format, "load_state", "the state is not this model's", list,
           text("the ", own.size(), " tensors of the model"));
   const NoGrad guard;
-  for (const auto& [path, t] : state) {
-    const auto to = std::ranges::find(own, path, &NamedTensors::value_type::first);
-    Tensor(to->second).copy_(t);
-  }
+  for (auto& [to, from] : copies) to.copy_(from);
 }
 
 void Module::train(bool on) {

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -50,14 +51,14 @@ class Module {
 
   // Parameters and buffers, by name: what a checkpoint holds of a model.
   NamedTensors state();
-  // Copies values in. Error `format` that lists every missing, unknown, misshapen or wrongly typed
-  // name; then nothing has been loaded.
+  // Copies values in. Error `format` that lists every missing, unknown, repeated, misshapen or
+  // wrongly typed name; then nothing has been loaded.
   void load_state(const NamedTensors& state);
 
   void train(bool on = true);  // dropout drops, batch norm uses the batch's statistics
   void eval() { train(false); }
   bool training() const { return training_; }
-  void to(Device device);  // in place: optimizers that hold the parameters keep working
+  void to(Device device);  // all of it, in place, before an optimizer is made
   void to(Dtype dtype);    // parameters and floating buffers, in place, before an optimizer is made
   void zero_grad();
 
@@ -71,7 +72,8 @@ class Sequential : public Module {
  public:
   Sequential() = default;
   template <class First, class... Rest>
-  requires(!std::is_same_v<First, Sequential>) explicit Sequential(First first, Rest... rest) {
+  requires(sizeof...(Rest) > 0 || !std::is_same_v<First, Sequential>)  // that is a copy
+      explicit Sequential(First first, Rest... rest) {
     add(std::move(first));
     (add(std::move(rest)), ...);
   }

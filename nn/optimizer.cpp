@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include "ebb/core/autograd.h"
 #include "ebb/core/eigen.h"
@@ -17,6 +18,32 @@ std::vector<Group> decay_groups(Module& module, double weight_decay) {
   return groups;
 }
 
+namespace {
+
+// One kernel works on them all.
+void require_together(const char* op, const Tensors& tensors) {
+  for (const Tensor& t : tensors)
+    require(t.device() == tensors.front().device(), Kind::device, op,
+            "tensors on different devices", t.device(), tensors.front().device());
+}
+
+// What the error of a norm that is not finite shows.
+std::string first_nonfinite(const Tensors& parameters) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Tensor g = parameters[i].grad();
+    if (!g.defined()) continue;
+    const auto values = g.to(Dtype::f64).to_vector<double>();
+    const auto bad = std::ranges::count_if(values, [](double v) { return !std::isfinite(v); });
+    if (bad == 0) continue;
+    std::ostringstream shown;
+    shown << bad << " such elements for parameter " << i << ", " << parameters[i];
+    return shown.str();
+  }
+  return "a norm that overflows";
+}
+
+}  // namespace
+
 Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
                      std::vector<std::string> slots, Betas betas)
     : name_(name), betas_(betas), slot_names_(std::move(slots)), slots_(slot_names_.size()) {
@@ -26,6 +53,9 @@ Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
     for (const Tensor& parameter : group.parameters) {
       require(is_floating(parameter.dtype()), Kind::dtype, name, "a parameter must be floating",
               parameter.dtype(), "f32, f64 or bf16");
+      require(!parameter.node(), Kind::state, name, "a parameter must be a leaf",
+              text("the result of `", parameter.node() ? parameter.node()->op : "", "`"),
+              "a tensor whose own gradient backward() adds to");
       const auto same = [&](const Tensor& p) { return p.same_as(parameter); };
       require(std::ranges::none_of(parameters_, same), Kind::value, name,
               "a parameter is given twice", parameter, "each of them once, in one group");
@@ -42,6 +72,7 @@ Optimizer::Optimizer(const char* name, const std::vector<Group>& groups,
     for (Tensors& slot : slots_) slot.push_back(zeros(p.shape(), {dtype, p.device()}));
   }
   const Device device = parameters_.front().device();
+  require_together(name, parameters_);
   count_ = zeros({1}, {Dtype::i32, device});
   numbers_ = empty({3}, {Dtype::f64, device});
 }
@@ -129,7 +160,7 @@ void Optimizer::load_state(const NamedTensors& state, std::int64_t steps) {
   count_.fill_(static_cast<double>(steps));
 }
 
-Tensor clip_grad_norm(const Tensors& parameters, double max_norm) {
+Tensor clip_grad_norm(const Tensors& parameters, double max_norm, ClipOptions options) {
   require(std::isfinite(max_norm) && max_norm > 0, Kind::value, "clip_grad_norm", "bad max_norm",
           max_norm, "a positive number");
   Tensors gradients;
@@ -137,10 +168,14 @@ Tensor clip_grad_norm(const Tensors& parameters, double max_norm) {
     if (p.grad().defined()) gradients.push_back(p.grad());
   if (gradients.empty())
     return zeros({}, {Dtype::f32, parameters.empty() ? cpu_device : parameters.front().device()});
+  require_together("clip_grad_norm", gradients);
   const Device device = gradients.front().device();
   const bool fine = gradients.front().dtype() == Dtype::f64;
   Tensor norm = empty({}, {fine ? Dtype::f64 : Dtype::f32, device});
   run<cpu::multi_norm, gpu::multi_norm>(device, gradients, norm);
+  if (options.error_if_nonfinite && !std::isfinite(norm.item()))
+    raise(Kind::state, "clip_grad_norm", "a gradient is NaN or infinite",
+          first_nonfinite(parameters), "finite gradients");
   run<cpu::multi_clip, gpu::multi_clip>(device, gradients, norm, max_norm);
   return norm;
 }

@@ -5,7 +5,9 @@
 //
 // step(rate) changes every parameter that has a gradient, all in one kernel. Parameters that should
 // not decay form a group of their own: AdamW(decay_groups(net, 0.1), {}). Errors: `value` for no
-// parameters and bad options, `state` when a gradient is on another device than its parameter.
+// parameters and bad options, `state` for a parameter that is the result of an op, as w.to(device)
+// is, `device` for parameters on several devices, `state` when a gradient is on another device than
+// its parameter.
 //
 // A bf16 parameter is too coarse to take small steps: its optimizer keeps an f32 master weight,
 // steps on that in f32 and rounds it to the parameter. Where a parameter is not what its master
@@ -93,8 +95,14 @@ BeginStep begin_step;
 
 // Scales all gradients by max_norm / norm when their joint Euclidean norm is above max_norm.
 // Returns the norm before, a one-element tensor on the parameters' device: nothing waits for it.
-// A norm that is NaN leaves the gradients as they are. Error `value` unless max_norm > 0.
-Tensor clip_grad_norm(const Tensors& parameters, double max_norm);
+// A norm that is NaN leaves the gradients as they are. Errors: `value` unless max_norm > 0,
+// `device` for gradients on several devices.
+struct ClipOptions {
+  // Error `state`, naming the first of the parameters whose gradient is not finite, before anything
+  // is changed. This waits for the device, which a captured step cannot.
+  bool error_if_nonfinite = false;
+};
+Tensor clip_grad_norm(const Tensors& parameters, double max_norm, ClipOptions options = {});
 
 // Many tensors are worked on as one run of chunks: what one GPU block, or one turn of a CPU thread,
 // takes at a time.

@@ -151,6 +151,8 @@ Tensor Transformer::attention_maps(const Tensor& tokens) {
 Tensor Transformer::next_logits(const Tensor& tokens, Cache& cache) {
   const NoGrad guard;
   if (cache.empty()) cache.resize(blocks.size());
+  require(cache.size() == blocks.size(), Kind::value, name, "the cache of another model",
+          text(cache.size(), " layers"), text(blocks.size(), " layers"));
   Tensor x = embedded(tokens, cache.front().positions());
   for (size_t i = 0; i < blocks.size(); ++i) x = blocks[i].forward(x, cache[i]);
   const Tensor last = slice(x, 1, tokens.size(1) - 1);

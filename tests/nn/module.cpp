@@ -71,12 +71,24 @@ TEST_CASE("module: a state that differs is refused, every difference listed, not
   nn::NamedTensors state = {{"a.weight", ones({4, 3})},
                             {"a.bias", ones({5})},
                             {"count", zeros({1}, {.dtype = Dtype::i32})},
-                            {"extra", ones({1})}};
+                            {"extra", ones({1})},
+                            {"a.weight", ones({9})}};
   check_error(Kind::format,
               {"load_state", "a.bias is f32 [5] instead of f32 [4]", "missing rest.1.weight",
-               "count is i32", "unknown extra"},
+               "count is i32", "unknown extra", "repeated a.weight"},
               [&] { block.load_state(state); });
   CHECK(values(block.a.weight) == before);
+}
+
+TEST_CASE("module: sequences nest, and a copy shares its tensors") {
+  nn::Sequential inner(nn::Linear(3, 4), nn::ReLU());
+  nn::Sequential net(inner, nn::Linear(4, 2));
+  CHECK(names(net.named_parameters()) ==
+        std::vector<std::string>{"0.0.weight", "0.0.bias", "1.weight", "1.bias"});
+  nn::Sequential copy(net);
+  CHECK(copy.parameters().front().same_as(inner.parameters().front()));
+  const Tensor x = randn({5, 3}, 9, Dtype::f32);
+  CHECK(values(copy(x)) == values(net(x)));
 }
 
 TEST_CASE("module: train and eval reach every child") {
@@ -128,6 +140,8 @@ TEST_CASE("layers: bad sizes are refused by name") {
               [] { nn::Conv2d(3, 4, 3, {.groups = 2}); });
   check_error(Kind::value, {"Conv2d: bad groups"}, [] { nn::Conv2d(3, 4, 3, {.groups = 0}); });
   check_error(Kind::shape, {"BatchNorm2d", "[2,3]"}, [] { nn::BatchNorm2d(3)(ones({2, 3})); });
+  for (const double p : {-0.1, 1.1, std::nan("")})
+    check_error(Kind::value, {"Dropout: bad p"}, [&] { nn::Dropout drop(p); });
 }
 
 TEST_CASE("layers: batch norm's running statistics start as documented and move in training") {

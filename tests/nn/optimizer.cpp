@@ -192,3 +192,53 @@ TEST_CASE("clip_grad_norm: scales to the norm, only when above it, and tells the
   }
   check_error(Kind::value, {"clip_grad_norm: bad max_norm"}, [] { nn::clip_grad_norm({}, 0); });
 }
+
+TEST_CASE(
+    "clip_grad_norm: names the gradient that is not finite, when asked to, and changes none") {
+  for (const Device device : devices()) {
+    Tensor a = leaf(zeros({2}, {.device = device}));
+    Tensor frozen = zeros({7}, {.device = device});
+    Tensor b = leaf(zeros({5000}, {.device = device}));
+    a.set_grad(tensor<float>({3, 4}, {2}, device));
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      std::vector<float> g(5000, 1);
+      g[17] = g[4999] = bad;
+      b.set_grad(tensor(g, {5000}, device));
+      check_error(Kind::state,
+                  {"clip_grad_norm: a gradient is NaN or infinite",
+                   "got 2 such elements for parameter 2, f32 [5000]"},
+                  [&] {
+                    nn::clip_grad_norm({a, frozen, b}, 1, {.error_if_nonfinite = true});
+                  });
+      CHECK(values(a.grad()) == std::vector<double>{3, 4});
+      CHECK(values(b.grad())[0] == 1);
+    }
+    b.set_grad(full({5000}, 3e38, {.device = device}));
+    check_error(Kind::state, {"got a norm that overflows"}, [&] {
+      nn::clip_grad_norm({a, b}, 1, {.error_if_nonfinite = true});
+    });
+    b.set_grad({});
+    CHECK(nn::clip_grad_norm({a, b}, 1, {.error_if_nonfinite = true}).item() == 5);
+  }
+}
+
+TEST_CASE("optimizers: what backward would never reach, or one kernel not, is refused") {
+  const Tensor w = leaf(ones({2}));
+  for (const Tensor& result : {w.to(Dtype::f64), w.clone()})
+    check_error(Kind::state, {"adamw: a parameter must be a leaf", "the result of `"}, [&] {
+      nn::AdamW({w, result});
+    });
+  for (const Device device : devices()) {
+    if (!device.is_cuda()) continue;
+    Tensor there = leaf(ones({2}, {.device = device}));
+    check_error(Kind::device, {"sgd: tensors on different devices", "got cuda:0; expected cpu"},
+                [&] {
+                  nn::SGD({w, there});
+                });
+    Tensor(w).set_grad(ones({2}));
+    there.set_grad(ones({2}, {.device = device}));
+    check_error(Kind::device, {"clip_grad_norm: tensors on different devices"}, [&] {
+      nn::clip_grad_norm({w, there}, 1);
+    });
+  }
+}
