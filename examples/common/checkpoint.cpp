@@ -48,6 +48,15 @@ void require_finite(const Checkpoint& checkpoint, std::int64_t step) {
   }
 }
 
+// The system's "no such file" would not say what makes one.
+template <class Maker>
+Checkpoint load(const std::filesystem::path& path, const Maker& maker) {
+  std::error_code unknown;
+  const bool missing = !std::filesystem::exists(path, unknown) && !unknown;
+  require(!missing, Kind::io, "checkpoint", text("there is no ", path.string()), "", maker);
+  return load_safetensors(path);
+}
+
 template <class T>
 std::string shortest(T value) {
   std::array<char, 32> digits;
@@ -74,7 +83,7 @@ void save_run(const std::filesystem::path& path, const Run& run) {
 }
 
 void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_step) {
-  const Checkpoint checkpoint = load_safetensors(path);
+  const Checkpoint checkpoint = load(path, "a run that has saved one; start without --resume");
   const auto there = [&](const std::string& key) {
     const auto found = checkpoint.metadata.find(key);
     return found == checkpoint.metadata.end() ? "nothing" : found->second;
@@ -110,7 +119,7 @@ double noted(const Run& run, const std::string& key, const std::filesystem::path
 
 Checkpoint load_checkpoint(const std::filesystem::path& path, const std::string& format,
                            const std::string& program) {
-  Checkpoint checkpoint = load_safetensors(path);
+  Checkpoint checkpoint = load(path, text("one that ", program, " has written"));
   const std::string& its = described(checkpoint, "format", path, program);
   require(its == format, Kind::format, "load_model",
           text(path.string(), " is no checkpoint of this ", program), its, format);

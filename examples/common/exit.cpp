@@ -54,6 +54,7 @@ void occupy_standard_files() {
 
 int run(int argc, char** argv, const std::function<int(int, char**)>& body) {
   occupy_standard_files();
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a log shows each line as it is written
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
   try {

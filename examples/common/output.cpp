@@ -71,8 +71,9 @@ OutputFolder::OutputFolder(const std::filesystem::path& path) : path_(path) {
 OutputFolder::~OutputFolder() { unlink((path_ / "run.lock").c_str()); }
 
 void put(std::string_view text, bool now) {
-  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-  if (written && (!now || std::fflush(stdout) == 0)) return;
+  const bool taken = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  // A line that was taken, but could not be passed on, only leaves the stream's error.
+  if (taken && (!now || std::fflush(stdout) == 0) && std::ferror(stdout) == 0) return;
   ebb::raise(Kind::io, "output", "cannot be written", reason(), "space, and a reader");
 }
 

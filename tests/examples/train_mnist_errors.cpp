@@ -185,8 +185,9 @@ TEST_CASE("train_mnist: a damaged checkpoint is refused, by --resume and by --ev
     check_run_refused(tiny, {"--eval", tiny.checkpoint().string()}, 3, {"checkpoint.safetensors"});
   }
   fs::remove(tiny.checkpoint());
-  check_run_refused(tiny, {"--resume"}, 7, {"checkpoint.safetensors"});
-  check_run_refused(tiny, {"--eval", "none"}, 7, {"none"});
+  check_run_refused(tiny, {"--resume"}, 7,
+                    {"there is no out/checkpoint.safetensors", "start without --resume"});
+  check_run_refused(tiny, {"--eval", "none"}, 7, {"there is no none", "train_mnist has written"});
 }
 
 TEST_CASE("train_mnist: a checkpoint of another run or another net does not resume") {
@@ -259,6 +260,7 @@ TEST_CASE("train_mnist: unknown flags and values are refused by name") {
     check_refused(ebb::test::run_program("train_mnist", words, tiny.around()), 2, {name});
   }
   check_refused(ebb::test::run_program("train_mnist", {"stray"}, tiny.around()), 2, {"stray"});
+  check_refused(tiny.train({"--dry-run", "--resume"}), 2, {"--dry-run: not with --resume"});
   CHECK_FALSE(fs::exists(tiny.path / "out"));
 }
 

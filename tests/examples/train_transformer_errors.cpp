@@ -246,7 +246,7 @@ TEST_CASE("train_transformer and generate: a damaged or foreign checkpoint is re
   check_run_refused(tiny, {"--max-iters", "2", "--resume"}, 3, {"tok.weight", "infinity"});
   fs::remove(path);
   all_refuse(7, {"checkpoint.safetensors"});
-  check_run_refused(tiny, {"--resume"}, 7, {"checkpoint.safetensors"});
+  check_run_refused(tiny, {"--resume"}, 7, {"checkpoint.safetensors", "start without --resume"});
 }
 
 TEST_CASE("generate: a small checkpoint cannot ask for a large net") {
