@@ -61,6 +61,7 @@ class Check {
     require(std::ranges::any_of(inputs_, [](const Tensor& x) { return x.requires_grad(); }),
             Kind::state, "gradcheck", "nothing to check", "no input that requires a gradient",
             "at least one");
+    const WithGrad recording;  // the caller may be in a NoGrad
     const Tensor y = value();
     require(y.dtype() == Dtype::f64, Kind::dtype, "gradcheck", "the function's value", y.dtype(),
             "f64");
@@ -234,7 +235,9 @@ class Check {
     const double error = std::abs(a - n);
     result_.worst = std::max(result_.worst, error / (1 + std::abs(n)));
     if (error <= options_.atol + options_.rtol * std::abs(n)) return;
-    fail(text("input ", input, ", ", where, ": backward says ", a, ", differences say ", n), u);
+    fail(text("input ", input, ", ", where, ": backward says ", a,
+              std::isnan(a) ? " or nothing" : "", ", differences say ", n),
+         u);
   }
 
   template <class What>

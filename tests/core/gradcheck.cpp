@@ -44,6 +44,14 @@ TEST_CASE("gradcheck: a right backward passes, in full and by projections") {
   }
 }
 
+TEST_CASE("gradcheck: works within NoGrad, and says when backward gives nothing") {
+  const NoGrad guard;
+  CHECK(check({3}, [](double x, double dy) { return 3 * x * x * dy; }));
+  const GradcheckResult r =
+      gradcheck([](const Tensors& in) { return apply(in[0], cube); }, {leaf(randn({3}, 1))});
+  CHECK(r.report.find("backward says nan or nothing, differences say ") != std::string::npos);
+}
+
 TEST_CASE("gradcheck: planted mistakes are caught, in full and by projections") {
   for (const Shape& shape : {Shape{3, 4}, Shape{100}}) {
     const auto caught = [&](std::function<double(double, double)> backward) {
