@@ -25,6 +25,10 @@ if [ "$download" = no ] || command -v curl >/dev/null || command -v wget >/dev/n
 else
   install_packages curl ca-certificates
 fi
+if [ "$download" = yes ] && ! examples/mnist/download.sh; then
+  echo "error: MNIST was not fetched; without --download the net trains on digits drawn here" >&2
+  exit 7
+fi
 cuda=OFF # unless a GPU answers; a build folder that has CUDA already keeps it
 if gpu_answers; then
   cuda=AUTO
@@ -34,5 +38,4 @@ elif grep -qs '^EBB_CUDA_ENABLED:INTERNAL=ON' build/CMakeCache.txt; then
 fi
 configure -DEBB_CUDA="$cuda" -DEBB_EXAMPLES=ON
 build train_mnist predict_digit train_transformer generate
-[ "$download" = no ] || examples/mnist/download.sh
 exec build/bin/train_mnist "${flags[@]}"
