@@ -36,9 +36,7 @@ struct Folder : ebb::test::Folder {
 
   std::string write(const std::string& name, const Bytes& bytes) const {
     fs::create_directories((path / name).parent_path());
-    std::ofstream(path / name, std::ios::binary)
-        .write(reinterpret_cast<const char*>(bytes.data()),
-               static_cast<std::streamsize>(bytes.size()));
+    ebb::test::write(path / name, {bytes.begin(), bytes.end()});
     return *this / name;
   }
 };

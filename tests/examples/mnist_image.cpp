@@ -3,9 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 
 #include <zlib.h>
 
@@ -21,6 +19,7 @@
 #pragma GCC diagnostic pop
 
 #include "ebb/core/error.h"
+#include "folder.h"
 #include "mnist/draw.h"
 #include "mnist/image.h"
 #include "mnist/terminal.h"
@@ -38,18 +37,12 @@ using Bytes = std::vector<std::uint8_t>;
 
 // One file in a folder of its own, gone at the end.
 struct TemporaryFile {
-  fs::path folder;
+  ebb::test::Folder folder;
   std::string path;
-  explicit TemporaryFile(const Bytes& bytes, const std::string& name = "picture") {
-    std::string made = (fs::temp_directory_path() / "ebb_image_XXXXXX").string();
-    REQUIRE(::mkdtemp(made.data()) != nullptr);
-    folder = made;
-    path = (folder / name).string();
-    std::ofstream(path, std::ios::binary)
-        .write(reinterpret_cast<const char*>(bytes.data()),
-               static_cast<std::streamsize>(bytes.size()));
+  explicit TemporaryFile(const Bytes& bytes, const std::string& name = "picture")
+      : path(folder.path / name) {
+    ebb::test::write(path, {bytes.begin(), bytes.end()});
   }
-  ~TemporaryFile() { fs::remove_all(folder); }
 };
 
 void append(Bytes& out, const Bytes& more) { out.insert(out.end(), more.begin(), more.end()); }

@@ -60,4 +60,16 @@ inline Ended run_program(const std::string& name, const std::vector<std::string>
   return Program(name, words, around).end();
 }
 
+// One line on stderr that names each part, and this exit code.
+inline void check_refused(const Ended& ended, int code, const std::vector<std::string>& parts) {
+  CAPTURE(ended.err);
+  CHECK(ended.code == code);
+  CHECK(ended.err.starts_with("error: "));
+  CHECK(ended.err.find('\n') == ended.err.size() - 1);
+  for (const std::string& part : parts) {
+    CAPTURE(part);
+    CHECK(ended.err.find(part) != std::string::npos);
+  }
+}
+
 }  // namespace ebb::test

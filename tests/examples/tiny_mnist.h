@@ -9,6 +9,7 @@
 
 #include "folder.h"
 #include "mnist/draw.h"
+#include "program.h"
 
 namespace mnist::test {
 

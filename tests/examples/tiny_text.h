@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "folder.h"
+#include "program.h"
 
 namespace transformer::test {
 

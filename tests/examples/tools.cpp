@@ -3,6 +3,7 @@
 
 #include "ebb/core/safetensors.h"
 #include "folder.h"
+#include "program.h"
 #include "twins.h"
 
 using namespace ebb::test;

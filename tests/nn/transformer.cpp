@@ -191,6 +191,9 @@ TEST_CASE("transformer: token by token, from a cache, gives the logits of the wh
       model.eval();
       const Tensor all = tokens({2, 6}, 5, 6, device);
       Transformer::Cache cache;
+      Transformer::Cache other(static_cast<size_t>(o.layers) + 1);
+      check_error(Kind::value, {"Transformer: the cache of another model"},
+                  [&] { model.next_logits(all, other); });
       for (const std::int64_t end : {3, 4, 5, 6}) {
         const std::int64_t begin = end == 3 ? 0 : end - 1;
         const Tensor y = model.next_logits(slice(all, 1, begin, end), cache);

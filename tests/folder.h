@@ -1,4 +1,4 @@
-// What tests of programs share: folders that go away, whole files, and how a program refuses.
+// Folders that go away with their test, and whole files.
 #pragma once
 #include <stdlib.h>
 
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "program.h"
+#include <doctest/doctest.h>
 
 namespace ebb::test {
 
@@ -43,21 +43,12 @@ struct Folder {
     REQUIRE(::mkdtemp(name.data()) != nullptr);
     path = name;
   }
-  ~Folder() { std::filesystem::remove_all(path); }
+  ~Folder() {
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all);
+    std::filesystem::remove_all(path);
+  }
   Folder(const Folder&) = delete;
   Folder& operator=(const Folder&) = delete;
 };
-
-// One line on stderr that names each part, and this exit code.
-inline void check_refused(const Ended& ended, int code, const std::vector<std::string>& parts) {
-  CAPTURE(ended.err);
-  CHECK(ended.code == code);
-  CHECK(ended.err.starts_with("error: "));
-  CHECK(ended.err.find('\n') == ended.err.size() - 1);
-  for (const std::string& part : parts) {
-    CAPTURE(part);
-    CHECK(ended.err.find(part) != std::string::npos);
-  }
-}
 
 }  // namespace ebb::test
