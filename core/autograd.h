@@ -24,7 +24,7 @@
 
 namespace ebb {
 
-using Gradients = std::vector<Tensor>;
+using Gradients = Tensors;
 using Backward = std::function<Gradients(const Tensor& dy)>;
 
 // What a closure keeps of a forward tensor: its elements without its history (so that an op may
@@ -77,7 +77,9 @@ Tensor record(const char* op, Tensor y, std::initializer_list<Tensor> inputs, Ba
 
 // The same as y.backward(dy, retain_graph). Adds dL/dx to x.grad() of every leaf x of y that
 // requires one. `dy` may be left out when y has one element. The graph is released on the way
-// unless it is to be retained. Errors `state`, `shape`, `dtype`, `device`.
+// unless it is to be retained. Errors `state`, `shape`, `dtype`, `device`; after one that comes
+// from a closure some leaves may have their gradients, and a part of the graph be released:
+// zero_grad(), and begin with the forward pass.
 struct BackwardOptions {
   bool retain_graph = false;
   bool create_graph = false;  // error `state`: there is no double backward
@@ -87,7 +89,7 @@ void backward(const Tensor& y, const Tensor& dy = {}, BackwardOptions options = 
 // While one is alive on this thread, nothing is recorded.
 class NoGrad {
  public:
-  NoGrad();
+  [[nodiscard]] NoGrad();  // not `NoGrad();`, which would end at its semicolon
   ~NoGrad();
   NoGrad(const NoGrad&) = delete;
   NoGrad& operator=(const NoGrad&) = delete;
@@ -101,7 +103,7 @@ bool grad_enabled();
 // itself.
 class WithGrad {
  public:
-  WithGrad();
+  [[nodiscard]] WithGrad();
   ~WithGrad();
   WithGrad(const WithGrad&) = delete;
   WithGrad& operator=(const WithGrad&) = delete;

@@ -27,8 +27,6 @@
 
 namespace ebb {
 
-using Tensors = std::vector<Tensor>;
-
 struct GradcheckOptions {
   double step = 1e-5;
   double atol = 1e-8;

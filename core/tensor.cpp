@@ -168,6 +168,9 @@ Tensor& Tensor::fill_(double value) {
 
 Tensor& Tensor::copy_(const Tensor& source) {
   require_writable("copy_");
+  require(!(source.requires_grad() && grad_enabled()), Kind::state, "copy_",
+          "no gradient would flow back to the source", "one that requires it",
+          "its detach(), or NoGrad to be active");
   require(source.shape() == shape(), Kind::shape, "copy_", "shapes differ", source.shape(),
           shape());
   const Tensor here = source.to(dtype()).to(device());

@@ -64,17 +64,18 @@ class Tensor {
   void set_grad(Tensor gradient);  // error `state` unless shape, dtype and device agree
   void zero_grad();                // drops the gradient
   void backward(const Tensor& dy = {}, bool retain_graph = false) const;
-  Tensor detach() const;  // same elements, no history
+  [[nodiscard]] Tensor detach() const;  // same elements, no history
 
   // Copies, through which gradients flow. to() returns this tensor when nothing changes.
   // Floating numbers become integers towards zero, the nearest that there is, NaN 0.
-  Tensor clone() const;
-  Tensor to(Device device) const;
-  Tensor to(Dtype dtype) const;
+  [[nodiscard]] Tensor clone() const;
+  [[nodiscard]] Tensor to(Device device) const;
+  [[nodiscard]] Tensor to(Dtype dtype) const;
   void move_to(Device device);   // this handle and every copy of it; for parameters
   void convert_to(Dtype dtype);  // the same, with the gradient
 
-  // In place. Error `state` on a tensor that requires a gradient, unless NoGrad is active.
+  // In place. Error `state` where that would lose a gradient: on a tensor that requires one, and
+  // from a source that does, unless NoGrad is active.
   Tensor& fill_(double value);          // error `value`: not a number of an integer type
   Tensor& copy_(const Tensor& source);  // any device and dtype; error `shape` unless equal
   std::uint64_t version() const;
@@ -95,6 +96,8 @@ class Tensor {
   void copy_out(Dtype expected, void* values) const;
   std::shared_ptr<TensorImpl> impl_;
 };
+
+using Tensors = std::vector<Tensor>;
 
 struct TensorImpl {
   std::shared_ptr<Storage> storage;

@@ -18,7 +18,6 @@
 #include <utility>
 #include <vector>
 
-#include "ebb/core/gradcheck.h"
 #include "ebb/core/tensor.h"
 
 namespace ebb::nn {

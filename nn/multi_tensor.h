@@ -8,7 +8,7 @@ namespace ebb::nn {
 
 // Calls f(tensor's index, chunk's number over all, first element, one past the last), in parallel.
 template <class F>
-void for_each_chunk(const std::vector<Tensor>& tensors, F&& f) {
+void for_each_chunk(const Tensors& tensors, F&& f) {
   struct Chunk {
     size_t tensor;
     std::int64_t begin;

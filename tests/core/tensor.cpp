@@ -89,7 +89,7 @@ TEST_CASE("tensor: devices that are not there are named") {
   check_error(Kind::device, {"cuda:-1"}, [&] { empty({0}, {.device = negative}); });
   check_error(Kind::device, {"cuda:-1"}, [&] { empty({1}, {.device = negative}); });
   check_error(Kind::device, {"cuda:-1"}, [&] { synchronize(negative); });
-  check_error(Kind::device, {"cuda:-1"}, [&] { ones({1}).to(negative); });
+  check_error(Kind::device, {"cuda:-1"}, [&] { static_cast<void>(ones({1}).to(negative)); });
 }
 
 TEST_CASE("tensor: only floating leaves can require a gradient") {
@@ -108,6 +108,9 @@ TEST_CASE("tensor: tensors that require a gradient change in place under NoGrad 
   Tensor y = silu(x);
   check_error(Kind::state, {"fill_", "a leaf", "NoGrad"}, [&] { x.fill_(3); });
   check_error(Kind::state, {"copy_", "the result of an op"}, [&] { y.copy_(x); });
+  Tensor plain = zeros_like(y);
+  check_error(Kind::state, {"copy_: no gradient would flow back"}, [&] { plain.copy_(y); });
+  plain.copy_(y.detach());
   const std::uint64_t before = x.version();
   {
     const NoGrad guard;
