@@ -1,5 +1,5 @@
-// Ctrl-C and its kin: the first asks a trainer to finish its step, save and end; the second ends
-// it at once.
+// Ctrl-C and its kin: the first asks a trainer to finish its step, save and end; the second, a
+// tenth of a second later or more, ends it at once.
 #pragma once
 
 namespace example {

@@ -185,6 +185,13 @@ TEST_CASE("signals: the first asks, the second ends at once") {
       CHECK(child([=] {
               catch_signals();
               std::raise(signal);
+              std::raise(second);  // with the first, as timeout sends it: the same request
+              return stop_code();
+            }) == 128 + signal);
+      CHECK(child([=] {
+              catch_signals();
+              std::raise(signal);
+              usleep(150000);
               std::raise(second);
               return 1;
             }) == 128 + second);
