@@ -2,10 +2,18 @@
 // D = Σ dy∘y of each row, P = softmax, dS = P∘(dy vᵀ − D)
 // dv = Pᵀ dy    dq = scale · dS k    dk = scale · dSᵀ q
 //
+// The scores S = scale · q kᵀ are never stored: they are made tile by tile, once forward, and again
+// backward. Forward a row meets the keys in tiles J, and keeps of those so far the largest score m,
+// the sum of exponentials l, and the values o that they weigh, from m = −∞, l = 0, o = 0 on:
+//   m' = max(m, S_J)    w = exp(S_J − m')    r = exp(m − m')    l' = r l + Σ w    o' = r o + w v_J
+// In the end y = o / l and lse = m + log l. With that, P = exp(S − lse) of any tile by itself: in
+// whatever order tiles are met backward, dq of a row adds up over tiles of keys, and dk and dv of a
+// row over tiles of queries, each for itself.
+//
 // Shapes: q [batch,length_q,heads,head_dim], k v [batch,length_k,heads,head_dim] → q's; or the
 // three packed, qkv [batch,length,3,heads,head_dim] → [batch,length,heads,head_dim], with a packed
-// gradient: nothing is copied apart. The scores are never stored: memory grows with the lengths,
-// not with their product. Both directions give the same bits every time.
+// gradient: nothing is copied apart. Memory grows with the lengths, not with their product. Both
+// directions give the same bits every time.
 //
 // On Hopper f32 of a head_dim from 33 to 128 and lengths of some hundreds runs on the tensor cores:
 // with float32's exactness, and faster with TF32 where it is allowed. Meanwhile it needs room:
