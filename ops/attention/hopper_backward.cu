@@ -1,7 +1,5 @@
 // Backward: S and dP, what P and dS are made of; then the products with P and dS, which go there
 // from registers. One kernel for dq and one for dk and dv: no sum depends on who comes first.
-#include "ebb/ops/attention/hopper.h"
-
 #include "ebb/ops/attention/hopper.cuh"
 
 namespace ebb {
@@ -263,7 +261,8 @@ bool gpu::hopper::flash_attention_backward(const FlashAttentionSize& s, const Te
   const auto in = attention_parts<bf16>(s, q, k, v);
   const auto dx = attention_parts<bf16>(s, dq, dk, dv);
   const bf16* const upstream = dy.data<bf16>();
-  if (!aligned_rows(s, in, upstream) || !aligned_rows(s, dx, y.data<bf16>())) return false;
+  if (!attention::aligned_rows(s, in, upstream) || !attention::aligned_rows(s, dx, y.data<bf16>()))
+    return false;
   const std::int64_t padded = divide_up<std::int64_t>(s.length_q, 128) * 128;
   const std::int64_t rows = s.batch * s.heads * padded;
   Tensor scratch = empty({2, rows}, lse.options());

@@ -1,7 +1,5 @@
 // Forward: S = q kᵀ of tile t + 1 and sums += P v of tile t are both in flight; when S is there,
 // its softmax runs beside the other product. P goes from registers into the product that needs it.
-#include "ebb/ops/attention/hopper.h"
-
 #include "ebb/core/basic.h"
 #include "ebb/ops/attention/hopper.cuh"
 
@@ -249,7 +247,7 @@ bool gpu::hopper::flash_attention(const FlashAttentionSize& s, const Tensor& q, 
   if (!fits(s, q.dtype()) || !has_barriers<attend<Attend64, false>>(op)) return false;
   const auto in = attention_parts<bf16>(s, q, k, v);
   bf16* const out = y.data<bf16>();
-  if (!aligned_rows(s, in, out)) return false;
+  if (!attention::aligned_rows(s, in, out)) return false;
   float* const of_lse = lse.data<float>();
   const auto with = [&]<class S, bool drops>() {
     launch_attend<S, drops>(s, in, out, of_lse, y.device());

@@ -1,6 +1,6 @@
 // What the kernels of tf32.cuh leave: they take 0 for a number that is odd, NaN, infinite or very
 // large, and name its row. What such a row has an effect on is made again by the kernels of
-// flash_attention.cu: a query that is odd or sees an odd key, and every key that such a query sees.
+// core_*.cu: a query that is odd or sees an odd key, and every key that such a query sees.
 // All others have the bits that they have without odd numbers.
 #pragma once
 #include <limits>

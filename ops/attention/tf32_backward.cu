@@ -1,7 +1,5 @@
 // Backward in float32: S and dP, what P and dS are made of, then the products with these, which are
 // added to totals. As registers allow, one kernel makes dk and dv, or one each.
-#include "ebb/ops/attention/hopper.h"
-
 #include "ebb/ops/attention/tf32.cuh"
 
 namespace ebb {
@@ -54,7 +52,7 @@ struct Feeds {
   __device__ void send(const FlashAttentionSize& s, const Place<S, G::of_keys>& at,
                        const PackedInputs& in, Statistics* to) {
     const std::int64_t length = G::of_keys ? s.length_q : s.length_k;
-    const std::int64_t first = at.line * divide_up<std::int64_t>(length, S::cols);
+    const std::int64_t first = at.line * tiles_of(length);
     for (int t = at.begin; t < at.end; ++t, ++n) {
       if constexpr (G::of_keys) {
         Barrier& full = statistics.room(n);
@@ -75,7 +73,7 @@ struct OwnStatistics {
   float lse[2] = {infinity, infinity}, d[2] = {};
   __device__ OwnStatistics(const Statistics* statistics, std::int64_t length, std::int64_t line,
                            int first) {
-    const std::int64_t tiles = divide_up<std::int64_t>(length, 64);
+    const std::int64_t tiles = tiles_of(length);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int own = first + row(r);

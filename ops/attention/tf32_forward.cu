@@ -1,7 +1,5 @@
 // Forward in float32: S = q kᵀ of a tile, its softmax, then P v, which is added to totals. While
 // one warpgroup does its softmax, the other one multiplies.
-#include "ebb/ops/attention/hopper.h"
-
 #include "ebb/ops/attention/tf32.cuh"
 
 namespace ebb {
@@ -111,7 +109,7 @@ __global__ void __launch_bounds__(S::threads, 1)
     __syncthreads();
     Feed<S, stages_of<S>> feed{m.halves, ring};
     const auto send = [&](const Place<S, false>& at) {
-      const std::int64_t first = at.line * divide_up<std::int64_t>(s.length_k, S::cols);
+      const std::int64_t first = at.line * tiles_of(s.length_k);
       for (int t = 0; t < at.end; ++t) {
         feed.send_tile(in.k, first + t);
         feed.send_tile(in.v, first + t);
