@@ -1,7 +1,8 @@
-// What flash attention's kernels for Hopper share, forward and backward. A block owns 64 rows for
-// each of its two or three warpgroups, of queries or of keys, and meets the tiles of the others.
-// Beside them one thread only copies: what the block owns, then the others' tiles, one after the
-// other into a ring of stages, full when its bytes are there, empty when every warp has read it.
+// What flash attention's kernels for bf16 on Hopper share, forward and backward. A block owns 64
+// rows for each of its two or three warpgroups, of queries or of keys, and meets the tiles of the
+// others. Beside them one thread only copies: what the block owns, then the others' tiles, one
+// after the other into a ring of stages, full when its bytes are there, empty when every warp has
+// read it.
 //
 //   x[64,cols] = a[64,width] · b[cols,width]ᵀ          multiply_rows()
 //   sums[64,width] += p[64,cols] · b[cols,width]       add_product(), p in registers
@@ -47,11 +48,6 @@ __device__ void round(unsigned (&p)[n / 4][4], const float (&x)[2][n]) {
       p[k][j] = pair(x[j % 2][4 * k + j / 2 * 2], x[j % 2][4 * k + j / 2 * 2 + 1]);
 }
 
-// Not 0 where one of two numbers has the exponent of NaN and infinity.
-__device__ inline unsigned odd_of(unsigned both) {
-  return ((both & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
-}
-
 // The assembler moves a wait up over arithmetic that it does not concern, which then runs beside no
 // product. Not over this branch, which waits for x, that is never below 0.
 __device__ inline void hold_back(float x) {
@@ -81,8 +77,8 @@ __device__ void add_product(float (&sums)[2][n], const unsigned (&p)[steps][4], 
   end_products();
 }
 
-// Warpgroups take turns, so that one multiplies while others do arithmetic; or not.
-template <int warpgroups, bool on>
+// Warpgroups take turns, so that one multiplies while others do arithmetic.
+template <int warpgroups>
 struct Turns {
   int own, next;
 
@@ -90,12 +86,10 @@ struct Turns {
     if (group == warpgroups - 1) pass();
   }
   __device__ void wait() const {
-    if constexpr (on)
-      asm volatile("barrier.cta.sync %0, %1;" ::"r"(own), "n"(2 * warpgroup) : "memory");
+    asm volatile("barrier.cta.sync %0, %1;" ::"r"(own), "n"(2 * warpgroup) : "memory");
   }
   __device__ void pass() const {
-    if constexpr (on)
-      asm volatile("barrier.cta.arrive %0, %1;" ::"r"(next), "n"(2 * warpgroup) : "memory");
+    asm volatile("barrier.cta.arrive %0, %1;" ::"r"(next), "n"(2 * warpgroup) : "memory");
   }
 };
 

@@ -1,5 +1,6 @@
-// Backward: S and dP, what P and dS are made of; then the products with P and dS, which go there
-// from registers. One kernel for dq and one for dk and dv: no sum depends on who comes first.
+// Backward of bf16 on Hopper (hopper.cuh): S and dP, what P and dS are made of; then the products
+// with P and dS, which go there from registers. One kernel for dq and one for dk and dv: no sum
+// depends on who comes first.
 #include "ebb/ops/attention/hopper.cuh"
 
 namespace ebb {
@@ -83,10 +84,6 @@ __device__ void copy_tiles(const Place<S, of_keys>& at, int n, const GradientMap
   }
 }
 
-// dq of some queries, which meet all keys; or dk and dv of some keys, which meet all queries, with
-// P and dS lying on their sides:
-//   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
-//   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
 // f(r, c, value, what belongs to its row), or to its column.
 template <bool of_cols, int n, class F>
 __device__ void each_with(float (&x)[2][n], const float (&rows)[2], const float* cols, F f) {
@@ -110,18 +107,22 @@ __device__ inline float marked(float weight) {
 }
 __device__ inline bool is_marked(float weight) { return (__float_as_uint(weight) >> 31) != 0; }
 
+// dq of some queries, which meet all keys; or dk and dv of some keys, which meet all queries, with
+// P and dS lying on their sides:
+//   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
+//   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
+// Tiles that hide nothing are met `ahead`: x of the next is made before dq or dk of this one, so
+// that its exponentials run beside these products, and z beside the exponentials.
 template <bool drops, class S, bool of_keys>
 __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of_keys>& at, int n,
                                   Panels<S::rows, S::width> (&own)[2], GradientMemory<S>& m,
                                   GradientBarriers<S, of_keys>& there,
-                                  const Turns<S::warpgroups, S::in_turn>& turns,
                                   Statistics<const float> statistics, std::int64_t padded,
                                   const bf16* other_x, const bf16* other_v, bf16* dx, bf16* dv) {
-  const int group = this_warpgroup();
   const auto scale = static_cast<float>(s.scale);
   const float kept = drops ? static_cast<float>(s.dropout.scale) : 1.0f;
   const auto draws = drops ? attention::draws_of<of_keys>(s, at.line) : attention::Draws<of_keys>{};
-  float x[2][S::cols / 4] = {}, z[2][S::cols / 4] = {};
+  float x[2][S::cols / 4], z[2][S::cols / 4];
   float sums_x[2][S::width / 4] = {}, sums_v[2][of_keys ? S::width / 4 : 1] = {};
   unsigned p[S::cols / 16][4], ds[S::cols / 16][4];
   float own_lse[2] = {}, own_d[2] = {};
@@ -131,32 +132,21 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     own_d[r] = statistics.d[at.line * padded + at.first + row(r)];
   }
 
-  for (int t = at.begin; t < at.end; ++t, ++n) {
-    const int stage = n % S::stages;
-    auto& others = m.others[stage];
+  // The warpgroup is asked for again and again: what follows from it would fill registers.
+  const auto make_x = [&](int n) {
     there.others.wait(n);
-    turns.wait();
-    multiply_rows(x, own[0], 64 * group, others[0]);
-    multiply_rows(z, own[1], 64 * group, others[1]);
-    turns.pass();
-    const Sight sight = at.sight(t);
-    const auto mask = [&](float(&values)[2][S::cols / 4]) {
-      if (at.whole(t)) return;
-      each(values, [&](int r, int c, float& value) {
-        if (!sight.sees(r, col(c))) value = 0;
-      });
-    };
-    wait_for_products<1>(x);
-    each_with<of_keys>(x, own_lse, m.lse[stage], [&](int, int, float& weight, float lse) {
+    multiply_rows(x, own[0], 64 * this_warpgroup(), m.others[uniform(n % S::stages)][0]);
+  };
+  const auto make_z = [&](int n) {
+    multiply_rows(z, own[1], 64 * this_warpgroup(), m.others[uniform(n % S::stages)][1]);
+  };
+  const auto weigh = [&](int n) {
+    each_with<of_keys>(x, own_lse, m.lse[n % S::stages], [&](int, int, float& weight, float lse) {
       weight = power_of_two(fmaf(weight, scale * log2_e, -lse));
     });
-    if constexpr (drops)
-      draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
-        if (bits < s.dropout.threshold) x[r][c] = marked(x[r][c]);
-      });
-    mask(x);
-    wait_for_products<0>(z);
-    each_with<of_keys>(z, own_d, m.d[stage], [&](int r, int c, float& slope, float d) {
+  };
+  const auto differentiate = [&](int n) {
+    each_with<of_keys>(z, own_d, m.d[n % S::stages], [&](int r, int c, float& slope, float d) {
       if constexpr (drops) {
         const bool dropped = is_marked(x[r][c]);
         slope = fabsf(x[r][c]) * ((dropped ? 0.0f : slope * kept) - d);
@@ -165,15 +155,39 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
         slope = x[r][c] * (slope - d);
       }
     });
+  };
+  const auto add_v = [&](int n) {
+    if constexpr (of_keys) add_product(sums_v, p, m.others[uniform(n % S::stages)][1]);
+  };
+  const auto add_x = [&](int n) { add_product(sums_x, ds, m.others[uniform(n % S::stages)][0]); };
+
+  const auto meet = [&](int t, int n) {
+    make_x(n);
+    make_z(n);
+    wait_for_products<1>(x);
+    weigh(n);
+    if constexpr (drops)
+      draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
+        if (bits < s.dropout.threshold) x[r][c] = marked(x[r][c]);
+      });
+    const Sight sight = at.sight(t);
+    const auto mask = [&](float(&values)[2][S::cols / 4]) {
+      if (at.whole(t)) return;
+      each(values, [&](int r, int c, float& value) {
+        if (!sight.sees(r, col(c))) value = 0;
+      });
+    };
+    mask(x);
+    wait_for_products<0>(z);
+    differentiate(n);
     mask(z);
+    auto& others = m.others[uniform(n % S::stages)];
     const bool odd_x = at.diagonal(t) && clear_odd<S>(others[0]);
     const bool odd_v = of_keys && at.diagonal(t) && clear_odd<S>(others[1]);
     if constexpr (of_keys) round(p, x);
     round(ds, z);
-    turns.wait();
-    if constexpr (of_keys) add_product(sums_v, p, others[1]);
-    add_product(sums_x, ds, others[0]);
-    turns.pass();
+    add_v(n);
+    add_x(n);
     wait_for_products<0>(sums_x);
     hold(sums_v);
     there.others.release(n);
@@ -183,9 +197,50 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
       const std::int64_t step = s.heads * s.head_dim;
       if (odd_v) add_odd(sums_v, p, sight, at.rows_of(s, other_v, length, step, t * S::cols));
     }
+  };
+
+  // Tiles t to end - 1. x of the n-th is there, and dq or dk of the one before it may be on its
+  // way.
+  const auto meet_ahead = [&](int t, int end, int n) {
+    const auto weights = [&](bool is_first) {
+      make_z(n);
+      weigh(n);
+      wait_for_products<0>(z);
+      hold(sums_x);
+      if (!is_first) there.others.release(n - 1);
+      differentiate(n);
+      if constexpr (of_keys) round(p, x);
+      round(ds, z);
+      add_v(n);
+    };
+    make_x(n);
+    wait_for_products<0>(x);
+    for (int i = t; i < end - 1; ++i, ++n) {
+      weights(i == t);
+      make_x(n + 1);
+      add_x(n);
+      wait_for_products<1>(x);
+      hold(sums_v);
+    }
+    weights(t == end - 1);
+    add_x(n);
+    wait_for_products<0>(sums_x);
+    hold(sums_v);
+    there.others.release(n);
+  };
+
+  for (int t = at.begin; t < at.end;) {
+    const int end = S::ahead && !drops ? at.end_of_whole(t) : t;
+    if (t < end) {
+      meet_ahead(t, end, n);
+      n += end - t;
+      t = end;
+    } else {
+      meet(t++, n++);
+    }
   }
 
-  sync_warpgroup(2 + group);
+  sync_warpgroup(2 + this_warpgroup());
   const std::int64_t length = of_keys ? s.length_k : s.length_q;
   store<S>(sums_x, {scale, scale}, at.rows_of(s, dx, length, s.row, at.first), own[0]);
   if constexpr (of_keys)
@@ -203,36 +258,31 @@ __global__ void __launch_bounds__(S::threads, 1)
     auto& m = swizzled_memory<GradientMemory<S>>();
     if (threadIdx.x == 0) there.init();
     __syncthreads();
-    int n = 0;  // tiles of places before
-    if (threadIdx.x >= S::workers) {
-      keep_registers<registers_of_others>();
-      if (threadIdx.x == S::workers)
-        there.own.send(deal, [&](int i, std::int64_t number) {
-          const Place<S, of_keys> at(s, deal.together, number);
-          copy_tiles(at, n, in, m.own[i % S::own_stages], there.own.room(i, number), m, there,
-                     statistics, padded);
-          n += at.tiles();
+    using At = Place<S, of_keys>;
+    run_dealt<At>(
+        s, deal, there.own,
+        [&](const At& at, int n, int stage, Barrier& own_there) {
+          copy_tiles(at, n, in, m.own[stage], own_there, m, there, statistics, padded);
+        },
+        [&](const At& at, int n, int stage) {
+          gradients_of_rows<drops>(s, at, n, m.own[stage], m, there, statistics, padded, other_x,
+                                   other_v, dx, dv);
         });
-    } else {
-      take_registers<registers_of_workers<S::warpgroups>>();
-      const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
-      there.own.receive([&](int i, std::int64_t number) {
-        const Place<S, of_keys> at(s, deal.together, number);
-        gradients_of_rows<drops>(s, at, n, m.own[i % S::own_stages], m, there, turns, statistics,
-                                 padded, other_x, other_v, dx, dv);
-        n += at.tiles();
-      });
-    }
   } else {
     __trap();
   }
 }
 
-// Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128.
-using OfQueries64 = Blocks<64, 2, 128, 3, false, 2>;
-using OfQueries128 = Blocks<128, 2, 128, 2, false, 1>;
-using OfKeys64 = Blocks<64, 2, 128, 2, false, 2>;
-using OfKeys128 = Blocks<128, 2, 64, 2, true, 1>;
+// Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128. Ahead, x, z,
+// dS and the sums are in registers at a time: there is no room for wider ones.
+template <int width, int cols, int stages, int own_stages, bool ahead_>
+struct GradientBlocks : Blocks<width, 2, cols, stages, own_stages> {
+  static constexpr bool ahead = ahead_;
+};
+using OfQueries64 = GradientBlocks<64, 128, 3, 2, true>;
+using OfQueries128 = GradientBlocks<128, 128, 2, 1, false>;
+using OfKeys64 = GradientBlocks<64, 128, 2, 2, false>;
+using OfKeys128 = GradientBlocks<128, 64, 4, 1, true>;
 
 template <class S, bool of_keys, bool drops>
 void launch_gradients(const FlashAttentionSize& s, const std::array<const bf16*, 3>& in,

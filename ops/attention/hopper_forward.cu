@@ -1,5 +1,6 @@
-// Forward: S = q kᵀ of tile t + 1 and sums += P v of tile t are both in flight; when S is there,
-// its softmax runs beside the other product. P goes from registers into the product that needs it.
+// Forward of bf16 on Hopper (hopper.cuh): S = q kᵀ of tile t + 1 and sums += P v of tile t are both
+// in flight; when S is there, its softmax runs beside the other product. P goes from registers into
+// the product that needs it.
 #include "ebb/core/basic.h"
 #include "ebb/ops/attention/hopper.cuh"
 
@@ -14,9 +15,8 @@ struct Maps {
   CUtensorMap q, k, v;
 };
 
-// Of the keys so far, each row's largest score, the sum of the exponentials, and of the values that
-// they weigh. A larger score becomes `top` only where its weight would be above 2 to the power of
-// `most_above`: all is scaled down by `shrink` then, which few tiles need, and each row by itself.
+// m, l and o of flash_attention.h, and r. A larger score becomes `top` only where its weight would
+// be above 2 to the power of `most_above`: few tiles shrink what is there, and each row by itself.
 constexpr float most_above = 8;
 template <class S>
 struct Softmax {
@@ -93,11 +93,10 @@ __device__ void copy_tiles(const Place<S, false>& at, int n, const Maps& in,
 template <bool drops, class S>
 __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at, int n,
                             Panels<S::rows, S::width>& q, AttendMemory<S>& m,
-                            AttendBarriers<S>& there, const Turns<S::warpgroups, S::in_turn>& turns,
+                            AttendBarriers<S>& there, const Turns<S::warpgroups>& turns,
                             const bf16* v, bf16* y, float* lse) {
   const int group = this_warpgroup();
-  const float sign = s.scale > 0 ? 1.0f : s.scale < 0 ? -1.0f : 0.0f;
-  const float size = s.scale == 0 ? 1.0f : static_cast<float>(fabs(s.scale));
+  const attention::Scale<float> scale(s.scale);
   const auto draws = drops ? attention::draws_of<false>(s, at.line) : attention::Draws<false>{};
   Softmax<S> softmax;
   float x[2][S::cols / 4] = {};
@@ -110,14 +109,14 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   };
   const auto weigh = [&](int t) {
     there.k.release(n + t);
-    if (sign != 1) each(x, [&](int, int, float& score) { score *= sign; });
+    if (scale.sign != 1) each(x, [&](int, int, float& score) { score *= scale.sign; });
     if (!at.whole(t)) {
       const Sight sight = at.sight(t);
       each(x, [&](int r, int c, float& score) {
         if (!sight.sees(r, col(c))) score = -infinity;
       });
     }
-    softmax.weigh(x, size * log2_e);
+    softmax.weigh(x, scale.size * log2_e);
     if constexpr (drops)
       draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
         if (bits < s.dropout.threshold) x[r][c] = 0;
@@ -163,16 +162,8 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   values(last);
   finish(last, odd);
 
-  const float kept = drops ? static_cast<float>(s.dropout.scale) : 1.0f;
   float factor[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float total = warp_reduce<4>(softmax.total[r], Sum{});
-    const std::int64_t own = at.first + row(r);
-    if (lane() % 4 == 0 && own < s.length_q)
-      lse[at.line * s.length_q + own] = __fmul_rn(softmax.top[r], size) + logf(total);
-    factor[r] = total == 0 ? 0.0f : kept / total;
-  }
+  finish_rows<drops>(softmax, s, at, scale.size, lse, factor);
   sync_warpgroup(2 + group);
   store<S>(softmax.sums, factor, at.rows_of(s, y, s.length_q, s.heads * s.head_dim, at.first), q);
   show_to_products();
@@ -187,33 +178,25 @@ __global__ void __launch_bounds__(S::threads, 1)
     auto& m = swizzled_memory<AttendMemory<S>>();
     if (threadIdx.x == 0) there.init();
     __syncthreads();
-    int n = 0;  // tiles of places before
-    if (threadIdx.x >= S::workers) {
-      keep_registers<registers_of_others>();
-      if (threadIdx.x == S::workers)
-        there.q.send(deal, [&](int i, std::int64_t number) {
-          const Place<S, false> at(s, deal.together, number);
-          copy_tiles(at, n, in, m.q[i % S::own_stages], there.q.room(i, number), m, there);
-          n += at.tiles();
+    const Turns<S::warpgroups> turns(this_warpgroup());
+    using At = Place<S, false>;
+    run_dealt<At>(
+        s, deal, there.q,
+        [&](const At& at, int n, int stage, Barrier& q_there) {
+          copy_tiles(at, n, in, m.q[stage], q_there, m, there);
+        },
+        [&](const At& at, int n, int stage) {
+          attend_rows<drops>(s, at, n, m.q[stage], m, there, turns, v, y, lse);
         });
-    } else {
-      take_registers<registers_of_workers<S::warpgroups>>();
-      const Turns<S::warpgroups, S::in_turn> turns(this_warpgroup());
-      there.q.receive([&](int i, std::int64_t number) {
-        const Place<S, false> at(s, deal.together, number);
-        attend_rows<drops>(s, at, n, m.q[i % S::own_stages], m, there, turns, v, y, lse);
-        n += at.tiles();
-      });
-    }
   } else {
     __trap();
   }
 }
 
 // Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128.
-using Attend64 = Blocks<64, 2, 128, 4, true, 2>;
-using TallAttend64 = Blocks<64, 3, 128, 2, true, 2>;
-using Attend128 = Blocks<128, 2, 128, 2, true, 2>;
+using Attend64 = Blocks<64, 2, 128, 4, 2>;
+using TallAttend64 = Blocks<64, 3, 128, 2, 2>;
+using Attend128 = Blocks<128, 2, 128, 2, 2>;
 
 // With a third warpgroup a block does a twelfth more in the same time, but more beyond the end and
 // beyond the diagonal, and there is no room for random bits.

@@ -10,20 +10,20 @@
 namespace ebb::gpu::hopper {
 
 using attention::log2_e;
+using attention::odd_of;
 using attention::op;
 using attention::power_of_two;
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
 // What a block is made of: `workers` multiply, and one warpgroup more copies.
-template <int width_, int warpgroups_, int cols_, int stages_, bool in_turn_, int own_stages_>
+template <int width_, int warpgroups_, int cols_, int stages_, int own_stages_>
 struct Blocks {
   static constexpr int width = width_;
   static constexpr int warpgroups = warpgroups_;
   static constexpr int rows = 64 * warpgroups;
   static constexpr int cols = cols_;
   static constexpr int stages = stages_;
-  static constexpr bool in_turn = in_turn_;
   static constexpr int own_stages = own_stages_;
   static constexpr int workers = warpgroups * warpgroup;
   static constexpr int threads = workers + warpgroup;
@@ -146,6 +146,12 @@ struct Place {
            (of_keys ? t * S::cols < first + S::rows - 1 : (t + 1) * S::cols - 1 > first);
   }
   __device__ bool whole(int t) const { return !diagonal(t) && (t + 1) * S::cols <= length; }
+  // Where the whole tiles end that follow each other from t on; t if it is none.
+  __device__ int end_of_whole(int t) const {
+    const int from = is_causal && of_keys ? divide_up(first + S::rows - 1, S::cols) : 0;
+    const int to = (is_causal && !of_keys ? min(first + 1, length) : length) / S::cols;
+    return t < from ? t : max(t, to);
+  }
   __device__ Sight sight(int t) const {
     Sight sight;
 #pragma unroll
@@ -164,6 +170,46 @@ struct Place {
     return {x, step, rows - i, static_cast<int>(s.head_dim), true};
   }
 };
+
+// The block's places, one after the other, before which n tiles come: copy(at, n, stage, there) by
+// the copying thread, `there` for what the place owns, and work(at, n, stage) by all that multiply.
+template <class At, class S, int fetches, class Copy, class Work>
+__device__ void run_dealt(const FlashAttentionSize& s, const Deal& deal, Owned<S, fetches>& own,
+                          Copy copy, Work work) {
+  int n = 0;
+  if (threadIdx.x >= S::workers) {
+    keep_registers<registers_of_others>();
+    if (threadIdx.x == S::workers)
+      own.send(deal, [&](int i, std::int64_t number) {
+        const At at(s, deal.together, number);
+        copy(at, n, i % S::own_stages, own.room(i, number));
+        n += at.tiles();
+      });
+  } else {
+    take_registers<registers_of_workers<S::warpgroups>>();
+    own.receive([&](int i, std::int64_t number) {
+      const At at(s, deal.together, number);
+      work(at, n, i % S::own_stages);
+      n += at.tiles();
+    });
+  }
+}
+
+// Writes the lse of the thread's rows, and finds what their sums are to be multiplied by.
+template <bool drops, class Softmax, class S>
+__device__ void finish_rows(const Softmax& softmax, const FlashAttentionSize& s,
+                            const Place<S, false>& at, float scale, float* lse,
+                            float (&factor)[2]) {
+  const float kept = drops ? static_cast<float>(s.dropout.scale) : 1.0f;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float total = warp_reduce<4>(softmax.total[r], Sum{});
+    const std::int64_t own = at.first + row(r);
+    if (lane() % 4 == 0 && own < s.length_q)
+      lse[at.line * s.length_q + own] = __fmul_rn(softmax.top[r], scale) + logf(total);
+    factor[r] = total == 0 ? 0.0f : kept / total;
+  }
+}
 
 // As many as run at a time: one a multiprocessor.
 inline dim3 blocks_for(const Deal& deal) {

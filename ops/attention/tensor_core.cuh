@@ -7,6 +7,11 @@
 
 namespace ebb::gpu::attention {
 
+// Not 0 where one of two numbers has the exponent of NaN and infinity.
+__device__ inline unsigned odd_of(unsigned both) {
+  return ((both & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
+}
+
 // Each warp has `bands` bands of 16 rows: a fragment of the other tile is loaded once for all of
 // them, else shared memory would be what limits the tensor cores.
 template <int width, int bands, int cols_>
@@ -151,7 +156,7 @@ class TensorCore {
     unsigned any = 0;
 #pragma unroll
     for (unsigned& word : b) {
-      const unsigned odd = ((word & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
+      const unsigned odd = odd_of(word);
       word &= ~((odd >> 15) * 0xffffu);
       any |= odd;
     }
