@@ -16,8 +16,7 @@ struct AttendMemory {
   typename Core::Scratch scratch;
 };
 
-// Of the keys so far, each row keeps the largest score, the sum of the exponentials and of the
-// values that they weigh; they are scaled down when a larger score comes.
+// m, l and o of flash_attention.h.
 template <class Core>
 struct Softmax {
   using V = typename Core::V;

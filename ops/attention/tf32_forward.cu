@@ -8,8 +8,7 @@ namespace {
 using namespace gpu;
 using namespace gpu::hopper;
 
-// Of the keys so far, each row's largest score, the sum of the exponentials, and of the values that
-// they weigh; they are scaled down by `shrink` when a larger score comes.
+// m, l and o of flash_attention.h, and r.
 template <class S>
 struct Tf32Softmax {
   float top[2] = {-infinity, -infinity};
@@ -53,22 +52,21 @@ struct Tf32Memory {
 template <bool drops, class S>
 __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& at, OwnRows<S>& own,
                             Feed<S, stages_of<S>>& in, const float* q, float* y, float* lse) {
-  const float sign = s.scale > 0 ? 1.0f : s.scale < 0 ? -1.0f : 0.0f;
-  const float size = s.scale == 0 ? 1.0f : static_cast<float>(fabs(s.scale));
+  const attention::Scale<float> scale(s.scale);
   const auto draws = drops ? attention::draws_of<false>(s, at.line) : attention::Draws<false>{};
   own.load(at.rows_of(s, q, s.length_q, s.row, at.first));
   Tf32Softmax<S> softmax;
   for (int t = 0; t < at.end; ++t) {
     float x[32] = {}, sums[S::width / 2] = {};
     scores<S, false>(x, own, in);
-    if (sign != 1) each_sum(x, [&](int, int, float& score) { score *= sign; });
+    if (scale.sign != 1) each_sum(x, [&](int, int, float& score) { score *= scale.sign; });
     if (!at.whole(t)) {
       const Sight sight = at.sight(t);
       each_sum(x, [&](int r, int c, float& score) {
         if (!sight.sees(r, col(c))) score = -infinity;
       });
     }
-    softmax.weigh(x, size);
+    softmax.weigh(x, scale.size);
     if constexpr (drops)
       draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
         if (bits < s.dropout.threshold) hopper::at(x, r, c) = 0;
@@ -77,16 +75,8 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
     softmax.add(sums);
   }
 
-  const float kept = drops ? static_cast<float>(s.dropout.scale) : 1.0f;
   float factor[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float total = warp_reduce<4>(softmax.total[r], Sum{});
-    const std::int64_t i = at.first + row(r);
-    if (lane() % 4 == 0 && i < s.length_q)
-      lse[at.line * s.length_q + i] = __fmul_rn(softmax.top[r], size) + logf(total);
-    factor[r] = total == 0 ? 0.0f : kept / total;
-  }
+  finish_rows<drops>(softmax, s, at, scale.size, lse, factor);
   store_sums(softmax.totals, factor, at.rows_of(s, y, s.length_q, s.heads * s.head_dim, at.first));
 }
 
