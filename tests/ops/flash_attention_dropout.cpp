@@ -1,5 +1,3 @@
-#include <omp.h>
-
 #include "attention.h"
 #include "ebb/core/graph.h"
 #include "ebb/core/recompute.h"
@@ -180,24 +178,6 @@ TEST_CASE("flash_attention: p of almost 1 leaves zeros, and finite numbers") {
       const auto v = values(some);
       CHECK(std::count(v.begin(), v.end(), 0.0) > 0);
     }
-}
-
-TEST_CASE("flash_attention: dropout gives the same bits on any number of threads") {
-  const int most = omp_get_max_threads();
-  for (const Sizes& s : {Sizes{3, 64, 64, 3, 16}, Sizes{1, 600, 600, 1, 20}}) {
-    const auto run = [&](int threads) {
-      omp_set_num_threads(threads);
-      Tensors in = inputs(s, 33, Dtype::f32);
-      for (Tensor& x : in) x = leaf(x);
-      const Tensor y = f(drops(0.3, true))(in);
-      y.backward(randn(s.q(), 34, Dtype::f32));
-      return std::tuple(values(y), values(in[0].grad()), values(in[1].grad()),
-                        values(in[2].grad()));
-    };
-    const auto one = run(1);
-    for (const int threads : {2, 3, 5}) CHECK(run(threads) == one);
-  }
-  omp_set_num_threads(most);
 }
 
 TEST_CASE("flash_attention: a captured graph draws anew at each replay, as ordinary steps do") {
