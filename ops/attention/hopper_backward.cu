@@ -199,8 +199,8 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     }
   };
 
-  // Tiles t to end - 1. x of the n-th is there, and dq or dk of the one before it may be on its
-  // way.
+  // Tiles t to end - 1. When the weights of one are made, its x is there, and dq or dk of the one
+  // before may be on its way.
   const auto meet_ahead = [&](int t, int end, int n) {
     const auto weights = [&](bool is_first) {
       make_z(n);
@@ -273,8 +273,8 @@ __global__ void __launch_bounds__(S::threads, 1)
   }
 }
 
-// Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128. Ahead, x, z,
-// dS and the sums are in registers at a time: there is no room for wider ones.
+// Blocks as they were measured to be fastest, for a head_dim of up to 64 and up to 128. Ahead, x,
+// z, dS and the sums are in registers at a time: there is no room for wider ones.
 template <int width, int cols, int stages, int own_stages, bool ahead_>
 struct GradientBlocks : Blocks<width, 2, cols, stages, own_stages> {
   static constexpr bool ahead = ahead_;
