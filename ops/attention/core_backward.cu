@@ -15,8 +15,7 @@ struct Inputs {
   const Compute<T>*lse, *d;
 };
 
-// What belongs to queries: the D of each, and its lse, which is +∞ where no key is seen and beyond
-// the end, so that P is 0 there.
+// What belongs to a query.
 template <class V>
 struct Statistics {
   V lse, d;
@@ -36,10 +35,6 @@ struct GradientMemory {
   typename Core::Scratch scratch;
 };
 
-// dq of some queries, which meet all keys; or dk and dv of some keys, which meet all queries, with
-// P and dS lying on their sides:
-//   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
-//   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
 template <class Core, bool of_keys, bool drops, class Scope>
 __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<Core::rows>& at,
                                   const Scope& scope, bool aligned,

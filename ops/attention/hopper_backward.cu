@@ -9,8 +9,7 @@ namespace {
 using namespace gpu;
 using namespace gpu::hopper;
 
-// What belongs to queries: the lse, in the unit of power_of_two(), +∞ where no key is seen and
-// beyond the end, so that P is 0 there; and D.
+// What belongs to queries, the lse in the unit of power_of_two().
 template <class T>
 struct Statistics {
   T *lse, *d;
@@ -107,10 +106,6 @@ __device__ inline float marked(float weight) {
 }
 __device__ inline bool is_marked(float weight) { return (__float_as_uint(weight) >> 31) != 0; }
 
-// dq of some queries, which meet all keys; or dk and dv of some keys, which meet all queries, with
-// P and dS lying on their sides:
-//   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
-//   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
 // Tiles that hide nothing are met `ahead`: x of the next is made before dq or dk of this one, so
 // that its exponentials run beside these products, and z beside the exponentials.
 template <bool drops, class S, bool of_keys>

@@ -8,9 +8,7 @@ namespace {
 using namespace gpu;
 using namespace gpu::hopper;
 
-// What a kernel makes, for its own rows:
-//   dq:       own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
-//   dk, dv:   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
+// What a kernel makes for its own rows.
 template <bool of_keys_, bool x_, bool v_>
 struct Makes {
   static constexpr bool of_keys = of_keys_;

@@ -39,8 +39,7 @@ struct Packing {
   std::int64_t length, step;
   void *along, *turned;  // or null
 };
-// What belongs to queries, tile after tile: the lse, +∞ where no key is seen and beyond the end, so
-// that P is 0 there, and D.
+// What belongs to queries, tile after tile.
 struct Statistics {
   float lse[64], d[64];
 };

@@ -1,6 +1,12 @@
 // Internal: not in <ebb/ebb.h>, not installed.
 // The tiers of flash attention's kernels, of which flash_attention.cu takes the first that can.
 // Those for Hopper do nothing on another GPU and in a binary without sm_90a code, and say so.
+//
+// Backward all are of one form. A block owns rows of queries or, `of_keys`, of keys, and meets the
+// tiles of the others; for keys P and dS lie on their sides:
+//   own (q, dy), others (k, v):   x = S,   z = dP,   dq += dS k
+//   own (k, v), others (q, dy):   x = Sᵀ,  z = dPᵀ,  dk += dSᵀ q,  dv += Pᵀ dy
+// Queries that see no key, and those beyond the end, have a P of 0: their lse counts as +∞.
 #pragma once
 #include "ebb/ops/attention/flash_attention.h"
 
