@@ -127,14 +127,18 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     own_d[r] = statistics.d[at.line * padded + at.first + row(r)];
   }
 
-  // The warpgroup is asked for again and again: what follows from it would fill registers.
+  // Ahead, the warpgroup is asked for again and again: what follows from it would fill registers.
+  constexpr bool ahead = S::ahead && !drops;
+  const int group = this_warpgroup();
+  const auto first_row = [&] { return 64 * (ahead ? this_warpgroup() : group); };
+  const auto others = [&](int n) -> auto& {
+    return m.others[ahead ? uniform(n % S::stages) : n % S::stages];
+  };
   const auto make_x = [&](int n) {
     there.others.wait(n);
-    multiply_rows(x, own[0], 64 * this_warpgroup(), m.others[uniform(n % S::stages)][0]);
+    multiply_rows(x, own[0], first_row(), others(n)[0]);
   };
-  const auto make_z = [&](int n) {
-    multiply_rows(z, own[1], 64 * this_warpgroup(), m.others[uniform(n % S::stages)][1]);
-  };
+  const auto make_z = [&](int n) { multiply_rows(z, own[1], first_row(), others(n)[1]); };
   const auto weigh = [&](int n) {
     each_with<of_keys>(x, own_lse, m.lse[n % S::stages], [&](int, int, float& weight, float lse) {
       weight = power_of_two(fmaf(weight, scale * log2_e, -lse));
@@ -152,9 +156,9 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     });
   };
   const auto add_v = [&](int n) {
-    if constexpr (of_keys) add_product(sums_v, p, m.others[uniform(n % S::stages)][1]);
+    if constexpr (of_keys) add_product(sums_v, p, others(n)[1]);
   };
-  const auto add_x = [&](int n) { add_product(sums_x, ds, m.others[uniform(n % S::stages)][0]); };
+  const auto add_x = [&](int n) { add_product(sums_x, ds, others(n)[0]); };
 
   const auto meet = [&](int t, int n) {
     make_x(n);
@@ -176,9 +180,8 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     wait_for_products<0>(z);
     differentiate(n);
     mask(z);
-    auto& others = m.others[uniform(n % S::stages)];
-    const bool odd_x = at.diagonal(t) && clear_odd<S>(others[0]);
-    const bool odd_v = of_keys && at.diagonal(t) && clear_odd<S>(others[1]);
+    const bool odd_x = at.diagonal(t) && clear_odd<S>(others(n)[0]);
+    const bool odd_v = of_keys && at.diagonal(t) && clear_odd<S>(others(n)[1]);
     if constexpr (of_keys) round(p, x);
     round(ds, z);
     add_v(n);
@@ -225,7 +228,7 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
   };
 
   for (int t = at.begin; t < at.end;) {
-    const int end = S::ahead && !drops ? at.end_of_whole(t) : t;
+    const int end = ahead ? at.end_of_whole(t) : t;
     if (t < end) {
       meet_ahead(t, end, n);
       n += end - t;
@@ -235,7 +238,7 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     }
   }
 
-  sync_warpgroup(2 + this_warpgroup());
+  sync_warpgroup(2 + group);
   const std::int64_t length = of_keys ? s.length_k : s.length_q;
   store<S>(sums_x, {scale, scale}, at.rows_of(s, dx, length, s.row, at.first), own[0]);
   if constexpr (of_keys)
