@@ -93,13 +93,10 @@ Tensor convolve(const char* op, const Tensor& x, const Tensor& w, const Tensor& 
                   Tensor dx, dw, db;
                   if (dw_wanted) dw = empty(w_shape, dy.options());
                   if (db_wanted) db = empty({size.k}, dy.options());
-                  run<cpu::conv2d_filter_gradients, gpu::conv2d_filter_gradients>(
-                      dy.device(), size, dw_wanted ? x.get() : Tensor(), dy, dw, db);
-                  if (dx_wanted) {
-                    dx = empty(x_shape, dy.options());
-                    run<cpu::conv2d_input_gradient, gpu::conv2d_input_gradient>(dy.device(), size,
-                                                                                w.get(), dy, dx);
-                  }
+                  if (dx_wanted) dx = empty(x_shape, dy.options());
+                  run<cpu::conv2d_backward, gpu::conv2d_backward>(
+                      dy.device(), size, dw_wanted ? x.get() : Tensor(),
+                      dx_wanted ? w.get() : Tensor(), dy, dx, dw, db);
                   return biased ? Gradients{dx, dw, db} : Gradients{dx, dw};
                 });
 }
@@ -490,19 +487,13 @@ void cpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const
                        [&](auto zero) { forward<decltype(zero)>(flattened(size), x, w, b, y); });
 }
 
-void cpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
-                                Tensor& dx) {
-  visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
-    input_gradient<decltype(zero)>(flattened(size), w, dy, dx);
-  });
-}
-
-void cpu::conv2d_filter_gradients(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                  Tensor& dw, Tensor& db) {
+void cpu::conv2d_backward(const Conv2dSize& size, const Tensor& x, const Tensor& w,
+                          const Tensor& dy, Tensor& dx, Tensor& dw, Tensor& db) {
   visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
     using T = decltype(zero);
     if (dw.defined()) weight_gradient<T>(flattened(size), x, dy, dw);
     if (db.defined()) bias_gradient<T>(dy, db);
+    if (dx.defined()) input_gradient<T>(flattened(size), w, dy, dx);
   });
 }
 

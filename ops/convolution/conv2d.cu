@@ -96,6 +96,14 @@ void run(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor
   run_gather(op, g, in, weight, bias, out);
 }
 
+void input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy, Tensor& dx) {
+  const auto forward = [](const Conv2dSize& phased, const Tensor& x, const Tensor& weight,
+                          Tensor& y) { run(phased, false, x, weight, {}, y); };
+  if (run_special(size, true, dy, w, {}, dx) || run_phases("conv2d", size, w, dy, dx, forward))
+    return;
+  run(size, true, dy, w, {}, dx);
+}
+
 void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw) {
   constexpr std::string_view op = "conv2d";
   if (few::weight_gradient(size, x, dy, dw) || planes::weight_gradient(size, x, dy, dw) ||
@@ -155,28 +163,19 @@ void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const
   run(size, false, x, w, b, y);
 }
 
-void gpu::conv2d_input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
-                                Tensor& dx) {
-  const auto forward = [](const Conv2dSize& phased, const Tensor& x, const Tensor& weight,
-                          Tensor& y) { run(phased, false, x, weight, {}, y); };
-  if (run_special(size, true, dy, w, {}, dx) || run_phases("conv2d", size, w, dy, dx, forward))
-    return;
-  run(size, true, dy, w, {}, dx);
-}
-
-void gpu::conv2d_filter_gradients(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                  Tensor& dw, Tensor& db) {
-  const bool dw_wanted = dw.defined() && dw.numel() > 0;
-  const bool db_wanted = db.defined() && db.numel() > 0;
+void gpu::conv2d_backward(const Conv2dSize& size, const Tensor& x, const Tensor& w,
+                          const Tensor& dy, Tensor& dx, Tensor& dw, Tensor& db) {
+  const auto wanted = [](const Tensor& t) { return t.defined() && t.numel() > 0; };
   if (dy.numel() == 0) {
-    if (dw_wanted) fill(0, dw);
-    if (db_wanted) fill(0, db);
+    for (Tensor* t : {&dx, &dw, &db})
+      if (wanted(*t)) fill(0, *t);
     return;
   }
-  if (dw_wanted && strips::filter_gradients(size, x, dy, dw, db)) return;
+  if (wanted(dw) && strips::backward(size, x, w, dy, dx, dw, db)) return;
   // First of all, as a small dy then stays in the cache for the others.
-  if (db_wanted) bias_gradient(dy, db);
-  if (dw_wanted) weight_gradient(size, x, dy, dw);
+  if (wanted(db)) bias_gradient(dy, db);
+  if (wanted(dw)) weight_gradient(size, x, dy, dw);
+  if (wanted(dx)) input_gradient(size, w, dy, dx);
 }
 
 }  // namespace ebb

@@ -39,21 +39,18 @@ struct Conv2dSize {
 
 using Conv2dForward = void(const Conv2dSize& size, const Tensor& x, const Tensor& w,
                            const Tensor& b, Tensor& y);
-using Conv2dInputGradient = void(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
-                                 Tensor& dx);
-// Either of dw and db may be undefined: it is not wanted then.
-using Conv2dFilterGradients = void(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                   Tensor& dw, Tensor& db);
+// Any of dx, dw and db may be undefined: it is not wanted then. So may x without dw, and w without
+// dx.
+using Conv2dBackward = void(const Conv2dSize& size, const Tensor& x, const Tensor& w,
+                            const Tensor& dy, Tensor& dx, Tensor& dw, Tensor& db);
 
 namespace cpu {
 Conv2dForward conv2d;
-Conv2dInputGradient conv2d_input_gradient;
-Conv2dFilterGradients conv2d_filter_gradients;
+Conv2dBackward conv2d_backward;
 }  // namespace cpu
 namespace gpu {
 Conv2dForward conv2d;
-Conv2dInputGradient conv2d_input_gradient;
-Conv2dFilterGradients conv2d_filter_gradients;
+Conv2dBackward conv2d_backward;
 }  // namespace gpu
 
 }  // namespace ebb

@@ -1,14 +1,20 @@
-// A thread goes down a strip of four adjacent columns. It reads each row of pixels that they see
-// once, straight into registers, and adds it to all rows of the strip:
+// A thread goes down a strip of adjacent columns. It reads each row of pixels that they see once,
+// straight into registers, and adds it to all rows of the strip:
 //
-//   out[h, j + v] = Σ over r, s  weight[r, s] · place[h·step + r − R/2, (j + v)·step + s − S/2]
-//   dw[r, s] = Σ over h, v  dy[h, j + v] · place[…]
+//   out[h, w] = Σ over r, s  weight[r, s] · place[h·step + r − R/2, w·step + s − S/2]
 //
-// Places are pixels; for the input gradient with stride 2, pixels of dy with zeros between them.
+// Places are pixels; backward with stride 2, pixels of dy with zeros between them, of which none is
+// multiplied. What dx sees of dy is what dw is made of, so both are one kernel, by which dy and x
+// are read once and dx is written:
+//
+//   dx[h, w] = Σ over r, s  turned weight[r, s] · place[…]
+//   turned dw[r, s] = Σ over h, w  x[h, w] · place[…]
 #include "ebb/ops/convolution/strips.h"
 
 #include "ebb/ops/convolution/geometry.cuh"
+
 #include "ebb/ops/divider.cuh"
+#include "ebb/ops/packs.cuh"
 #include "ebb/ops/parts.cuh"
 
 namespace ebb {
@@ -21,15 +27,29 @@ constexpr std::string_view op = "conv2d";
 constexpr int strip_threads = 256;
 using Divider32 = WordDivider<std::uint32_t>;
 
-// `step` places between points, `apart` between pixels; all columns are in packs of `pack`.
-template <int r_, int s_, int step_, int apart_, int pack_>
-struct Kernel {
-  static constexpr int r = r_, s = s_, step = step_, apart = apart_, pack = pack_;
-  static constexpr int rows = r == 1 ? 1 : 4;  // of points, a strip
-  static constexpr int places_down = (rows - 1) * step + r, places_across = 3 * step + s;
-  static constexpr int resident = r > 3 ? 2 : 4;  // blocks of a gradient
-  static constexpr int before = s / 2;            // places before the first column
+// The smallest power of two that is not less, but 0 for none.
+constexpr int packed(int n) {
+  return n <= 0 ? 0 : static_cast<int>(std::bit_ceil(static_cast<unsigned>(n)));
+}
+
+// A strip of `cols` columns of points, `step` places between them and `apart` places between
+// pixels. All rows are whole packs of `pack` pixels.
+template <int r_, int s_, int step_, int apart_, int cols_, int pack_>
+struct Strip {
+  static constexpr int r = r_, s = s_, step = step_, apart = apart_, cols = cols_, pack = pack_;
+  static constexpr int rows = r == 1 ? 1 : 4;
+  static constexpr int above = r / 2, before = s / 2;  // places before the first point
+  static constexpr int places_down = (rows - 1) * step + r;
+  // Pixels of a row: the strip's own, and packs of those that its border sees beside them.
+  static constexpr int own = cols * step / apart;
+  static constexpr int left = packed(before / apart);
+  static constexpr int beyond = ((cols - 1) * step + s - 1 - before) / apart + 1 - own;
+  static constexpr int right = packed(beyond);
 };
+
+// Blocks of a multiprocessor, backward.
+template <class K>
+inline constexpr int resident = K::r > 3 ? 1 : 2;
 
 struct Strips {
   int h_in, w_in, h_out, w_out;
@@ -39,55 +59,69 @@ struct Strips {
   Divider32 by_across, by_down, by_channels;
 };
 
-// The places of one row, from column `first` on, which is a multiple of four steps.
-template <class K, class T>
-__device__ void read_row(const T* plane, int height, int width, int row, int first,
-                         float (&places)[K::places_across]) {
-  const int h = K::apart == 1 ? row : row / K::apart;
-  const bool real = row >= 0 && h < height && (K::apart == 1 || row % K::apart == 0);
-  const T* from = plane + std::int64_t{h} * width;
-  constexpr int low = -divide_up(K::before, 4) * 4;
+// Of a row that is `real`, and zeros beside it.
+template <int count, int most, class T>
+__device__ void read_pixels(const T* row, bool real, int first, int width, float* pixels) {
+  constexpr int pack = count == 0 ? 1 : std::min(count, most);
 #pragma unroll
-  for (int at = low; at < K::places_across - K::before; at += K::pack) {
-    if constexpr (K::apart == 1) {
-      if (at + K::pack <= -K::before) continue;
-      const bool inside = real && first + at >= 0 && first + at < width;
-      Pack<T, K::pack> pack{};
-      if (inside) pack = *reinterpret_cast<const Pack<T, K::pack>*>(from + first + at);
+  for (int at = 0; at < count; at += pack) {
+    const bool there = real && static_cast<unsigned>(first + at) < static_cast<unsigned>(width);
+    const auto some = load_if<pack>(there, row + first + at);
 #pragma unroll
-      for (int e = 0; e < K::pack; ++e)
-        if (at + e >= -K::before && at + e + K::before < K::places_across)
-          places[at + e + K::before] = widen(pack.v[e]);
-    }
+    for (int e = 0; e < pack; ++e) pixels[at + e] = widen(some, e);
   }
-  if constexpr (K::apart > 1) {
+}
+
+// add(p, r, v, s, pixel) of all that the strip's point (p, v) sees by tap (r, s).
+template <class K, class T, class F>
+__device__ void for_products(const Strips& g, const T* plane, int row, int col, F add) {
 #pragma unroll
-    for (int i = 0; i < K::places_across; ++i) {
-      const int at = i - K::before;
-      places[i] = 0;
-      if (at % K::apart == 0) {
-        const int w = first / K::apart + at / K::apart;
-        if (real && w >= 0 && w < width) places[i] = widen(from[w]);
-      }
+  for (int i = 0; i < K::places_down; ++i) {
+    if ((i - K::above) % K::apart != 0) continue;
+    float pixels[K::left + K::own + K::right];
+    const int h = row * K::step / K::apart + (i - K::above) / K::apart;
+    const int w = col * K::step / K::apart;
+    const bool real = static_cast<unsigned>(h) < static_cast<unsigned>(g.h_in);
+    const T* from = plane + std::int64_t{h} * g.w_in;
+    read_pixels<K::left, K::pack>(from, real, w - K::left, g.w_in, pixels);
+    read_pixels<K::own, K::pack>(from, real, w, g.w_in, pixels + K::left);
+    read_pixels<K::right, K::pack>(from, real, w + K::own, g.w_in, pixels + K::left + K::own);
+#pragma unroll
+    for (int p = 0; p < K::rows; ++p) {
+      const int r = i - p * K::step;
+      if (r < 0 || r >= K::r) continue;
+#pragma unroll
+      for (int s = 0; s < K::s; ++s)
+#pragma unroll
+        for (int v = 0; v < K::cols; ++v) {
+          const int place = v * K::step + s - K::before;
+          if (place % K::apart == 0) add(p, r, v, s, pixels[K::left + place / K::apart]);
+        }
     }
   }
 }
 
 template <class K, class T>
-__device__ void store_row(T* to, const float (&sums)[4], float add, int left) {
-  Pack<T, 4> four;
+__device__ void store_row(T* to, const float (&sums)[K::cols], float add, int left) {
+  constexpr int pack = std::min(K::cols, K::pack);
 #pragma unroll
-  for (int v = 0; v < 4; ++v) four.v[v] = narrow<T>(sums[v] + add);
-  if constexpr (K::pack == 4) {
-    store(reinterpret_cast<Pack<T, 4>*>(to), four);
-  } else {
+  for (int at = 0; at < K::cols; at += pack) {
+    float some[pack];
 #pragma unroll
-    for (int v = 0; v < 4; ++v)
-      if (v < left) to[v] = four.v[v];
+    for (int e = 0; e < pack; ++e) some[e] = sums[at + e] + add;
+    if (at < left) store_words(to + at, narrow<T>(some));
   }
 }
 
-// Forward, and the input gradient, whose kernel is turned.
+// Of the strip's channel; `turned`, the last first.
+template <class K, class T>
+__device__ void read_taps(const T* weight, bool turned, float (&taps)[K::r * K::s]) {
+  constexpr int last = K::r * K::s - 1;
+#pragma unroll
+  for (int t = 0; t <= last; ++t) taps[t] = weight ? widen(weight[turned ? last - t : t]) : 0.f;
+}
+
+// Forward, or the input gradient alone, whose kernel is turned.
 template <class K, class T>
 __global__ void __launch_bounds__(strip_threads)
     convolve_strips(const __grid_constant__ Strips g, bool turned, const T* in, const T* weight,
@@ -97,47 +131,34 @@ __global__ void __launch_bounds__(strip_threads)
   const auto strip = static_cast<unsigned>(index), line = g.by_across.quotient(strip);
   const unsigned plane = g.by_down.quotient(line);
   const unsigned channel = plane - g.by_channels.quotient(plane) * g.channels;
-  const int j = static_cast<int>(strip - line * g.across) * 4;
-  const int first_row = static_cast<int>(line - plane * g.down) * K::rows;
-  in += std::int64_t{plane} * g.h_in * g.w_in;
-  weight += channel * (K::r * K::s);
-  float taps[K::r * K::s];
-#pragma unroll
-  for (int t = 0; t < K::r * K::s; ++t) taps[t] = widen(weight[turned ? K::r * K::s - 1 - t : t]);
-
-  float sums[K::rows][4] = {};
-#pragma unroll
-  for (int i = 0; i < K::places_down; ++i) {
-    float places[K::places_across];
-    read_row<K>(in, g.h_in, g.w_in, first_row * K::step + i - K::r / 2, j * K::step, places);
-#pragma unroll
-    for (int p = 0; p < K::rows; ++p) {
-      const int r = i - p * K::step;
-      if (r < 0 || r >= K::r) continue;
-#pragma unroll
-      for (int s = 0; s < K::s; ++s)
-#pragma unroll
-        for (int v = 0; v < 4; ++v) sums[p][v] += taps[r * K::s + s] * places[v * K::step + s];
-    }
-  }
+  const int col = static_cast<int>(strip - line * g.across) * K::cols;
+  const int row = static_cast<int>(line - plane * g.down) * K::rows;
+  float taps[K::r * K::s], sums[K::rows][K::cols] = {};
+  read_taps<K>(weight + channel * (K::r * K::s), turned, taps);
+  for_products<K>(
+      g, in + std::int64_t{plane} * g.h_in * g.w_in, row, col,
+      [&](int p, int r, int v, int s, float pixel) { sums[p][v] += taps[r * K::s + s] * pixel; });
   const float add = bias ? widen(bias[channel]) : 0.f;
-  T* to = out + (std::int64_t{plane} * g.h_out + first_row) * g.w_out + j;
+  out += (std::int64_t{plane} * g.h_out + row) * g.w_out + col;
 #pragma unroll
   for (int p = 0; p < K::rows; ++p)
-    if (first_row + p < g.h_out)
-      store_row<K>(to + std::int64_t{p} * g.w_out, sums[p], add, g.w_out - j);
+    if (row + p < g.h_out)
+      store_row<K>(out + std::int64_t{p} * g.w_out, sums[p], add, g.w_out - col);
 }
 
-// dw and db of one channel over one slice of its strips: partial [slice, channel, tap or bias].
+// All gradients of one channel over one slice of its strips: dx, if it is wanted, and of dw and db
+// partial [slice, channel, tap or bias].
 template <class K, class T>
-__global__ void __launch_bounds__(strip_threads, K::resident)
-    gradient_strips(const __grid_constant__ Strips g, std::int64_t slice_strips, const T* x,
-                    const T* dy, float* partial) {
-  constexpr int results = K::r * K::s + 1, warps = strip_threads / warp_size;
+__global__ void __launch_bounds__(strip_threads, resident<K>)
+    backward_strips(const __grid_constant__ Strips g, std::int64_t slice_strips, const T* x,
+                    const T* weight, const T* dy, T* dx, float* partial) {
+  constexpr int taps_count = K::r * K::s, results = taps_count + 1;
+  constexpr int warps = strip_threads / warp_size;
   __shared__ float parts[warps][results];
   const unsigned slice = g.by_channels.quotient(blockIdx.x);
   const unsigned channel = blockIdx.x - slice * g.channels;
-  float sums[results] = {};
+  float taps[taps_count], sums[results] = {};
+  read_taps<K>(weight ? weight + channel * taps_count : nullptr, true, taps);
   const std::int64_t end = min(g.count, (slice + 1) * slice_strips);
 #pragma unroll 1
   for (std::int64_t index = slice * slice_strips + threadIdx.x; index < end;
@@ -145,40 +166,26 @@ __global__ void __launch_bounds__(strip_threads, K::resident)
     const auto strip = static_cast<unsigned>(index), line = g.by_across.quotient(strip);
     const unsigned image = g.by_down.quotient(line);
     const std::int64_t plane = std::int64_t{image} * g.channels + channel;
-    const int j = static_cast<int>(strip - line * g.across) * 4;
-    const int first_row = static_cast<int>(line - image * g.down) * K::rows;
-    float points[K::rows][4];
-    const T* from = dy + (plane * g.h_out + first_row) * g.w_out + j;
+    const int col = static_cast<int>(strip - line * g.across) * K::cols;
+    const int row = static_cast<int>(line - image * g.down) * K::rows;
+    const std::int64_t first = (plane * g.h_out + row) * g.w_out;
+    float points[K::rows][K::cols], results_of_dx[K::rows][K::cols] = {};
 #pragma unroll
-    for (int p = 0; p < K::rows; ++p) {
-      const bool real = first_row + p < g.h_out;
+    for (int p = 0; p < K::rows; ++p)
+      read_pixels<K::cols, K::pack>(x + first + std::int64_t{p} * g.w_out, row + p < g.h_out, col,
+                                    g.w_out, points[p]);
+    for_products<K>(g, dy + plane * g.h_in * g.w_in, row, col,
+                    [&](int p, int r, int v, int s, float pixel) {
+                      results_of_dx[p][v] += taps[r * K::s + s] * pixel;
+                      sums[r * K::s + s] += points[p][v] * pixel;
+                      if (r == K::above && s == K::before) sums[taps_count] += pixel;
+                    });
+    if (!dx) continue;
 #pragma unroll
-      for (int at = 0; at < 4; at += K::pack) {
-        Pack<T, K::pack> pack{};
-        if (real && j + at < g.w_out)
-          pack = *reinterpret_cast<const Pack<T, K::pack>*>(from + std::int64_t{p} * g.w_out + at);
-#pragma unroll
-        for (int e = 0; e < K::pack; ++e) {
-          points[p][at + e] = widen(pack.v[e]);
-          sums[results - 1] += points[p][at + e];
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < K::places_down; ++i) {
-      float places[K::places_across];
-      read_row<K>(x + plane * g.h_in * g.w_in, g.h_in, g.w_in, first_row * K::step + i - K::r / 2,
-                  j * K::step, places);
-#pragma unroll
-      for (int p = 0; p < K::rows; ++p) {
-        const int r = i - p * K::step;
-        if (r < 0 || r >= K::r) continue;
-#pragma unroll
-        for (int s = 0; s < K::s; ++s)
-#pragma unroll
-          for (int v = 0; v < 4; ++v) sums[r * K::s + s] += points[p][v] * places[v * K::step + s];
-      }
-    }
+    for (int p = 0; p < K::rows; ++p)
+      if (row + p < g.h_out)
+        store_row<K>(dx + first + std::int64_t{p} * g.w_out + col, results_of_dx[p], 0.f,
+                     g.w_out - col);
   }
 #pragma unroll
   for (int t = 0; t < results; ++t) {
@@ -190,7 +197,8 @@ __global__ void __launch_bounds__(strip_threads, K::resident)
   float sum = 0;
 #pragma unroll
   for (int w = 0; w < warps; ++w) sum += parts[w][threadIdx.x];
-  partial[std::int64_t{blockIdx.x} * results + threadIdx.x] = sum;
+  const int turned = taps_count - 1 - static_cast<int>(threadIdx.x);
+  partial[std::int64_t{blockIdx.x} * results + (turned < 0 ? taps_count : turned)] = sum;
 }
 
 // dw and db = Σ over slices of partial, in their order. NaN of dw is asked for again, as zeros
@@ -220,9 +228,10 @@ __global__ void __launch_bounds__(strip_threads)
 
 // Launchers.
 
-// f(Kernel) of what these kernels do, with so many columns to a pack. Whether there is one.
-template <class F>
-bool with_kernel(const Conv2dSize& z, bool transposed, F f) {
+// f(Strip) of what these kernels do, with so many times the columns where it is a single row.
+// Whether there is one.
+template <class T, int row_cols, class F>
+bool with_strip(const Conv2dSize& z, bool transposed, F f) {
   const Conv2dOptions& o = z.options;
   const bool depthwise = o.groups == z.c && o.groups == z.k && o.groups > 1;
   const bool even = o.stride.h == o.stride.w || z.h == 1;
@@ -233,36 +242,45 @@ bool with_kernel(const Conv2dSize& z, bool transposed, F f) {
       strips >= std::int64_t{1} << 31)
     return false;
   bool done = false;
-  const auto with = [&](auto kernel) {
+  const auto with = [&](auto strip) {
     done = true;
-    f(kernel);
+    f(strip);
   };
-  const auto with_pack = [&](auto size) {
-    constexpr int pack = decltype(size)::value;
+  const auto with_pack = [&]<int cols, int pack>() {
     const std::int64_t r = z.r, s = z.s, stride = o.stride.w;
-    if (r == 3 && s == 3 && stride == 2 && !transposed) with(Kernel<3, 3, 2, 1, pack>{});
-    if (r == 3 && s == 3 && stride == 2 && transposed) with(Kernel<3, 3, 1, 2, pack>{});
+    if (r == 3 && s == 3 && stride == 2 && !transposed) with(Strip<3, 3, 2, 1, cols, pack>{});
+    if (r == 3 && s == 3 && stride == 2 && transposed) with(Strip<3, 3, 1, 2, cols, pack>{});
     if (stride != 1) return;
-    if (r == 3 && s == 3) with(Kernel<3, 3, 1, 1, pack>{});
-    if (r == 5 && s == 5) with(Kernel<5, 5, 1, 1, pack>{});
-    if (r == 7 && s == 7) with(Kernel<7, 7, 1, 1, pack>{});
-    if (r == 1 && s == 3) with(Kernel<1, 3, 1, 1, pack>{});
-    if (r == 1 && s == 5) with(Kernel<1, 5, 1, 1, pack>{});
-    if (r == 1 && s == 9) with(Kernel<1, 9, 1, 1, pack>{});
+    if (r == 3 && s == 3) with(Strip<3, 3, 1, 1, cols, pack>{});
+    if (r == 5 && s == 5) with(Strip<5, 5, 1, 1, cols, pack>{});
+    if (r == 7 && s == 7) with(Strip<7, 7, 1, 1, cols, pack>{});
+    if (r == 1 && s == 3) with(Strip<1, 3, 1, 1, row_cols * cols, pack>{});
+    if (r == 1 && s == 5) with(Strip<1, 5, 1, 1, row_cols * cols, pack>{});
+    if (r == 1 && s == 9) with(Strip<1, 9, 1, 1, row_cols * cols, pack>{});
   };
-  if (z.w % 4 == 0 && z.q % 4 == 0) {
-    with_pack(std::integral_constant<int, 4>{});
+  // Fewer columns where packs are smaller, so that threads side by side read whole lines.
+  constexpr int most = pack_size<T>;
+  const std::int64_t widths = z.w | z.q;
+  if (widths % most == 0) {
+    with_pack.template operator()<most, most>();
+  } else if (widths % 4 == 0) {
+    with_pack.template operator()<4, 4>();
+  } else if (widths % 2 == 0) {
+    with_pack.template operator()<4, 2>();
   } else {
-    with_pack(std::integral_constant<int, 1>{});
+    with_pack.template operator()<2, 1>();
   }
   return done;
 }
 
-// f(T{}) with the type of an element, unless that is f64.
-template <class F>
-bool with_type(Dtype dtype, F f) {
+// f(Strip, T{}), in float32 or bf16.
+template <int row_cols, class F>
+bool with_kernel(const Conv2dSize& z, bool transposed, Dtype dtype, F f) {
   if (dtype == Dtype::f64) return false;
-  return dtype == Dtype::bf16 ? f(bf16{}) : f(0.f);
+  const auto with = [&](auto zero) {
+    return with_strip<decltype(zero), row_cols>(z, transposed, [&](auto strip) { f(strip, zero); });
+  };
+  return dtype == Dtype::bf16 ? with(bf16{}) : with(0.f);
 }
 
 template <class K>
@@ -273,7 +291,7 @@ Strips strips_of(const Conv2dSize& z, bool transposed, std::int64_t planes) {
   g.w_in = narrowed(transposed ? z.q : z.w);
   g.h_out = narrowed(transposed ? z.h : z.p);
   g.w_out = narrowed(transposed ? z.w : z.q);
-  g.across = divide_up(g.w_out, 4);
+  g.across = divide_up(g.w_out, K::cols);
   g.down = divide_up(g.h_out, K::rows);
   g.channels = narrowed(z.c);
   g.count = planes * g.across * g.down;
@@ -283,9 +301,11 @@ Strips strips_of(const Conv2dSize& z, bool transposed, std::int64_t planes) {
   return g;
 }
 
-// How many slices of so many channels keep the machine busy to the end.
-inline std::int64_t busy_slices(std::int64_t channels, std::int64_t resident) {
-  constexpr std::int64_t most = 64;
+// How many slices of so many channels keep an H100 busy to the end: so the order of the sums is the
+// same on every GPU.
+inline std::int64_t busy_slices(std::int64_t channels, int resident_blocks) {
+  constexpr std::int64_t most = 64, multiprocessors = 132;
+  const std::int64_t resident = resident_blocks * multiprocessors;
   std::int64_t best = 1;
   const auto waves = [&](std::int64_t slices) { return divide_up(channels * slices, resident); };
   for (std::int64_t slices = 2; slices <= most; ++slices)
@@ -294,19 +314,19 @@ inline std::int64_t busy_slices(std::int64_t channels, std::int64_t resident) {
 }
 
 template <class K, class T>
-void launch_gradients(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Tensor& dw,
-                      Tensor& db) {
-  const Strips g = strips_of<K>(z, false, z.n);
-  constexpr std::int64_t most = 4096 / (4 * K::rows) * strip_threads;  // so that sums stay short
+void launch_backward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor& dy,
+                     Tensor& dx, Tensor& dw, Tensor& db) {
+  const Strips g = strips_of<K>(z, true, z.n);
+  constexpr std::int64_t most = 4096 / (K::cols * K::rows) * strip_threads;  // for short sums
   const std::int64_t wanted =
-      std::max(busy_slices(g.channels, std::int64_t{K::resident} * multiprocessors()),
-               divide_up(g.count, most));
+      std::max(busy_slices(g.channels, resident<K>), divide_up(g.count, most));
   const std::int64_t length = std::max<std::int64_t>(strip_threads, divide_up(g.count, wanted));
   const std::int64_t slices = divide_up(g.count, length);
   const std::int64_t results = dw.numel() + g.channels;
   Tensor partial = empty({slices, results}, {Dtype::f32, dw.device()});
-  launch(op, gradient_strips<K, T>, grid_of(op, slices * g.channels), strip_threads, 0, g, length,
-         x.data<T>(), dy.data<T>(), partial.data<float>());
+  launch(op, backward_strips<K, T>, grid_of(op, slices * g.channels), strip_threads, 0, g, length,
+         x.data<T>(), dx.defined() ? w.data<T>() : nullptr, dy.data<T>(),
+         dx.defined() ? dx.data<T>() : nullptr, partial.data<float>());
   launch_next(op, add_strips<T>, grid_of(op, divide_up<std::int64_t>(results, strip_threads)),
               strip_threads, weights_of(op, z), slices, partial.data<float>(), x.data<T>(),
               dy.data<T>(), dw.data<T>(), db.defined() ? db.data<T>() : nullptr);
@@ -316,26 +336,21 @@ void launch_gradients(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Te
 
 bool gpu::strips::convolve(const Conv2dSize& z, bool transposed, const Tensor& in,
                            const Tensor& weight, const Tensor& bias, Tensor& out) {
-  return with_type(out.dtype(), [&](auto zero) {
-    return with_kernel(z, transposed, [&](auto kernel) {
-      using K = decltype(kernel);
-      using T = decltype(zero);
-      const Strips g = strips_of<K>(z, transposed, z.n * z.c);
-      launch(op, convolve_strips<K, T>,
-             grid_of(op, divide_up<std::int64_t>(g.count, strip_threads)), strip_threads, 0, g,
-             transposed, in.data<T>(), weight.data<T>(), bias.defined() ? bias.data<T>() : nullptr,
-             out.data<T>());
-    });
+  return with_kernel<1>(z, transposed, out.dtype(), [&](auto strip, auto zero) {
+    using K = decltype(strip);
+    using T = decltype(zero);
+    const Strips g = strips_of<K>(z, transposed, z.n * z.c);
+    launch(op, convolve_strips<K, T>, grid_of(op, divide_up<std::int64_t>(g.count, strip_threads)),
+           strip_threads, 0, g, transposed, in.data<T>(), weight.data<T>(),
+           bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
   });
 }
 
-bool gpu::strips::filter_gradients(const Conv2dSize& z, const Tensor& x, const Tensor& dy,
-                                   Tensor& dw, Tensor& db) {
-  return with_type(dw.dtype(), [&](auto zero) {
-    return with_kernel(z, false, [&](auto kernel) {
-      using K = decltype(kernel);
-      if constexpr (K::apart == 1) launch_gradients<K, decltype(zero)>(z, x, dy, dw, db);
-    });
+bool gpu::strips::backward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor& dy,
+                           Tensor& dx, Tensor& dw, Tensor& db) {
+  return with_kernel<2>(z, true, dw.dtype(), [&](auto strip, auto zero) {
+    using K = decltype(strip);
+    if constexpr (K::step == 1) launch_backward<K, decltype(zero)>(z, x, w, dy, dx, dw, db);
   });
 }
 

@@ -10,8 +10,8 @@ namespace ebb::gpu::strips {
 // Forward, or `transposed` the input gradient.
 bool convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
               const Tensor& bias, Tensor& out);
-// With db, if that is defined.
-bool filter_gradients(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw,
-                      Tensor& db);
+// All gradients at once; of dx and db, those that are defined.
+bool backward(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& dy,
+              Tensor& dx, Tensor& dw, Tensor& db);
 
 }  // namespace ebb::gpu::strips
