@@ -11,6 +11,7 @@
 // planes.cu's, windows that hardly overlap
 // unfold.cu's, and few products few.cu's.
 #include "ebb/core/basic.h"
+#include "ebb/ops/channels.cuh"
 #include "ebb/ops/convolution/few.h"
 #include "ebb/ops/convolution/filters_line.cuh"
 #include "ebb/ops/convolution/filters_mma.cuh"
@@ -21,7 +22,6 @@
 #include "ebb/ops/convolution/planes.h"
 #include "ebb/ops/convolution/strips.h"
 #include "ebb/ops/convolution/unfold.h"
-#include "ebb/ops/parts.cuh"
 
 namespace ebb {
 namespace {
@@ -29,48 +29,11 @@ namespace {
 using namespace gpu;
 using namespace gpu::convolution;
 
-// The first stage of the bias gradient, or both: one slice of the images of one channel a block, in
-// packs of a plane, which has `plane` of them.
-template <class T, int width>
-__global__ void __launch_bounds__(direct_threads)
-    sum_channel(std::int64_t images, std::int64_t channels, std::int64_t plane,
-                std::int64_t slice_images, std::int64_t slices, const Pack<T, width>* dy,
-                double* part, T* db) {
-  await_previous();
-  const std::int64_t channel = blockIdx.x % channels;
-  const std::int64_t slice = blockIdx.x / channels;
-  const std::int64_t begin = slice * slice_images;
-  const std::int64_t count = min(slice_images, images - begin) * plane;
-  std::int64_t image = threadIdx.x / plane;
-  std::int64_t at = threadIdx.x % plane;
-  Compute<T> sum = 0;
-  const Pack<T, width>* from = dy + (begin * channels + channel) * plane;
-#pragma unroll 8
-  for (std::int64_t i = threadIdx.x; i < count; i += direct_threads) {
-    const Pack<T, width> pack = from[image * channels * plane + at];
-#pragma unroll
-    for (int j = 0; j < width; ++j) sum += widen(pack.v[j]);
-    image += direct_threads / plane;
-    at += direct_threads % plane;
-    if (at >= plane) {
-      at -= plane;
-      ++image;
-    }
-  }
-  sum = block_reduce<direct_threads>(sum, Sum{});
-  if (threadIdx.x > 0) return;
-  if (db) {
-    db[channel] = narrow<T>(sum);
-  } else {
-    part[channel * slices + slice] = sum;
-  }
-}
-
 template <class T>
 struct StoreBias {
   T* db;
-  __device__ void operator()(std::int64_t channel, double sum) const {
-    db[channel] = narrow<T>(static_cast<Compute<T>>(sum));
+  __device__ void operator()(std::int64_t channel, const double (&sum)[1]) const {
+    db[channel] = narrow<T>(static_cast<Compute<T>>(sum[0]));
   }
 };
 
@@ -126,33 +89,11 @@ void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, 
 }
 
 void bias_gradient(const Tensor& dy, Tensor& db) {
-  constexpr std::string_view op = "conv2d";
-  const std::int64_t channels = db.numel();
-  const std::int64_t images = dy.size(0);
-  const std::int64_t plane = dy.numel() / images / channels;
-  constexpr std::int64_t share = 16 * direct_threads;  // elements a block
-  const std::int64_t fill = divide_up<std::int64_t>(8 * multiprocessors(), channels);
-  const std::int64_t wanted =
-      std::clamp<std::int64_t>(images * plane / share, 1, std::min(fill, images));
-  const std::int64_t slice_images = divide_up(images, wanted);
-  const std::int64_t slices = divide_up(images, slice_images);
-  visit<float, double, bf16>(dy.dtype(), op, [&](auto zero) {
+  const std::int64_t images = dy.size(0), channels = db.numel();
+  visit<float, double, bf16>(dy.dtype(), "conv2d", [&](auto zero) {
     using T = decltype(zero);
-    Tensor part = empty({channels, slices}, {Dtype::f64, dy.device()});
-    const auto sum_packs = [&](auto count) {
-      constexpr int width = decltype(count)::value;
-      launch_next(op, sum_channel<T, width>, grid_of(op, slices * channels), direct_threads, images,
-                  channels, plane / width, slice_images, slices,
-                  reinterpret_cast<const Pack<T, width>*>(dy.data<T>()), part.data<double>(),
-                  slices == 1 ? db.data<T>() : nullptr);
-    };
-    if (plane % pack_size<T> == 0) {
-      sum_packs(std::integral_constant<int, pack_size<T>>{});
-    } else {
-      sum_packs(std::integral_constant<int, 1>{});
-    }
-    if (slices > 1)
-      add_parts(op, StoreBias<T>{db.data<T>()}, channels, slices, part.data<double>());
+    channel_sums<T, 1, 0>("conv2d", InputSums<Compute<T>>{}, StoreBias<T>{db.data<T>()}, images,
+                          channels, dy.numel() / images / channels, dy.device(), dy.data<T>());
   });
 }
 
