@@ -6,16 +6,12 @@
 //
 // The first two are one kernel, gather.cuh; the third is filters.cuh. On tensor cores they are
 // gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu, float32 without TF32
-// too. Where there are many products for each pixel, gather_line.cuh and filters_line.cuh compute
-// them in float32 elsewhere. Groups of few channels are strips.cu's and
-// planes.cu's, windows that hardly overlap
+// too. Groups of few channels are strips.cu's and planes.cu's, windows that hardly overlap
 // unfold.cu's, and few products few.cu's.
 #include "ebb/core/basic.h"
 #include "ebb/ops/channels.cuh"
 #include "ebb/ops/convolution/few.h"
-#include "ebb/ops/convolution/filters_line.cuh"
 #include "ebb/ops/convolution/filters_mma.cuh"
-#include "ebb/ops/convolution/gather_line.cuh"
 #include "ebb/ops/convolution/gather_mma.cuh"
 #include "ebb/ops/convolution/hopper.h"
 #include "ebb/ops/convolution/phases.cuh"
@@ -55,7 +51,6 @@ void run(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor
   const Gather g = gather_of(op, size, transposed);
   if (gaps(g)) gpu::fill(0, out);
   if (run_gather_mma(op, g, in, weight, bias, out)) return;
-  if (run_gather_line(op, g, in, weight, bias, out)) return;
   run_gather(op, g, in, weight, bias, out);
 }
 
@@ -74,7 +69,6 @@ void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, 
     return;
   const Weights g = weights_of(op, size);
   if (!far(g) && run_weight_gradient_mma(op, g, size.n, x, dy, dw)) return;
-  if (run_weight_gradient_line(op, size, x, dy, dw)) return;
   visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     if (thin(g.groups, g.m, g.c) || far(g)) {
