@@ -216,6 +216,10 @@ struct Slices {
   }
 };
 
+// Blocks of FmaCore that share a multiprocessor, and so how many registers they have.
+template <class Tile>
+inline constexpr int blocks_resident = (Tile::threads > 128 ? 512 : 384) / Tile::threads;
+
 // Blocks that keep every multiprocessor at 256 threads.
 template <class Tile>
 std::int64_t enough_blocks() {

@@ -1,29 +1,47 @@
-// The three products of a convolution as tiled matrix products over pixels gathered where they lie:
+// Which way computes a convolution on the GPU: the first that takes it. paths.h says what each is
+// for.
 //
 //   forward          y[k, (n,p,q)]  = Σ over c,r,s  w[k, (c,r,s)] · x[(c,r,s), (n,p,q)]
 //   input gradient   dx[c, (n,h,w)] = Σ over k,r,s  w[(k,r,s), c] · dy[(k,r,s), (n,h,w)]
 //   weight gradient  dw[k, (c,r,s)] = Σ over n,p,q  dy[k, (n,p,q)] · x[(n,p,q), (c,r,s)]
 //
-// The first two are one kernel, gather.cuh; the third is filters.cuh. On tensor cores they are
-// gather_mma.cuh and filters_mma.cuh, and without stride on Hopper hopper.cu, float32 without TF32
-// too. Groups of few channels are strips.cu's and planes.cu's, windows that hardly overlap
-// unfold.cu's, and few products few.cu's.
+// The first two are one kernel each way, as both gather what a point of the result sees; files end
+// in _convolve then, and in _weights for the third.
 #include "ebb/core/basic.h"
 #include "ebb/ops/channels.cuh"
-#include "ebb/ops/convolution/few.h"
-#include "ebb/ops/convolution/filters_mma.cuh"
-#include "ebb/ops/convolution/gather_mma.cuh"
-#include "ebb/ops/convolution/hopper.h"
-#include "ebb/ops/convolution/phases.cuh"
-#include "ebb/ops/convolution/planes.h"
-#include "ebb/ops/convolution/strips.h"
-#include "ebb/ops/convolution/unfold.h"
+#include "ebb/ops/convolution/paths.h"
 
 namespace ebb {
 namespace {
 
 using namespace gpu;
-using namespace gpu::convolution;
+
+constexpr Convolve* convolutions[] = {
+    few::convolve,       // few products
+    strips::convolve,    // depthwise, with the kernels that networks have
+    planes::convolve,    // other groups of few channels
+    unfolded::convolve,  // windows that hardly overlap
+    phases::convolve,    // the input gradient of a stride
+    hopper::convolve,    // no stride, on Hopper's tensor cores
+    mma::convolve,       // on tensor cores
+    tiles::convolve,     // everything
+};
+constexpr WeightGradient* weight_gradients[] = {
+    few::weight_gradient,    planes::weight_gradient, unfolded::weight_gradient,
+    hopper::weight_gradient, mma::weight_gradient,    tiles::weight_gradient,
+};
+
+void convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
+              const Tensor& bias, Tensor& out) {
+  if (out.numel() == 0) return;
+  for (Convolve* way : convolutions)
+    if (way(size, transposed, in, weight, bias, out)) return;
+}
+
+void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw) {
+  for (WeightGradient* way : weight_gradients)
+    if (way(size, x, dy, dw)) return;
+}
 
 template <class T>
 struct StoreBias {
@@ -32,55 +50,6 @@ struct StoreBias {
     db[channel] = narrow<T>(static_cast<Compute<T>>(sum[0]));
   }
 };
-
-// What needs no tiles of its own. Whether it did.
-bool run_special(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
-                 const Tensor& bias, Tensor& out) {
-  return out.numel() == 0 || few::convolve(size, transposed, in, weight, bias, out) ||
-         strips::convolve(size, transposed, in, weight, bias, out) ||
-         planes::convolve(size, transposed, in, weight, bias, out) ||
-         unfolded::convolve(size, transposed, in, weight, bias, out);
-}
-
-void run(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
-         const Tensor& bias, Tensor& out) {
-  constexpr std::string_view op = "conv2d";
-  if (run_special(size, transposed, in, weight, bias, out) ||
-      hopper::convolve(size, transposed, in, weight, bias, out))
-    return;
-  const Gather g = gather_of(op, size, transposed);
-  if (gaps(g)) gpu::fill(0, out);
-  if (run_gather_mma(op, g, in, weight, bias, out)) return;
-  run_gather(op, g, in, weight, bias, out);
-}
-
-void input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy, Tensor& dx) {
-  const auto forward = [](const Conv2dSize& phased, const Tensor& x, const Tensor& weight,
-                          Tensor& y) { run(phased, false, x, weight, {}, y); };
-  if (run_special(size, true, dy, w, {}, dx) || run_phases("conv2d", size, w, dy, dx, forward))
-    return;
-  run(size, true, dy, w, {}, dx);
-}
-
-void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw) {
-  constexpr std::string_view op = "conv2d";
-  if (few::weight_gradient(size, x, dy, dw) || planes::weight_gradient(size, x, dy, dw) ||
-      unfolded::weight_gradient(size, x, dy, dw) || hopper::weight_gradient(size, x, dy, dw))
-    return;
-  const Weights g = weights_of(op, size);
-  if (!far(g) && run_weight_gradient_mma(op, g, size.n, x, dy, dw)) return;
-  visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    if (thin(g.groups, g.m, g.c) || far(g)) {
-      launch(op, weight_gradient_direct<T>, grid_of(op, dw.numel()), direct_threads, 0, g,
-             x.data<T>(), dy.data<T>(), dw.data<T>());
-      return;
-    }
-    with_weight_tile<T>(g.m, g.columns(), g.groups, [&](auto tile) {
-      launch_weight_gradient<T, decltype(tile)>(op, g, x, dy, dw);
-    });
-  });
-}
 
 void bias_gradient(const Tensor& dy, Tensor& db) {
   const std::int64_t images = dy.size(0), channels = db.numel();
@@ -95,7 +64,7 @@ void bias_gradient(const Tensor& dy, Tensor& db) {
 
 void gpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
                  Tensor& y) {
-  run(size, false, x, w, b, y);
+  convolve(size, false, x, w, b, y);
 }
 
 void gpu::conv2d_backward(const Conv2dSize& size, const Tensor& x, const Tensor& w,
@@ -110,7 +79,7 @@ void gpu::conv2d_backward(const Conv2dSize& size, const Tensor& x, const Tensor&
   // First of all, as a small dy then stays in the cache for the others.
   if (wanted(db)) bias_gradient(dy, db);
   if (wanted(dw)) weight_gradient(size, x, dy, dw);
-  if (wanted(dx)) input_gradient(size, w, dy, dx);
+  if (wanted(dx)) convolve(size, true, dy, w, {}, dx);
 }
 
 }  // namespace ebb

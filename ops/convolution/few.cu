@@ -1,6 +1,6 @@
 // Convolutions of few products, each output by its definition: `lanes` adjacent threads share its
 // terms, so many that the outputs of a small problem fill the GPU.
-#include "ebb/ops/convolution/few.h"
+#include "ebb/ops/convolution/paths.h"
 
 #include "ebb/ops/convolution/geometry.cuh"
 #include "ebb/ops/parts.cuh"

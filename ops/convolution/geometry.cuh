@@ -55,16 +55,6 @@ __host__ __device__ inline Axis axis_of(const Side& side, int z) {
   return axis;
 }
 
-// All rows of all images after each other, zeros between them: line.cuh.
-struct Line {
-  std::int64_t images;
-  int height, width;          // of an image and of a row on the line, zeros included
-  std::int64_t before, size;  // the pixel at which it begins, how many it has
-  int h_taps, w_taps, h_step, w_step;
-  int first, reach;  // shifts of the first tap, and of the last that there is: 0 is the lowest
-  __host__ __device__ std::int64_t points() const { return images * height * width; }
-};
-
 // out[image, group, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, group, c, …].
 struct Gather {
   Side h, w;
@@ -77,7 +67,6 @@ struct Gather {
   // which then hold one tap each.
   int c_packed;
   std::int64_t rows, columns;
-  Line line;  // of what is read, where the loader takes it so
 
   __host__ __device__ int classes() const { return h.classes * w.classes; }
 };
@@ -120,6 +109,53 @@ inline bool dense(const Gather& g) {
 inline int adjacent_columns(const Gather& g) {
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   return !dense(g) ? 1 : plane % 8 == 0 ? 8 : plane % 4 == 0 ? 4 : 1;
+}
+
+// Which point of which image a column of a tile is. There are less than 2³⁰ points, and a tile has
+// few columns, so that only its first one takes a division of 64 bits.
+class ColumnPoints {
+ public:
+  __device__ ColumnPoints(std::int64_t first_column, std::int64_t points)
+      : image_(first_column / points),
+        points_(static_cast<unsigned>(points)),
+        first_(static_cast<unsigned>(first_column % points)) {}
+  __device__ std::int64_t image(int column) const { return image_ + (first_ + column) / points_; }
+  __device__ unsigned point(int column) const { return (first_ + column) % points_; }
+
+ private:
+  std::int64_t image_;
+  unsigned points_, first_;
+};
+
+// Writes sums + add to the places of adjacent columns: `together` of them, at least, are adjacent
+// and aligned in out.
+template <class Out, class V, int width>
+__device__ void store_columns(Out* out, const std::int64_t* places, const Pack<V, width>& sums,
+                              V add, int together) {
+  Pack<Out, width> results;
+#pragma unroll
+  for (int j = 0; j < width; ++j) results.v[j] = narrow<Out>(sums.v[j] + add);
+  const auto store = [&](auto all) {
+    constexpr int pack = decltype(all)::value;
+#pragma unroll
+    for (int j = 0; j < width; j += pack)
+      if (places[j] >= 0) {
+        auto* const to = reinterpret_cast<Pack<Out, pack>*>(out + places[j]);
+        const auto& from = reinterpret_cast<const Pack<Out, pack>*>(results.v)[j / pack];
+        if constexpr (width > 4) {
+          gpu::store(to, from);
+        } else {
+          *to = from;  // in fewer registers
+        }
+      }
+  };
+  if (together >= width) {
+    store(std::integral_constant<int, width>{});
+  } else if (width > 4 && together == 4) {
+    store(std::integral_constant<int, 4>{});
+  } else {
+    store(std::integral_constant<int, 1>{});
+  }
 }
 
 // Coordinates are int: sums of three extents must fit. Planes and offsets are 64-bit.
@@ -217,24 +253,11 @@ inline Weights weights_of(std::string_view op, const Conv2dSize& size) {
   return g;
 }
 
-// An element of dw by its definition, of whose terms every `step`-th is added, until it is NaN.
-template <class Sum, class T>
-__device__ Sum add_terms(const Weights& g, const T* x, const T* dy, std::int64_t channel, int c,
-                         int r, int s, std::int64_t first, int step) {
-  const std::int64_t group = channel / g.m;
-  const std::int64_t plane = std::int64_t{g.p} * g.q;
-  Sum sum = 0;
-  for (std::int64_t pixel = first; pixel < g.pixels && !isnan(sum); pixel += step) {
-    const std::int64_t image = pixel / plane;
-    const std::int64_t at = pixel % plane;
-    const int h = static_cast<int>(at / g.q) * g.h_stride - g.h_padding + r * g.h_dilation;
-    const int w = static_cast<int>(at % g.q) * g.w_stride - g.w_padding + s * g.w_dilation;
-    if (h < 0 || h >= g.h || w < 0 || w >= g.w) continue;
-    const std::int64_t row = ((image * g.groups + group) * g.c + c) * g.h + h;
-    sum += static_cast<Sum>(widen(x[row * g.w + w])) *
-           widen(dy[(image * g.groups * g.m + channel) * plane + at]);
-  }
-  return sum;
+// Whether a tap lies further from its window's origin than an int can say.
+inline bool far(const Weights& g) {
+  const std::int64_t last_tap = (g.c - 1) * g.x_plane + std::int64_t{g.r - 1} * g.h_dilation * g.w +
+                                std::int64_t{g.s - 1} * g.w_dilation;
+  return last_tap >= std::int64_t{1} << 31;
 }
 
 }  // namespace ebb::gpu::convolution

@@ -6,27 +6,29 @@
 
 namespace ebb::gpu::convolution {
 
-// A line of whole tiles of so many pixels, and the reach beyond.
+struct Line {
+  std::int64_t images;
+  int height, width;          // of an image and of a row on the line, zeros included
+  std::int64_t before, size;  // the pixel at which it begins, how many it has
+  int h_taps, w_taps, h_step, w_step;
+  int first, reach;  // shifts of the first tap, and of the last that there is: 0 is the lowest
+  __host__ __device__ std::int64_t points() const { return images * height * width; }
+};
+
+// A line of whole tiles of so many pixels, and the reach beyond, for taps in steps of one class.
 inline Line line_of(const Gather& g, int tile) {
   struct Reach {
-    int low = 0, high = 0, extent = 0;
+    int low, high, extent;
   };
-  const auto along = [](const Side& side) {
-    Reach a;
-    int end = 0;
-    for (int z = 0; z < side.classes; ++z) {
-      const Axis axis = axis_of(side, z);
-      const int last = axis.first + (axis.taps - 1) * axis.step;
-      const int low = std::min(axis.first, last), high = std::max(axis.first, last);
-      a.low = z == 0 ? low : std::min(a.low, low);
-      a.high = z == 0 ? high : std::max(a.high, high);
-      end = std::max(end, (axis.points - 1) * axis.stride + high);
-    }
-    a.extent = std::max(side.in + std::max({0, -a.low, end + 1 - side.in}), most_points(side));
-    return a;
+  const auto along = [](const Side& side, const Axis& axis) {
+    const int last = axis.first + (axis.taps - 1) * axis.step;
+    const int low = std::min(axis.first, last), high = std::max(axis.first, last);
+    const int end = (axis.points - 1) * axis.stride + high;
+    return Reach{low, high,
+                 std::max(side.in + std::max({0, -low, end + 1 - side.in}), axis.points)};
   };
-  const Reach h = along(g.h), w = along(g.w);
   const Axis rows = axis_of(g.h, 0), cols = axis_of(g.w, 0);
+  const Reach h = along(g.h, rows), w = along(g.w, cols);
   Line line{};
   line.images = g.images;
   line.height = h.extent;
@@ -117,11 +119,6 @@ __global__ void __launch_bounds__(pack_threads) pack_both(A a, B b) {
     b.pack(blockIdx.x - a.blocks());
   }
 }
-template <class A>
-__global__ void __launch_bounds__(pack_threads) pack_one(A a) {
-  a.pack(blockIdx.x);
-}
-
 template <class A, class B>
 void pack(std::string_view op, const A& a, const B& b) {
   launch(op, pack_both<A, B>, grid_of(op, a.blocks() + b.blocks()), pack_threads, 0, a, b);

@@ -9,13 +9,11 @@
 //
 //   dx[h, w] = Σ over r, s  turned weight[r, s] · place[…]
 //   turned dw[r, s] = Σ over h, w  x[h, w] · place[…]
-#include "ebb/ops/convolution/strips.h"
-
-#include "ebb/ops/convolution/geometry.cuh"
+#include "ebb/ops/convolution/paths.h"
+#include "ebb/ops/convolution/second_stage.cuh"
 
 #include "ebb/ops/divider.cuh"
 #include "ebb/ops/packs.cuh"
-#include "ebb/ops/parts.cuh"
 
 namespace ebb {
 namespace {
@@ -201,31 +199,6 @@ __global__ void __launch_bounds__(strip_threads, resident<K>)
   partial[std::int64_t{blockIdx.x} * results + (turned < 0 ? taps_count : turned)] = sum;
 }
 
-// dw and db = Σ over slices of partial, in their order. NaN of dw is asked for again, as zeros
-// beside planes may have met infinities.
-template <class T>
-__global__ void __launch_bounds__(strip_threads)
-    add_strips(const __grid_constant__ Weights g, std::int64_t slices, const float* partial,
-               const T* x, const T* dy, T* dw, T* db) {
-  await_previous();
-  const int taps = g.r * g.s, results = taps + 1;
-  const std::int64_t size = std::int64_t{g.groups} * results;
-  const std::int64_t i = std::int64_t{blockIdx.x} * strip_threads + threadIdx.x;
-  if (i >= size) return;
-  float sum = 0;
-#pragma unroll 8
-  for (std::int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * size + i];
-  const std::int64_t channel = i / results;
-  const int tap = static_cast<int>(i % results);
-  if (tap == taps) {
-    if (db) db[channel] = narrow<T>(sum);
-    return;
-  }
-  if (isnan(sum))
-    sum = static_cast<float>(add_terms<double>(g, x, dy, channel, 0, tap / g.s, tap % g.s, 0, 1));
-  dw[channel * taps + tap] = narrow<T>(sum);
-}
-
 // Launchers.
 
 // f(Strip) of what these kernels do, with so many times the columns where it is a single row.
@@ -327,9 +300,7 @@ void launch_backward(const Conv2dSize& z, const Tensor& x, const Tensor& w, cons
   launch(op, backward_strips<K, T>, grid_of(op, slices * g.channels), strip_threads, 0, g, length,
          x.data<T>(), dx.defined() ? w.data<T>() : nullptr, dy.data<T>(),
          dx.defined() ? dx.data<T>() : nullptr, partial.data<float>());
-  launch_next(op, add_strips<T>, grid_of(op, divide_up<std::int64_t>(results, strip_threads)),
-              strip_threads, weights_of(op, z), slices, partial.data<float>(), x.data<T>(),
-              dy.data<T>(), dw.data<T>(), db.defined() ? db.data<T>() : nullptr);
+  launch_add_channel_slices<T>(op, weights_of(op, z), true, slices, partial, x, dy, dw, db);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 //
 //   u[(n,p,q), (c,r,s)] = x[n, c, p·stride + r − padding, …]
 //   y = u · wᵀ + b      dx[n,c,h,w] = Σ over the windows that see it of (dy · w)      dw = dyᵀ · u
-#include "ebb/ops/convolution/unfold.h"
+#include "ebb/ops/convolution/paths.h"
 
 #include "ebb/core/cuda.cuh"
 #include "ebb/ops/divider.cuh"

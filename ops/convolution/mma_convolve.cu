@@ -1,10 +1,60 @@
-// gather.cuh's product on tensor cores, over pixels in chunks of their channels, or over chunks of
-// pixels where they lie, if each point is a pixel.
-#pragma once
+// The convolution that tiles_convolve.cu computes, on tensor cores:
+//
+//   out[image, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, c, point's pixel at tap]
+//
+// Pixels are packed into chunks of their channels, or are chunks where they lie, if each point is a
+// pixel.
+#include "ebb/core/basic.h"
 #include "ebb/ops/convolution/chunks.cuh"
-#include "ebb/ops/convolution/gather.cuh"
+#include "ebb/ops/convolution/paths.h"
 
-namespace ebb::gpu::convolution {
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::convolution;
+
+constexpr std::string_view op = "conv2d";
+
+// The order of k in a product: (four chunks of c, tap) if they are whole, else (tap, chunk of c).
+__host__ __device__ inline bool whole_slabs(const Gather& g) {
+  return g.c_packed % slab_chunks == 0;
+}
+struct KOrder {
+  int tap, chunk;
+  __device__ KOrder(const Gather& g, int taps, int slab, int lane) {
+    const int k = slab * slab_chunks + lane;
+    tap = whole_slabs(g) ? slab % taps : k / g.c_packed;
+    chunk = whole_slabs(g) ? slab / taps * slab_chunks + lane : k % g.c_packed;
+  }
+};
+
+// As pack_weights of tiles_convolve.cu: rows k of one class after another, each beginning a slab;
+// columns m; zeros beyond.
+template <class T>
+__global__ void pack_filters(Gather g, std::int64_t slabs, const T* weight, Chunk<T>* packed) {
+  constexpr int width = pack_size<T>;
+  BlockIndex block;
+  const std::int64_t m = std::int64_t{block.next(g.columns / 32)} * 32 + threadIdx.x;
+  const int slab = block.next(slabs);
+  const Class z = class_of(g, block.next(g.classes()), slab_chunks);
+  const std::int64_t group = block.left;
+  if (slab >= z.slabs) return;
+  const int taps = z.h.taps * z.w.taps;
+  const KOrder k(g, taps, slab, threadIdx.y);
+  const std::int64_t first = std::int64_t{k.chunk} * width;
+  const std::int64_t r = z.h.tap_first + std::int64_t{k.tap / z.w.taps} * z.h.tap_step;
+  const std::int64_t s = z.w.tap_first + std::int64_t{k.tap % z.w.taps} * z.w.tap_step;
+  const T* from = weight + group * g.m * g.c * g.h.kernel * g.w.kernel + m * g.m_stride +
+                  first * g.c_stride + r * g.w.kernel + s;
+  const bool real = m < g.m && k.tap < taps;
+  Chunk<T> chunk;
+#pragma unroll
+  for (int e = 0; e < width; ++e)
+    chunk.v[e] = real && first + e < g.c ? for_tensor_cores(from[e * g.c_stride]) : T{};
+  const std::int64_t row = z.first_row + std::int64_t{slab} * slab_chunks + threadIdx.y;
+  packed[(group * g.rows + row) * g.columns + m] = chunk;
+}
 
 // Copies slabs of packed weights: column m of the tile is a row of the product. Blocks that share a
 // multiprocessor read the same ones.
@@ -32,22 +82,6 @@ class FilterCopier {
   __device__ static int row() { return threadIdx.x % apart; }
   const Chunk<T>* next_;
   std::int64_t stride_;
-};
-
-// Which point of which image a column of a tile is. There are less than 2³⁰ points, and a tile has
-// few columns, so that only its first one takes a division of 64 bits.
-class ColumnPoints {
- public:
-  __device__ ColumnPoints(std::int64_t first_column, std::int64_t points)
-      : image_(first_column / points),
-        points_(static_cast<unsigned>(points)),
-        first_(static_cast<unsigned>(first_column % points)) {}
-  __device__ std::int64_t image(int column) const { return image_ + (first_ + column) / points_; }
-  __device__ unsigned point(int column) const { return (first_ + column) % points_; }
-
- private:
-  std::int64_t image_;
-  unsigned points_, first_;
 };
 
 // Copies slabs of gathered pixels: column n is a point of an image, k is as pack_filters has it. A
@@ -304,11 +338,21 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
 
 // Launchers.
 
+template <class T>
+Tensor packed_filters(const Gather& g, const Tensor& weight) {
+  Tensor packed = empty({g.groups, g.rows, g.columns, pack_size<T>}, weight.options());
+  const std::int64_t slabs = g.rows / slab_chunks;
+  const std::int64_t blocks = g.columns / 32 * slabs * g.classes() * g.groups;
+  launch(op, pack_filters<T>, grid_of(op, blocks), dim3(32, slab_chunks), 0, g, slabs,
+         weight.data<T>(), reinterpret_cast<Chunk<T>*>(packed.data<T>()));
+  return packed;
+}
+
 template <class T, class Tile, class Copier>
-void launch_gather_mma(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
-                       const Tensor& weight, const T* bias, Tensor& out) {
+void launch_gather_mma(Gather g, std::int64_t points, const Tensor& in, const Tensor& weight,
+                       const T* bias, Tensor& out) {
   g.columns = round_up(g.m, std::max(Tile::rows, 32));
-  const Tensor filters = packed_filters<T>(op, g, weight);
+  const Tensor filters = packed_filters<T>(g, weight);
   const Tensor pixels = Copier::prepared(op, g, in);
   const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
   const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
@@ -339,9 +383,11 @@ void launch_gather_mma(std::string_view op, Gather g, std::int64_t points, const
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
 }
 
-// Whether it did.
-inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, const Tensor& weight,
-                           const Tensor& bias, Tensor& out) {
+}  // namespace
+
+bool gpu::mma::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
+                        const Tensor& weight, const Tensor& bias, Tensor& out) {
+  Gather g = gather_of(op, size, transposed);
   const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
   const std::int64_t taps = std::int64_t{g.h.kernel} * g.w.kernel;
   constexpr std::int64_t most = std::int64_t{1} << 30;
@@ -349,6 +395,7 @@ inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, cons
       taps * g.c >= most || g.images * g.groups * g.c >= most ||
       !worth_packing(g.images * points * g.groups * g.m * g.c * taps))
     return false;
+  if (gaps(g)) gpu::fill(0, out);
   const auto with = [&](auto zero) {
     using T = decltype(zero);
     const T* b = bias.defined() ? bias.data<T>() : nullptr;
@@ -358,9 +405,9 @@ inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, cons
     const auto tiled = [&](auto tile) {
       using Tile = decltype(tile);
       if (in_place<T>(g)) {
-        launch_gather_mma<T, Tile, PlaneCopier<T, Tile>>(op, g, points, in, weight, b, out);
+        launch_gather_mma<T, Tile, PlaneCopier<T, Tile>>(g, points, in, weight, b, out);
       } else {
-        launch_gather_mma<T, Tile, PixelCopier<T, Tile>>(op, g, points, in, weight, b, out);
+        launch_gather_mma<T, Tile, PixelCopier<T, Tile>>(g, points, in, weight, b, out);
       }
     };
     if (g.m <= 16) return tiled(MmaTile<16, 256, 16, 64>{});
@@ -371,4 +418,4 @@ inline bool run_gather_mma(std::string_view op, Gather g, const Tensor& in, cons
   return true;
 }
 
-}  // namespace ebb::gpu::convolution
+}  // namespace ebb

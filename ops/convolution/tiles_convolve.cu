@@ -1,11 +1,17 @@
 // A convolution read from its outputs, forward and backward, as one tiled matrix product:
 //
 //   out[image, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, c, point's pixel at tap]
-#pragma once
 #include "ebb/core/basic.h"
 #include "ebb/ops/convolution/geometry.cuh"
+#include "ebb/ops/convolution/paths.h"
 
-namespace ebb::gpu::convolution {
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::convolution;
+
+constexpr std::string_view op = "conv2d";
 
 // 32 columns × 8 rows of one class of one group a block.
 template <class T>
@@ -42,8 +48,6 @@ class PixelLoader {
   static_assert(Tile::cols * lanes == Tile::threads * columns && loads * lanes == tile_depth);
 
  public:
-  static Tensor prepared(std::string_view, const Gather&, const Tensor& in) { return in; }
-
   // `places[n]` is set to where column n is written, −1 when there is none.
   __device__ PixelLoader(const Gather& g, const Class& z, const T* in, std::int64_t group,
                          std::int64_t first_column, std::int64_t first_slab, std::int64_t* places)
@@ -166,46 +170,8 @@ class PixelLoader {
   T held_[columns][loads];
 };
 
-// Registers: at most what lets so many threads share a multiprocessor.
-template <class Tile>
-inline constexpr int blocks_resident = (Tile::threads > 128                          ? 512
-                                        : Tile::thread_rows * Tile::thread_cols > 64 ? 256
-                                                                                     : 384) /
-                                       Tile::threads;
-
-// Writes sums + add to the places of adjacent columns: `together` of them, at least, are adjacent
-// and aligned in out.
-template <class Out, class V, int width>
-__device__ void store_columns(Out* out, const std::int64_t* places, const Pack<V, width>& sums,
-                              V add, int together) {
-  Pack<Out, width> results;
-#pragma unroll
-  for (int j = 0; j < width; ++j) results.v[j] = narrow<Out>(sums.v[j] + add);
-  const auto store = [&](auto all) {
-    constexpr int pack = decltype(all)::value;
-#pragma unroll
-    for (int j = 0; j < width; j += pack)
-      if (places[j] >= 0) {
-        auto* const to = reinterpret_cast<Pack<Out, pack>*>(out + places[j]);
-        const auto& from = reinterpret_cast<const Pack<Out, pack>*>(results.v)[j / pack];
-        if constexpr (width > 4) {
-          gpu::store(to, from);
-        } else {
-          *to = from;  // in fewer registers
-        }
-      }
-  };
-  if (together >= width) {
-    store(std::integral_constant<int, width>{});
-  } else if (width > 4 && together == 4) {
-    store(std::integral_constant<int, 4>{});
-  } else {
-    store(std::integral_constant<int, 1>{});
-  }
-}
-
 // A tile of out for one slice of the sum; slice i of several goes to out + i · out_size.
-template <class T, class Out, class Tile, class Loader>
+template <class T, class Out, class Tile, bool blocked>
 __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
     gather(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles, int together,
            std::int64_t out_size, const T* in, const Compute<T>* packed, const T* bias, Out* out) {
@@ -224,7 +190,7 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
   const std::int64_t slabs = min(slices.length, z.slabs - first_slab);
   const std::int64_t first_row = group * g.rows + z.first_row + first_slab * tile_depth;
   PackedLoader<V, Tile, Tile::rows> a(packed + first_row * g.columns + first_m, g.columns);
-  Loader b(g, z, in, group, first_column, first_slab, places);
+  PixelLoader<T, Tile, blocked> b(g, z, in, group, first_column, first_slab, places);
   FmaCore<V, Tile> core;
   __syncthreads();  // places, even if there is no slab
   multiply_tiles(memory, a, b, core, static_cast<int>(slabs));
@@ -238,8 +204,6 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
     store_columns(to + m * plane, places + n, sums, add, together);
   });
 }
-
-constexpr int direct_threads = 256;
 
 // Launchers.
 
@@ -259,7 +223,7 @@ void with_gather_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f)
 }
 
 template <class T>
-Tensor packed_weights(std::string_view op, const Gather& g, const Tensor& weight) {
+Tensor packed_weights(const Gather& g, const Tensor& weight) {
   Tensor packed = empty({g.groups, g.rows, g.columns}, {dtype_of<Compute<T>>, weight.device()});
   const std::int64_t row_blocks = g.rows / tile_depth;
   const std::int64_t blocks = g.columns / 32 * row_blocks * g.classes() * g.groups;
@@ -268,13 +232,12 @@ Tensor packed_weights(std::string_view op, const Gather& g, const Tensor& weight
   return packed;
 }
 
-template <class T, class Tile, class Loader>
-void launch_gather(std::string_view op, Gather g, std::int64_t points, const Tensor& in,
-                   const Tensor& weight, const T* bias, Tensor& out) {
+template <class T, class Tile, bool blocked>
+void launch_gather(Gather g, std::int64_t points, const Tensor& in, const Tensor& weight,
+                   const T* bias, Tensor& out) {
   using V = Compute<T>;
   g.columns = round_up(g.m, std::max(Tile::rows, 32));
-  const Tensor packed = packed_weights<T>(op, g, weight);
-  const Tensor pixels = Loader::prepared(op, g, in);
+  const Tensor packed = packed_weights<T>(g, weight);
   const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
   const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
   const std::int64_t slabs = g.rows / tile_depth - g.classes();  // of all classes
@@ -284,47 +247,45 @@ void launch_gather(std::string_view op, Gather g, std::int64_t points, const Ten
   const int together = adjacent_columns(g);
   const dim3 grid = grid_of(op, blocks * slices.count);
   if (slices.count == 1) {
-    launch(op, gather<T, T, Tile, Loader>, grid, Tile::threads, 0, g, slices, column_tiles,
-           together, out.numel(), pixels.data<T>(), packed.data<V>(), bias, out.data<T>());
+    launch(op, gather<T, T, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles,
+           together, out.numel(), in.data<T>(), packed.data<V>(), bias, out.data<T>());
     return;
   }
   Tensor partial = empty({slices.count, out.numel()}, {dtype_of<V>, out.device()});
-  launch(op, gather<T, V, Tile, Loader>, grid, Tile::threads, 0, g, slices, column_tiles, together,
-         out.numel(), pixels.data<T>(), packed.data<V>(), static_cast<const T*>(nullptr),
+  launch(op, gather<T, V, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles, together,
+         out.numel(), in.data<T>(), packed.data<V>(), static_cast<const T*>(nullptr),
          partial.data<V>());
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
 }
 
-// In the order of `blocked` slabs or not.
-inline void set_rows(Gather& g, bool blocked) {
+}  // namespace
+
+bool gpu::tiles::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
+                          const Tensor& weight, const Tensor& bias, Tensor& out) {
+  constexpr int few = 5;  // channels: eighths of slabs that blocking would waste
+  Gather g = gather_of(op, size, transposed);
+  if (gaps(g)) gpu::fill(0, out);
+  const bool blocked = g.c > few;
   g.c_packed = static_cast<int>(blocked ? round_up(g.c, tile_depth) : g.c);
   g.rows = round_up(std::int64_t{g.h.kernel} * g.w.kernel * g.c_packed, tile_depth) +
            tile_depth * g.classes();
-}
-
-inline void run_gather(std::string_view op, Gather g, const Tensor& in, const Tensor& weight,
-                       const Tensor& bias, Tensor& out) {
-  constexpr int few = 5;  // channels: eighths of slabs that blocking would waste
-  const bool blocked = g.c > few;
-  set_rows(g, blocked);
   const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
   visit<float, double, bf16>(out.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const T* b = bias.defined() ? bias.data<T>() : nullptr;
     const std::int64_t batches = std::int64_t{g.groups} * g.classes();
-    const auto with_blocking = [&](auto blocking) {
-      constexpr bool blocks = decltype(blocking)::value;
+    const auto with_blocking = [&]<bool blocks>() {
       with_gather_tile<T, blocks>(g.m, g.images * points, batches, [&](auto tile) {
-        using Tile = decltype(tile);
-        launch_gather<T, Tile, PixelLoader<T, Tile, blocks>>(op, g, points, in, weight, b, out);
+        launch_gather<T, decltype(tile), blocks>(g, points, in, weight, b, out);
       });
     };
     if (blocked) {
-      with_blocking(std::true_type{});
+      with_blocking.template operator()<true>();
     } else {
-      with_blocking(std::false_type{});
+      with_blocking.template operator()<false>();
     }
   });
+  return true;
 }
 
-}  // namespace ebb::gpu::convolution
+}  // namespace ebb

@@ -1,14 +1,21 @@
 // The input gradient with a stride as a convolution without one, for few channels, a first layer's,
 // and on Hopper: the pixels of dx that share a place modulo the stride are channels of it, whose
-// filters are every stride-th tap. gather.cuh would compute each such class by itself, in tiles
-// that are mostly padding.
+// filters are every stride-th tap. mma_convolve.cu and tiles_convolve.cu would compute each such
+// class by itself, in tiles that are mostly padding.
 //
 //   dx[n, c, i·stride + a, …] = y[n, (c,a,b), i, …],   y = conv2d(dy, unfolded w)
-#pragma once
 #include "ebb/ops/convolution/chunks.cuh"
-#include "ebb/ops/convolution/gather.cuh"
+#include "ebb/ops/convolution/paths.h"
 
-namespace ebb::gpu::convolution {
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::convolution;
+
+constexpr std::string_view op = "conv2d";
+
+constexpr int phase_threads = 256;
 
 // One spatial axis: phase a at cell i reads dy[i + first + u] by tap (a − first·stride − u·stride +
 // padding) / dilation, if it is one of the kernel's.
@@ -33,10 +40,10 @@ struct Phases {
 // w [filters, channels, R, S] of each group → [channels, h.stride, w.stride, filters, h.window,
 // w.window].
 template <class T>
-__global__ void __launch_bounds__(direct_threads)
+__global__ void __launch_bounds__(phase_threads)
     unfold_filters(Phases h, Phases w, std::int64_t filters, std::int64_t channels,
                    std::int64_t size, const T* weight, T* out) {
-  const std::int64_t i = std::int64_t{blockIdx.x} * direct_threads + threadIdx.x;
+  const std::int64_t i = std::int64_t{blockIdx.x} * phase_threads + threadIdx.x;
   if (i >= size) return;
   BlockIndex place{i};
   const std::int64_t v = place.next(w.window), u = place.next(h.window);
@@ -49,11 +56,11 @@ __global__ void __launch_bounds__(direct_threads)
 
 // y [planes, h_stride, w_stride, rows, cols] → dx [planes, height, width]. A warp writes a row.
 template <class T>
-__global__ void __launch_bounds__(direct_threads)
+__global__ void __launch_bounds__(phase_threads)
     fold_pixels(std::int64_t lines, int height, int width, int h_stride, int w_stride, int rows,
                 int cols, const T* y, T* dx) {
   const std::int64_t line =
-      std::int64_t{blockIdx.x} * (direct_threads / warp_size) + threadIdx.x / warp_size;
+      std::int64_t{blockIdx.x} * (phase_threads / warp_size) + threadIdx.x / warp_size;
   if (line >= lines) return;
   const int h = static_cast<int>(line % height);
   const std::int64_t phase = (line / height * h_stride + h % h_stride) * w_stride;
@@ -65,7 +72,7 @@ __global__ void __launch_bounds__(direct_threads)
 // Whether that computes less than a tile's padding; or no more than twice as much, by tensor cores
 // that take no strides. An infinite dy then meets zeros for taps that there are not, and gives NaN
 // beside what sees it.
-inline bool phased(const Conv2dSize& size, Dtype dtype, const Phases& h, const Phases& w) {
+bool phased(const Conv2dSize& size, Dtype dtype, const Phases& h, const Phases& w) {
   constexpr std::int64_t most = 16;  // rows of the tile
   const std::int64_t each = h.stride * w.stride, taps = h.kernel * w.kernel;
   if (each == 1 || h.stride > most || w.stride > most || h.kernel < h.stride ||
@@ -80,14 +87,14 @@ inline bool phased(const Conv2dSize& size, Dtype dtype, const Phases& h, const P
          h.window * w.window * each <= 2 * taps && products >= enough;
 }
 
-// convolve(size, x, w, y) is a forward pass. Whether it did.
-template <class F>
-bool run_phases(std::string_view op, const Conv2dSize& size, const Tensor& weight, const Tensor& dy,
-                Tensor& dx, F convolve) {
+}  // namespace
+
+bool gpu::phases::convolve(const Conv2dSize& size, bool transposed, const Tensor& dy,
+                           const Tensor& weight, const Tensor&, Tensor& dx) {
   const Conv2dOptions& o = size.options;
   const Phases h(o.stride.h, o.padding.h, o.dilation.h, size.r);
   const Phases w(o.stride.w, o.padding.w, o.dilation.w, size.s);
-  if (!phased(size, dx.dtype(), h, w)) return false;
+  if (!transposed || !phased(size, dx.dtype(), h, w)) return false;
   const std::int64_t filters = size.filters_in_group(), channels = size.c * h.stride * w.stride;
   const Conv2dSize unstrided{size.n,
                              size.k,
@@ -104,17 +111,17 @@ bool run_phases(std::string_view op, const Conv2dSize& size, const Tensor& weigh
   visit<float, double, bf16>(dx.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     launch(op, unfold_filters<T>,
-           grid_of(op, divide_up<std::int64_t>(unfolded.numel(), direct_threads)), direct_threads,
-           0, h, w, filters, size.channels_in_group(), unfolded.numel(), weight.data<T>(),
+           grid_of(op, divide_up<std::int64_t>(unfolded.numel(), phase_threads)), phase_threads, 0,
+           h, w, filters, size.channels_in_group(), unfolded.numel(), weight.data<T>(),
            unfolded.data<T>());
-    convolve(unstrided, dy, unfolded, y);
+    gpu::conv2d(unstrided, dy, unfolded, {}, y);
     const std::int64_t lines = dx.numel() / size.w;
     launch(op, fold_pixels<T>,
-           grid_of(op, divide_up<std::int64_t>(lines, direct_threads / warp_size)), direct_threads,
-           0, lines, size.h, size.w, h.stride, w.stride, unstrided.p, unstrided.q, y.data<T>(),
+           grid_of(op, divide_up<std::int64_t>(lines, phase_threads / warp_size)), phase_threads, 0,
+           lines, size.h, size.w, h.stride, w.stride, unstrided.p, unstrided.q, y.data<T>(),
            dx.data<T>());
   });
   return true;
 }
 
-}  // namespace ebb::gpu::convolution
+}  // namespace ebb

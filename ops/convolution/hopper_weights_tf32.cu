@@ -1,5 +1,5 @@
 // The weight gradient of a convolution of stride 1 in float32 on Hopper, over lines as in
-// hopper.cu:
+// hopper_convolve.cu:
 //
 //   dw[m, c, tap] = Σ over j  dy[m, j] · x[c, j + shift(tap)]
 //
@@ -7,10 +7,9 @@
 // them: so dy lies there as it is, and x, which a tap shifts by any number of pixels, is read into
 // registers, as the left operand. Without TF32 that is where x is parted into high and low, and the
 // tensor cores add what one stage has.
-#include "ebb/ops/convolution/hopper.h"
-
-#include "ebb/ops/convolution/line.cuh"
-#include "ebb/ops/convolution/stages.cuh"
+#include "ebb/ops/convolution/hopper.cuh"
+#include "ebb/ops/convolution/paths.h"
+#include "ebb/ops/convolution/second_stage.cuh"
 
 namespace ebb {
 namespace {
@@ -18,10 +17,11 @@ namespace {
 using namespace gpu;
 using namespace gpu::convolution;
 using gpu::hopper::Barrier;
+using gpu::hopper::chunk_bytes;
+using gpu::hopper::half_memory;
 using gpu::hopper::most_slots;
 
 constexpr std::string_view op = "conv2d";
-constexpr int chunk_bytes = 16;
 
 // 64 channels × `filters`, for three taps at once. A block is one warpgroup.
 template <int filters_, Form form_>
@@ -233,7 +233,6 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
   Line dy_line = line;
   dy_line.before = 0;
   dy_line.size = round_up(line.points(), Tile::points);
-  constexpr int memory = 113 * 1024;  // half of a multiprocessor's
   Sizes sizes{line,
               g.groups,
               g.m,
@@ -244,7 +243,7 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
               0,
               0,
               dy_line.size / Tile::points};
-  sizes.ring = std::min(most_slots, memory / sizes.stage_bytes);
+  sizes.ring = std::min(most_slots, half_memory / sizes.stage_bytes);
   if (sizes.ring < 2) return false;
   constexpr Form x_form = Tile::halves ? Form::as_is : Form::rounded;
   PixelPacker<x_form> pack_x{line,           g.groups,        g.c,    g.h.in, g.w.in,

@@ -1,11 +1,18 @@
-// filters.cuh's product on tensor cores, over dy and x in chunks of their channels:
+// The weight gradient on tensor cores, over dy and x in chunks of their channels, or of pixels
+// where they lie, if each pixel of dy is that of x:
 //
 //   dw[m, (c,r,s)] = Σ over n,p,q  dy[m, (n,p,q)] · x[(n,p,q), (c,r,s)]
-#pragma once
 #include "ebb/ops/convolution/chunks.cuh"
-#include "ebb/ops/convolution/filters.cuh"
+#include "ebb/ops/convolution/paths.h"
+#include "ebb/ops/convolution/second_stage.cuh"
 
-namespace ebb::gpu::convolution {
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::convolution;
+
+constexpr std::string_view op = "conv2d";
 
 // Extents in chunks: `g` with c chunks of channels, m chunks of filters.
 struct ChunkWeights {
@@ -197,9 +204,8 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
 // Launchers.
 
 template <class T, class Tile, class Copier>
-void launch_weight_gradient_mma(std::string_view op, const Weights& whole, const ChunkWeights& all,
-                                std::int64_t images, const Tensor& x, const Tensor& dy,
-                                Tensor& dw) {
+void launch_weight_gradient_mma(const Weights& whole, const ChunkWeights& all, std::int64_t images,
+                                const Tensor& x, const Tensor& dy, Tensor& dw) {
   const Weights& g = all.g;
   const std::int64_t columns = g.columns() * pack_size<T>;
   const std::int64_t blocks = std::int64_t{divide_up(all.filters, Tile::rows)} *
@@ -223,11 +229,14 @@ bool in_place(const Weights& g) {
          g.w_padding == 0 && g.x_plane % pack_size<T> == 0;
 }
 
-// Whether it did.
-inline bool run_weight_gradient_mma(std::string_view op, const Weights& whole, std::int64_t images,
-                                    const Tensor& x, const Tensor& dy, Tensor& dw) {
+}  // namespace
+
+bool gpu::mma::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                               Tensor& dw) {
+  const Weights whole = weights_of(op, size);
+  const std::int64_t images = size.n;
   constexpr std::int64_t most = std::int64_t{1} << 30;
-  if (!on_tensor_cores(dw.dtype()) || thin(whole.groups, whole.m, whole.c) ||
+  if (!on_tensor_cores(dw.dtype()) || far(whole) || thin(whole.groups, whole.m, whole.c) ||
       images * whole.groups * std::max(whole.c, whole.m) >= most ||
       !worth_packing(whole.pixels * whole.columns() * whole.m * whole.groups))
     return false;
@@ -241,12 +250,12 @@ inline bool run_weight_gradient_mma(std::string_view op, const Weights& whole, s
     g.x_image = std::int64_t{g.groups} * g.c * g.x_plane;
     g.dy_image = std::int64_t{g.groups} * g.m * g.dy_plane;
     set_steps(g, slab_depth<T>);
-    with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 128, 32, 64>>(
+    gpu::with_tile<MmaTile<128, 128, 64, 64>, MmaTile<64, 128, 32, 64>>(
         all.filters, g.columns() * pack_size<T>, g.groups, 1, [&](auto tile) {
           using Tile = decltype(tile);
           const auto launch = [&](auto copier) {
-            launch_weight_gradient_mma<T, Tile, typename decltype(copier)::type>(op, whole, all,
-                                                                                 images, x, dy, dw);
+            launch_weight_gradient_mma<T, Tile, typename decltype(copier)::type>(whole, all, images,
+                                                                                 x, dy, dw);
           };
           if (in_place<T>(g)) {
             launch(std::type_identity<PlaneGradientCopier<T, Tile>>{});
@@ -259,4 +268,4 @@ inline bool run_weight_gradient_mma(std::string_view op, const Weights& whole, s
   return true;
 }
 
-}  // namespace ebb::gpu::convolution
+}  // namespace ebb

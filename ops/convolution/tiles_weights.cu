@@ -4,12 +4,18 @@
 //
 // The sum is long and dw is small, so the sum is cut into slices that fill the machine and are
 // added in a fixed order.
-#pragma once
 #include <algorithm>
 
-#include "ebb/ops/convolution/gather.cuh"
+#include "ebb/ops/convolution/paths.h"
+#include "ebb/ops/convolution/second_stage.cuh"
 
-namespace ebb::gpu::convolution {
+namespace ebb {
+namespace {
+
+using namespace gpu;
+using namespace gpu::convolution;
+
+constexpr std::string_view op = "conv2d";
 
 // Both loaders: thread t reads pixel t % 8 of a slab in rows t / 8, t / 8 + threads / 8, ….
 template <class T, class Tile, int extent>
@@ -134,8 +140,8 @@ class WindowLoader : public PixelSlab<T, Tile, Tile::cols> {
 // A tile of one slice: slice i of dw goes to partial + i · (elements of dw).
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
-    weight_gradient(const __grid_constant__ Weights g, Slices slices, const T* x, const T* dy,
-                    Compute<T>* partial) {
+    add_tile(const __grid_constant__ Weights g, Slices slices, const T* x, const T* dy,
+             Compute<T>* partial) {
   using V = Compute<T>;
   __shared__ TileMemory<V, Tile> memory;
   const std::int64_t columns = g.columns();
@@ -164,10 +170,12 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
   });
 }
 
+constexpr int direct_threads = 256;
+
 // One element of dw a block, for groups of few channels.
 template <class T>
 __global__ void __launch_bounds__(direct_threads)
-    weight_gradient_direct(Weights g, const T* x, const T* dy, T* dw) {
+    add_directly(Weights g, const T* x, const T* dy, T* dw) {
   BlockIndex block;
   const int s = block.next(g.s);
   const int r = block.next(g.r);
@@ -189,17 +197,9 @@ void with_weight_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f)
   }
 }
 
-// Whether a tap lies further from its window's origin than WindowLoader can say.
-inline bool far(const Weights& g) {
-  const std::int64_t last_tap = (g.c - 1) * g.x_plane + std::int64_t{g.r - 1} * g.h_dilation * g.w +
-                                std::int64_t{g.s - 1} * g.w_dilation;
-  return last_tap >= std::int64_t{1} << 31;
-}
-
 // Slices to fill the machine, and so that no thread adds more than 4096 products in one sum.
 template <class T, class Tile>
-void launch_weight_gradient(std::string_view op, const Weights& g, const Tensor& x,
-                            const Tensor& dy, Tensor& dw) {
+void launch_weight_gradient(const Weights& g, const Tensor& x, const Tensor& dy, Tensor& dw) {
   using V = Compute<T>;
   const std::int64_t blocks = std::int64_t{divide_up(g.m, Tile::rows)} *
                               divide_up<std::int64_t>(g.columns(), Tile::cols) * g.groups;
@@ -208,10 +208,28 @@ void launch_weight_gradient(std::string_view op, const Weights& g, const Tensor&
                       std::max(accurate, enough_blocks<Tile>() / blocks));
   const bool straight = slices.count == 1 && std::is_same_v<T, V>;
   Tensor partial = straight ? dw : empty({slices.count, dw.numel()}, {dtype_of<V>, dw.device()});
-  launch(op, weight_gradient<T, Tile>, grid_of(op, blocks * slices.count), Tile::threads, 0, g,
-         slices, x.data<T>(), dy.data<T>(), partial.data<V>());
+  launch(op, add_tile<T, Tile>, grid_of(op, blocks * slices.count), Tile::threads, 0, g, slices,
+         x.data<T>(), dy.data<T>(), partial.data<V>());
   if (straight) return;
   launch_add_slices<T>(op, dw.numel(), slices.count, partial, 1, 1, nullptr, dw);
 }
+}  // namespace
 
-}  // namespace ebb::gpu::convolution
+bool gpu::tiles::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                                 Tensor& dw) {
+  const Weights g = weights_of(op, size);
+  visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    if (thin(g.groups, g.m, g.c) || far(g)) {
+      launch(op, add_directly<T>, grid_of(op, dw.numel()), direct_threads, 0, g, x.data<T>(),
+             dy.data<T>(), dw.data<T>());
+      return;
+    }
+    with_weight_tile<T>(g.m, g.columns(), g.groups, [&](auto tile) {
+      launch_weight_gradient<T, decltype(tile)>(g, x, dy, dw);
+    });
+  });
+  return true;
+}
+
+}  // namespace ebb
