@@ -260,6 +260,18 @@ __device__ inline void multiply_across(float (&s)[64], std::uint64_t a, std::uin
 }
 
 // sums[64,n] += a[64,8] · b[8,n] of TF32, a in registers as mma.sync has it, b along k.
+__device__ inline void multiply_tf32(float (&s)[16], const unsigned (&a)[4], std::uint64_t b,
+                                     int keep = 1) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1;\n}"
+      : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]), "+f"(s[5]), "+f"(s[6]),
+        "+f"(s[7]), "+f"(s[8]), "+f"(s[9]), "+f"(s[10]), "+f"(s[11]), "+f"(s[12]), "+f"(s[13]),
+        "+f"(s[14]), "+f"(s[15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
+}
 __device__ inline void multiply_tf32(float (&s)[32], const unsigned (&a)[4], std::uint64_t b,
                                      int keep = 1) {
   asm volatile(

@@ -165,7 +165,7 @@ bool gpu::hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const
     return false;
   const Weights whole = weights_of(op, size);
   if (dw.dtype() == Dtype::f32)
-    return (tf32_allowed() || mostly_filled(g, 64, 64, dy.numel() / size.k)) &&
+    return (tf32_allowed() || mostly_filled(g, 64, g.c <= 32 ? 32 : 64, dy.numel() / size.k)) &&
            weight_gradient_tf32(whole, g, x, dy, dw);
   if (g.c > 64) return run_gradient<GradientTile<128, 3>>(whole, g, x, dy, dw);
   return taps <= 3 ? run_gradient<GradientTile<64, 3>>(whole, g, x, dy, dw)
