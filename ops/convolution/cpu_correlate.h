@@ -1,52 +1,24 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// The CPU's direct convolution: correlations in steps of one pixel, without im2col.
+// The CPU's direct convolution: correlations in steps of one pixel (cpu_stage.h), without im2col.
 //
-//   out[f, i, j] = bias[f] + Σ over c, t of in[c · plane + i · row_step + j + taps[t]] · w[f, c, t]
-//
-// `stage` brings any stride, padding and dilation into that form. A tile keeps up to `most_pixels`
-// pixels × two SIMD registers of filters in registers, adds up over channels and taps with one
-// broadcast a pixel, and leaves [pixel][filter], which `transpose` turns to [filter][pixel].
-// Where a group has fewer filters than a quarter register, vectors run along the row instead.
+// A tile keeps up to `most_pixels` pixels × two SIMD registers of filters in registers, adds up
+// over channels and taps with one broadcast a pixel, and leaves [pixel][filter], which `transpose`
+// turns to [filter][pixel]. Where a group has fewer filters than a quarter register, vectors run
+// along the row instead.
 #pragma once
 #include <array>
 #include <cstring>
 #include <utility>
-#include <vector>
 
-#include "ebb/core/parallel.h"
-#include "ebb/ops/simd.h"
+#include "ebb/ops/convolution/cpu_stage.h"
 
 namespace ebb::cpu::direct {
-
-// 32 SIMD registers with AVX-512, else taken to be 16.
-inline constexpr bool wide = lanes<float> == 16;
-inline constexpr int most_pixels = wide ? 14 : 6;
-inline constexpr std::int64_t chunk_pixels = 168;  // results of a chunk stay in L1
-inline constexpr std::int64_t terms_in_block =
-    160;  // weights of a block too, and rounding stays small
-
-template <class T>
-inline constexpr std::int64_t filter_block = 2 * lanes<T>;
-
-template <class T>
-bool few(std::int64_t filters) {
-  return 4 * filters < lanes<T>;
-}
 
 // Registers that hold filters first … of a group.
 template <class T>
 int vectors_for(std::int64_t filters) {
   return filters > lanes<T> ? 2 : 1;
 }
-
-struct Correlation {
-  std::int64_t channels = 0, filters = 0;  // of one group: summed over, and produced
-  std::int64_t plane = 0, row_step = 0;
-  std::vector<std::int64_t> taps;  // offsets in `in`
-  std::int64_t step = 1;           // columns between results, where there are few() filters
-
-  std::int64_t terms() const { return channels * std::ssize(taps); }
-};
 
 // Where results go: element strides of a filter, a row and a column.
 template <class T>
@@ -57,45 +29,6 @@ struct Destination {
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of SIMD types as template arguments
-// A square of one register.
-template <class T>
-void transpose_square(const T* src, std::int64_t src_step, T* dst, std::int64_t dst_step) {
-  using namespace Eigen::internal;
-  constexpr int n = lanes<T>;
-  PacketBlock<Packet<T>, n> square;
-#pragma GCC unroll 16
-  for (int a = 0; a < n; ++a) square.packet[a] = ploadu<Packet<T>>(src + a * src_step);
-  ptranspose(square);
-#pragma GCC unroll 16
-  for (int b = 0; b < n; ++b) pstoreu(dst + b * dst_step, square.packet[b]);
-}
-
-// dst[j · dst_step + i] = src[i · src_step + j], i < rows, j < cols; in squares, the last of which
-// overlap those before them where there is room.
-template <class T>
-void transpose(const T* src, std::int64_t src_step, std::int64_t rows, std::int64_t cols, T* dst,
-               std::int64_t dst_step) {
-  constexpr int n = lanes<T>;
-  const std::int64_t height = std::min<std::int64_t>(n, rows);
-  const std::int64_t width = std::min<std::int64_t>(n, cols);
-  for (std::int64_t i = 0; i < rows; i += n)
-    for (std::int64_t j = 0; j < cols; j += n) {
-      const std::int64_t row = std::min(i, rows - height), col = std::min(j, cols - width);
-      const T* from = src + row * src_step + col;
-      T* to = dst + col * dst_step + row;
-      if (height == n && width == n) {
-        transpose_square(from, src_step, to, dst_step);
-        continue;
-      }
-      T edge[n * n] = {}, turned[n * n];
-      for (std::int64_t a = 0; a < height; ++a)
-        std::copy_n(from + a * src_step, width, edge + a * n);
-      transpose_square(edge, n, turned, n);
-      for (std::int64_t b = 0; b < width; ++b)
-        std::copy_n(turned + b * n, height, to + b * dst_step);
-    }
-}
-
 // Weights of one group as the tiles read them: [block of filters][channel][tap][filter in block],
 // the last block as narrow as its registers, zeros where there is no filter. Weight (f, c, t) is
 // w[f · filter_step + c · channel_step + taps[t]]. pack_block() packs one, of `left` filters.
@@ -143,8 +76,6 @@ template <class T>
 std::int64_t padded_filters(std::int64_t filters) {
   return (filters + filter_block<T> - 1) / filter_block<T> * filter_block<T>;
 }
-
-// ---- Tiles: pixels × filters in registers ----
 
 template <class T>
 struct Tile {
@@ -278,33 +209,6 @@ void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std:
   for (; j < cols; j += n) all_rows(std::integral_constant<int, 1>(), j);
 }
 
-// Registers, the last overlapping the one before: rows are too short for a call of memmove.
-template <class T>
-void copy_row(const T* from, std::int64_t n, T* to) {
-  using namespace Eigen::internal;
-  constexpr int l = lanes<T>;
-  if (n < l) {
-    std::copy_n(from, n, to);
-    return;
-  }
-  for (std::int64_t i = 0; i < n; i += l) {
-    const std::int64_t at = std::min(i, n - l);
-    pstoreu(to + at, ploadu<Packet<T>>(from + at));
-  }
-}
-
-// n elements that are so far apart.
-template <class T>
-void move_row(const T* from, std::int64_t step, std::int64_t n, T* to, std::int64_t to_step) {
-  if (to_step != 1) {
-    for (std::int64_t j = 0; j < n; ++j) to[j * to_step] = from[j * step];
-  } else if (step != 1) {
-    gather_row(from, step, n, to);
-  } else {
-    copy_row(from, n, to);
-  }
-}
-
 // Elements of `work` that correlate() needs.
 template <class T>
 constexpr std::int64_t work_size() {
@@ -358,150 +262,6 @@ void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int6
       }
     w += width * sum.terms();
     first += width;
-  }
-}
-
-// ---- Weight gradient: columns (channel, tap) × filters in registers, summed over pixels ----
-
-// dw[column][filter] += Σ over rows × cols pixels of x[column][pixel] · dy[pixel][filter]
-template <class T, int vectors, int columns>
-void gradient_tile(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
-                   std::int64_t cols, T* dw) {
-  using namespace Eigen::internal;
-  using P = Packet<T>;
-  constexpr int n = lanes<T>;
-  P sum[columns][vectors];
-#pragma GCC unroll 16
-  for (int k = 0; k < columns; ++k)
-    for (int v = 0; v < vectors; ++v) sum[k][v] = pset1<P>(T(0));
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const T* at[columns];
-#pragma GCC unroll 16
-    for (int k = 0; k < columns; ++k) at[k] = x[k] + i * row_step;
-    for (std::int64_t j = 0; j < cols; ++j, dy += vectors * n) {
-      P g[vectors];
-      for (int v = 0; v < vectors; ++v) g[v] = ploadu<P>(dy + v * n);
-#pragma GCC unroll 16
-      for (int k = 0; k < columns; ++k) {
-        const P pixel = pset1<P>(at[k][j]);
-        for (int v = 0; v < vectors; ++v) sum[k][v] = pmadd(pixel, g[v], sum[k][v]);
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int k = 0; k < columns; ++k)
-    for (int v = 0; v < vectors; ++v) {
-      T* to = dw + (k * vectors + v) * n;
-      pstoreu(to, padd(ploadu<P>(to), sum[k][v]));
-    }
-}
-
-// The same for a single filter, dy [pixel], vectors along the row, and half and quarter ones.
-template <class T, int columns>
-void gradient_dots(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
-                   std::int64_t cols, T* dw) {
-  using namespace Eigen::internal;
-  using P = Packet<T>;
-  using Half = typename unpacket_traits<P>::half;
-  using Quarter = typename unpacket_traits<Half>::half;
-  P sum[columns];
-  Half half[columns];
-  Quarter quarter[columns];
-  T single[columns] = {};
-  for (P& v : sum) v = pset1<P>(T(0));
-  for (Half& v : half) v = pset1<Half>(T(0));
-  for (Quarter& v : quarter) v = pset1<Quarter>(T(0));
-  for (std::int64_t i = 0; i < rows; ++i, dy += cols) {
-    std::int64_t j = 0;
-    const auto add = [&]<class V>(V* sums) {
-      const V g = ploadu<V>(dy + j);
-      for (int k = 0; k < columns; ++k)
-        sums[k] = pmadd(g, ploadu<V>(x[k] + i * row_step + j), sums[k]);
-      j += unpacket_traits<V>::size;
-    };
-    while (j + unpacket_traits<P>::size <= cols) add(sum);
-    if (j + unpacket_traits<Half>::size <= cols) add(half);
-    if (j + unpacket_traits<Quarter>::size <= cols) add(quarter);
-    for (; j < cols; ++j)
-      for (int k = 0; k < columns; ++k) single[k] += dy[j] * x[k][i * row_step + j];
-  }
-  for (int k = 0; k < columns; ++k)
-    dw[k] += (predux(sum[k]) + predux(half[k])) + (predux(quarter[k]) + single[k]);
-}
-
-// Registers of filters: 0 stands for dots along the rows.
-template <class T>
-int gradient_vectors(std::int64_t filters) {
-  if (few<T>(filters)) return 0;
-  if (wide && filters > 2 * lanes<T>) return 4;
-  return filters > lanes<T> ? 2 : 1;
-}
-
-template <class T, int vectors>
-void gradient_columns(const T* const* x, std::int64_t columns, std::int64_t row_step, const T* dy,
-                      std::int64_t rows, std::int64_t cols, T* dw) {
-  constexpr int most = vectors == 4 ? 6 : wide ? 9 : 5;
-  static constexpr auto table = []<int... k>(std::integer_sequence<int, k...>) {
-    if constexpr (vectors == 0)
-      return std::array{&gradient_dots<T, k + 1>...};
-    else
-      return std::array{&gradient_tile<T, vectors, k + 1>...};
-  }
-  (std::make_integer_sequence<int, most>{});
-  constexpr std::int64_t width = std::max(1, vectors * lanes<T>);
-  const std::int64_t tiles = (columns + most - 1) / most;
-  for (std::int64_t k = 0; k < tiles; ++k) {
-    const std::int64_t first = columns * k / tiles;
-    const std::int64_t count = columns * (k + 1) / tiles - first;
-    table[static_cast<size_t>(count - 1)](x + first, row_step, dy, rows, cols, dw + first * width);
-  }
-}
-
-// ---- Staging ----
-
-// What stage() reads: input rows top, top + row_step, … and columns left, left + 1, …; of every
-// `stride` columns the first `phases`, each phase side by side. Zero outside the h × w image.
-struct Grid {
-  std::int64_t top, row_step, rows;
-  std::int64_t left, stride, phases, width;
-};
-
-// `channels` planes into [channel][row][phase][width]: column left + m · stride + f is at [f][m].
-template <class T>
-void stage(const T* x, std::int64_t channels, std::int64_t h, std::int64_t w, const Grid& grid,
-           T* to) {
-  const auto ceil_to = [&](std::int64_t a) {
-    return a <= 0 ? 0 : (a + grid.stride - 1) / grid.stride;
-  };
-  // Of a phase's row, [begin, end) lies inside the image.
-  const auto inside = [&](std::int64_t f) {
-    const std::int64_t begin = std::min(ceil_to(-grid.left - f), grid.width);
-    return std::pair(begin, std::clamp(ceil_to(w - grid.left - f), begin, grid.width));
-  };
-  // f(row of the image, first phase of the staged row)
-  const auto for_rows = [&](auto f) {
-    for (std::int64_t c = 0; c < channels; ++c)
-      for (std::int64_t row = 0; row < grid.rows; ++row) {
-        const std::int64_t i = grid.top + row * grid.row_step;
-        if (0 <= i && i < h)
-          f(x + (c * h + i) * w, to + (c * grid.rows + row) * grid.phases * grid.width);
-      }
-  };
-  std::fill_n(to, channels * grid.rows * grid.phases * grid.width, T(0));
-  const auto [begin, end] = inside(0);
-  if (grid.phases >= 4 && inside(grid.phases - 1) == inside(0)) {
-    for_rows([&, begin = begin, n = end - begin](const T* from, T* staged) {
-      transpose(from + grid.left + begin * grid.stride, grid.stride, n, grid.phases, staged + begin,
-                grid.width);
-    });
-    return;
-  }
-  for (std::int64_t f = 0; f < grid.phases; ++f) {
-    const auto [begin, end] = inside(f);
-    for_rows([&, begin = begin, n = end - begin](const T* from, T* staged) {
-      move_row(from + grid.left + f + begin * grid.stride, grid.stride, n,
-               staged + f * grid.width + begin, 1);
-    });
   }
 }
 
