@@ -2,8 +2,7 @@
 
 #include <array>
 
-#include "ebb/core/eigen.h"
-#include "ebb/core/parallel.h"
+#include "ebb/ops/reduction/sum.h"
 
 namespace ebb {
 namespace {
@@ -80,70 +79,10 @@ Tensor sum_to(const Tensor& x, const Shape& shape) {
     for (int e = 0; e <= d; ++e) last = last && kept(e);
     const Dtype dtype = x.dtype() == Dtype::bf16 && !last ? Dtype::f32 : x.dtype();
     Tensor y = empty({outer, inner}, {dtype, x.device()});
-    run<cpu::sum_middle, gpu::sum_middle>(x.device(), sum, outer, count, inner, y);
+    run<cpu::sum_along, gpu::sum_along>(x.device(), sum, View{outer, count, inner}, 1.0, y);
     sum = y;
   }
   return Tensor(sum.storage(), shape, sum.dtype());
-}
-
-namespace {
-
-constexpr std::int64_t block = 1024;  // numbers that are added up in f32
-
-template <class T>
-void sum_rows(const T* x, std::int64_t outer, std::int64_t count, T* y) {
-  const auto part = [&](const T* row, std::int64_t begin, std::int64_t end) -> double {
-    return begin == end ? T(0) : cpu::array(row + begin, end - begin).sum();
-  };
-  const std::int64_t grain =
-      std::max<std::int64_t>(1, (1 << 15) / std::max<std::int64_t>(count, 1));
-  parallel_for(outer, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end; ++r) {
-      const T* row = x + r * count;
-      y[r] = static_cast<T>(count <= block ? part(row, 0, count)
-                                           : block_sum<double>(count, block, [&](auto b, auto e) {
-                                               return part(row, b, e);
-                                             }));
-    }
-  });
-}
-
-// Columns: blocks of rows are added up in double, the blocks in order.
-template <class T>
-void sum_columns(const T* x, std::int64_t outer, std::int64_t count, std::int64_t inner, T* y) {
-  constexpr std::int64_t rows = 512;
-  const std::int64_t blocks = std::max<std::int64_t>(1, (count + rows - 1) / rows);
-  std::vector<double> partial(static_cast<size_t>(outer * blocks * inner));
-  const std::int64_t grain = std::max<std::int64_t>(
-      1, (1 << 15) / (std::min(rows, count + 1) * std::max<std::int64_t>(inner, 1)));
-  parallel_for(outer * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t k = begin; k < end; ++k) {
-      auto sum = cpu::array(partial.data() + k * inner, inner);
-      const std::int64_t first = k % blocks * rows;
-      for (std::int64_t r = first; r < std::min(first + rows, count); ++r)
-        sum += cpu::array(x + (k / blocks * count + r) * inner, inner).template cast<double>();
-    }
-  });
-  for (std::int64_t o = 0; o < outer; ++o) {
-    auto sum = cpu::array(partial.data() + o * blocks * inner, inner);
-    for (std::int64_t k = 1; k < blocks; ++k)
-      sum += cpu::array(partial.data() + (o * blocks + k) * inner, inner);
-    cpu::array(y + o * inner, inner) = sum.template cast<T>();
-  }
-}
-
-}  // namespace
-
-void cpu::sum_middle(const Tensor& x, std::int64_t outer, std::int64_t count, std::int64_t inner,
-                     Tensor& y) {
-  visit<float, double>(x.dtype(), "sum", [&](auto zero) {
-    using T = decltype(zero);
-    if (inner == 1) {
-      sum_rows(x.data<T>(), outer, count, y.data<T>());
-    } else {
-      sum_columns(x.data<T>(), outer, count, inner, y.data<T>());
-    }
-  });
 }
 
 }  // namespace ebb

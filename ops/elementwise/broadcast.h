@@ -34,15 +34,4 @@ struct Periodic {
 // where there are none. In a fixed order, in blocks. Not recorded.
 Tensor sum_to(const Tensor& x, const Shape& shape);
 
-// x [outer, count, inner] → y [outer, inner]; y's dtype is x's or, of a bf16 x, f32, or the other
-// way round.
-using SumMiddle = void(const Tensor& x, std::int64_t outer, std::int64_t count, std::int64_t inner,
-                       Tensor& y);
-namespace cpu {
-SumMiddle sum_middle;
-}
-namespace gpu {
-SumMiddle sum_middle;
-}
-
 }  // namespace ebb

@@ -1,7 +1,7 @@
 #include "ebb/ops/linalg/feed_forward.h"
 
+#include "ebb/ops/elementwise/broadcast.h"
 #include "ebb/ops/linalg/gemm.h"
-#include "ebb/ops/linalg/linear.h"
 
 namespace ebb {
 namespace {
@@ -35,12 +35,6 @@ Tensor product(const GemmSize& size, const Tensor& a, const Tensor& b, const Ten
   return y;
 }
 
-Tensor bias_gradient(const Tensor& dy) {
-  Tensor db = empty({dy.size(-1)}, dy.options());
-  run<cpu::linear_bias_gradient, gpu::linear_bias_gradient>(dy.device(), dy, db);
-  return db;
-}
-
 }  // namespace
 
 Tensor feed_forward(const Tensor& x, const Tensor& up, const Tensor& down,
@@ -64,13 +58,13 @@ Tensor feed_forward(const Tensor& x, const Tensor& up, const Tensor& down,
                  g = Saved(g)](const Tensor& dy) -> Gradients {
                   Tensor dx, dup, da, ddown, db;
                   if (needs_down) ddown = product({1, out, hidden, rows, true}, dy, g, down);
-                  if (needs_b) db = bias_gradient(dy);
+                  if (needs_b) db = sum_to(dy, {out});
                   if (!needs_x && !needs_up && !needs_a) return {dx, dup, da, ddown, db, dy};
                   Tensor dh = g.to_write_over();
                   run<cpu::gemm_gelu_backward, gpu::gemm_gelu_backward>(
                       dy.device(), op, GemmSize{1, rows, hidden, out}, dy, down.get(), h.get(), dh);
                   if (needs_up) dup = product({1, hidden, in, rows, true}, dh, x, up);
-                  if (needs_a) da = bias_gradient(dh);
+                  if (needs_a) da = sum_to(dh, {hidden});
                   if (needs_x) dx = product({1, rows, in, hidden}, dh, up, x);
                   return {dx, dup, da, ddown, db, dy};
                 });

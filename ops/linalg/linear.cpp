@@ -1,7 +1,6 @@
 #include "ebb/ops/linalg/linear.h"
 
-#include "ebb/core/eigen.h"
-#include "ebb/core/parallel.h"
+#include "ebb/ops/elementwise/broadcast.h"
 #include "ebb/ops/linalg/gemm.h"
 
 namespace ebb {
@@ -54,41 +53,9 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& r
                     dw = empty_like(w);
                     product({1, out, in, rows, true, false}, dy, x, {}, {}, dw);
                   }
-                  if (needs_b) {
-                    db = empty({out}, dy.options());
-                    run<cpu::linear_bias_gradient, gpu::linear_bias_gradient>(dy.device(), dy, db);
-                  }
+                  if (needs_b) db = sum_to(dy, {out});
                   return {dx, dw, db, dy};
                 });
-}
-
-// Stripes of columns over threads; within one, sums of blocks of rows added up in order.
-void cpu::linear_bias_gradient(const Tensor& dy, Tensor& db) {
-  visit<float, double>(dy.dtype(), "linear", [&](auto zero) {
-    using T = decltype(zero);
-    constexpr std::int64_t stripe = 64;
-    constexpr std::int64_t block = 256;
-    const std::int64_t out = db.numel();
-    const std::int64_t rows = out ? dy.numel() / out : 0;
-    const T* from = dy.data<T>();
-    T* to = db.data<T>();
-    const auto sums_of = [&](std::int64_t first) {
-      const std::int64_t columns = std::min(stripe, out - first);
-      auto sum = array(to + first, columns);
-      sum.setZero();
-      for (std::int64_t r = 0; r < rows; r += block) {
-        Eigen::Array<T, Eigen::Dynamic, 1, 0, stripe, 1> part;
-        part.setZero(columns);
-        for (std::int64_t i = r; i < std::min(rows, r + block); ++i)
-          part += array(from + i * out + first, columns);
-        sum += part;
-      }
-    };
-    const std::int64_t grain = 1 + (1 << 15) / (stripe * (rows + 1));
-    parallel_for((out + stripe - 1) / stripe, grain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t s = begin; s < end; ++s) sums_of(s * stripe);
-    });
-  });
 }
 
 }  // namespace ebb

@@ -12,11 +12,4 @@ namespace ebb {
 
 Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b = {}, const Tensor& residual = {});
 
-namespace cpu {
-Map1 linear_bias_gradient;  // dy [rows,out] → db [out]
-}
-namespace gpu {
-Map1 linear_bias_gradient;
-}
-
 }  // namespace ebb
