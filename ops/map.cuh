@@ -93,33 +93,35 @@ __global__ void __launch_bounds__(map_threads)
     return apply<T, outputs>(f, in, std::make_index_sequence<inputs>());
   };
   const std::int64_t start = blockIdx.x * tile;
-  if (packed && start + tile <= n) {
-    P in[packs][inputs];
+  // What is rare stands in the `if`: the compiler puts that behind the rest, and a small map need
+  // not wait for instructions from beyond it.
+  if (!packed || start + tile > n) {
+    const std::int64_t end = n < start + tile ? n : start + tile;
+    for (std::int64_t i = start + threadIdx.x; i < end; i += map_threads) {
+      const Values<T, outputs> value = one([&](int k) { return x.p[k][i]; });
 #pragma unroll
-    for (int k = 0; k < packs; ++k)
-#pragma unroll
-      for (int i = 0; i < inputs; ++i)
-        in[k][i] = reinterpret_cast<const P*>(x.p[i] + start)[k * map_threads + threadIdx.x];
-#pragma unroll
-    for (int k = 0; k < packs; ++k) {
-      P out[outputs];
-#pragma unroll
-      for (int j = 0; j < width; ++j) {
-        const Values<T, outputs> value = one([&](int i) { return in[k][i].v[j]; });
-#pragma unroll
-        for (int o = 0; o < outputs; ++o) out[o].v[j] = value.v[o];
-      }
-#pragma unroll
-      for (int o = 0; o < outputs; ++o)
-        store(reinterpret_cast<P*>(y.p[o] + start) + k * map_threads + threadIdx.x, out[o]);
+      for (int o = 0; o < outputs; ++o) y.p[o][i] = value.v[o];
     }
     return;
   }
-  const std::int64_t end = n < start + tile ? n : start + tile;
-  for (std::int64_t i = start + threadIdx.x; i < end; i += map_threads) {
-    const Values<T, outputs> value = one([&](int k) { return x.p[k][i]; });
+  P in[packs][inputs];
 #pragma unroll
-    for (int o = 0; o < outputs; ++o) y.p[o][i] = value.v[o];
+  for (int k = 0; k < packs; ++k)
+#pragma unroll
+    for (int i = 0; i < inputs; ++i)
+      in[k][i] = reinterpret_cast<const P*>(x.p[i] + start)[k * map_threads + threadIdx.x];
+#pragma unroll
+  for (int k = 0; k < packs; ++k) {
+    P out[outputs];
+#pragma unroll
+    for (int j = 0; j < width; ++j) {
+      const Values<T, outputs> value = one([&](int i) { return in[k][i].v[j]; });
+#pragma unroll
+      for (int o = 0; o < outputs; ++o) out[o].v[j] = value.v[o];
+    }
+#pragma unroll
+    for (int o = 0; o < outputs; ++o)
+      store(reinterpret_cast<P*>(y.p[o] + start) + k * map_threads + threadIdx.x, out[o]);
   }
 }
 

@@ -104,30 +104,30 @@ __global__ void __launch_bounds__(gpu::map_threads)
   constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * width;
   using P = Pack<T, width>;
   const std::int64_t start = blockIdx.x * tile;
-  if (packed && start + tile <= n) {
-    const std::int64_t i = start + threadIdx.x * width;
-    const P in = *reinterpret_cast<const P*>(a + i);
-    P with;
-    if (index.adjacent) {
-      with = *reinterpret_cast<const P*>(b + index(i));
-    } else if (index.constant) {
-      const T value = b[index(i)];
-#pragma unroll
-      for (int j = 0; j < width; ++j) with.v[j] = value;
-    } else {
-#pragma unroll
-      for (int j = 0; j < width; ++j) with.v[j] = b[index(i + j)];
-    }
-    P out;
-#pragma unroll
-    for (int j = 0; j < width; ++j)
-      out.v[j] = gpu::narrow<T>(f(gpu::widen(in.v[j]), gpu::widen(with.v[j])));
-    gpu::store(reinterpret_cast<P*>(y + i), out);
+  if (!packed || start + tile > n) {
+    const std::int64_t end = n < start + tile ? n : start + tile;
+    for (std::int64_t i = start + threadIdx.x; i < end; i += gpu::map_threads)
+      y[i] = gpu::narrow<T>(f(gpu::widen(a[i]), gpu::widen(b[index(i)])));
     return;
   }
-  const std::int64_t end = n < start + tile ? n : start + tile;
-  for (std::int64_t i = start + threadIdx.x; i < end; i += gpu::map_threads)
-    y[i] = gpu::narrow<T>(f(gpu::widen(a[i]), gpu::widen(b[index(i)])));
+  const std::int64_t i = start + threadIdx.x * width;
+  const P in = *reinterpret_cast<const P*>(a + i);
+  P with;
+  if (index.adjacent) {
+    with = *reinterpret_cast<const P*>(b + index(i));
+  } else if (index.constant) {
+    const T value = b[index(i)];
+#pragma unroll
+    for (int j = 0; j < width; ++j) with.v[j] = value;
+  } else {
+#pragma unroll
+    for (int j = 0; j < width; ++j) with.v[j] = b[index(i + j)];
+  }
+  P out;
+#pragma unroll
+  for (int j = 0; j < width; ++j)
+    out.v[j] = gpu::narrow<T>(f(gpu::widen(in.v[j]), gpu::widen(with.v[j])));
+  gpu::store(reinterpret_cast<P*>(y + i), out);
 }
 
 template <class T, class F>
