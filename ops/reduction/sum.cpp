@@ -12,11 +12,6 @@ Tensor sum(const Tensor& x, const ReduceOptions& options) {
 
 namespace {
 
-// What lies between two passes: f32 for bf16, so that only the result is rounded to bf16.
-TensorOptions between(const Tensor& x) {
-  return {x.dtype() == Dtype::bf16 ? Dtype::f32 : x.dtype(), x.device()};
-}
-
 Tensor repeat(Tensor dy, const Axes& axes, double factor, const Shape& shape) {
   for (size_t p = axes.passes.size(); p-- > 0;) {
     const View& view = axes.passes[p];
@@ -31,16 +26,17 @@ Tensor repeat(Tensor dy, const Axes& axes, double factor, const Shape& shape) {
 }  // namespace
 
 Tensor scaled_sum(const char* op, const Tensor& x, const Axes& axes, double factor) {
+  // Between two passes f32 for bf16, so that only the result is rounded to bf16.
+  const Dtype between = x.dtype() == Dtype::bf16 ? Dtype::f32 : x.dtype();
   Tensor y = x;
   for (size_t p = 0; p < axes.passes.size(); ++p) {
     const bool last = p + 1 == axes.passes.size();
     const View& view = axes.passes[p];
-    Tensor sums =
-        last ? empty(axes.result, between(x)) : empty({view.outer, view.inner}, between(x));
+    Tensor sums = last ? empty(axes.result, x.options())
+                       : empty({view.outer, view.inner}, {between, x.device()});
     run<cpu::sum_along, gpu::sum_along>(x.device(), y, view, last ? factor : 1.0, sums);
     y = sums;
   }
-  y = y.to(x.dtype());
   return record(op, y, {x}, [axes, factor, shape = x.shape()](const Tensor& dy) -> Gradients {
     return {repeat(dy, axes, factor, shape)};
   });
