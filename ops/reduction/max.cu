@@ -1,6 +1,5 @@
-#include "ebb/core/tensor.h"
 #include "ebb/ops/reduction/max.h"
-#include "ebb/ops/rows.cuh"
+#include "ebb/ops/slices.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -47,21 +46,10 @@ struct MaxRow {
 // Few rows are cut into slices, whose maxima are rows of a second stage.
 template <class T>
 void max_rows(const Tensor& x, const View& v, std::int32_t* index, Tensor& y) {
-  constexpr std::int64_t enough_rows = 512;
-  constexpr std::int64_t shortest = 16384;
-  constexpr std::int64_t most_slices = 2048;
-  RowLayout layout{v.outer, v.n};
-  if (v.outer < enough_rows && v.n > shortest) {
-    const std::int64_t slice = divide_up(v.n, divide_up(most_slices, v.outer));
-    constexpr std::int64_t width = pack_size<T>;
-    layout.chunk = divide_up(slice > shortest ? slice : shortest, width) * width;
-    layout.slices = divide_up(v.n, layout.chunk);
-  }
-  if (layout.slices == 1) {
-    layout.chunk = v.n;
-    const MaxRow<T> body{y.data<T>(), index, nullptr, v.n, 1, v.n};
-    return stream_rows<T>("max", body, layout, nullptr, x.data<T>());
-  }
+  const RowLayout layout = slice_rows(v.outer, v.n);
+  if (layout.slices == 1)
+    return stream_rows<T>("max", MaxRow<T>{y.data<T>(), index, nullptr, v.n, 1, v.n}, layout,
+                          nullptr, x.data<T>());
   Tensor partial = empty({v.outer, layout.slices}, x.options());
   Tensor place;
   if (index) place = empty({v.outer, layout.slices}, {Dtype::i32, x.device()});

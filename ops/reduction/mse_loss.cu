@@ -1,6 +1,6 @@
 #include "ebb/ops/map.cuh"
 #include "ebb/ops/reduction/mse_loss.h"
-#include "ebb/ops/rows.cuh"
+#include "ebb/ops/slices.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -13,28 +13,12 @@ struct SquaredDifference {
   }
 };
 
-// A slice of the tensor, seen as one row.
-template <class T>
-struct SliceLoss {
-  double* partial;
-
-  template <class Row>
-  __device__ void operator()(Row& row) const {
-    using C = Compute<T>;
-    const double total = row.template sum<double>([](auto, C x, C t) { return (x - t) * (x - t); });
-    if (row.leader()) partial[row.index()] = total;
-  }
-};
-
 template <class T>
 struct TotalLoss {
   double factor;
   T* y;
-
-  template <class Row>
-  __device__ void operator()(Row& row) const {
-    const double total = row.template sum<double>([](auto, double x) { return x; });
-    if (row.leader()) *y = narrow<T>(static_cast<Compute<T>>(factor * total));
+  __device__ void operator()(std::int64_t, double total) const {
+    *y = narrow<T>(static_cast<Compute<T>>(factor * total));
   }
 };
 
@@ -59,21 +43,10 @@ void gpu::mse_loss(const Tensor& x, const Tensor& target, double factor, bool ea
   visit<float, double, bf16>(x.dtype(), "mse_loss", [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t n = x.numel();
-    if (each) {
-      map<T>("mse_loss", SquaredDifference{}, n, y.data<T>(), x.data<T>(), target.data<T>());
-      return;
-    }
-    constexpr std::int64_t shortest = 16384;
-    constexpr std::int64_t most_slices = 2048;
-    const std::int64_t slice = divide_up(n, most_slices);
-    RowLayout layout{1, n};
-    layout.chunk = slice > shortest ? divide_up<std::int64_t>(slice, 8) * 8 : shortest;
-    layout.slices = n == 0 ? 1 : divide_up(n, layout.chunk);
-    Tensor partial = empty({layout.slices}, {Dtype::f64, x.device()});
-    double* sums = partial.data<double>();
-    stream_rows<T>("mse_loss", SliceLoss<T>{sums}, layout, nullptr, x.data<T>(), target.data<T>());
-    stream_rows<double>("mse_loss", TotalLoss<T>{factor, y.data<T>()}, {1, layout.slices}, nullptr,
-                        static_cast<const double*>(sums));
+    if (each)
+      return map<T>("mse_loss", SquaredDifference{}, n, y.data<T>(), x.data<T>(), target.data<T>());
+    sum_slices<T>("mse_loss", SquaredDifference{}, TotalLoss<T>{factor, y.data<T>()}, 1, n,
+                  x.device(), x.data<T>(), target.data<T>());
   });
 }
 
