@@ -1,11 +1,9 @@
 // Windows of many elements that hardly overlap, a whole image say: a group of 8 or 32 threads, or a
 // block, has an output, and each of its threads every so many rows and columns of the window.
 #pragma once
-#include "ebb/ops/pooling/window.cuh"
+#include "ebb/ops/pooling/places.cuh"
 
 namespace ebb::gpu {
-
-inline constexpr int wide_threads = pool_threads;
 
 inline bool is_wide(const PoolSize& s) {
   const std::int64_t elements = std::min(s.kernel_h, s.h) * std::min(s.kernel_w, s.w);
@@ -20,11 +18,11 @@ struct Wide {
   explicit Wide(const PoolSize& s) : outputs(s.planes, s.p, s.q), across(1) {
     while (across < std::min(s.kernel_w, s.w)) across *= 2;
   }
-  dim3 blocks(int group) const { return outputs.blocks(wide_threads / group); }
+  dim3 blocks(int group) const { return outputs.blocks(pool_threads / group); }
 
   template <int group>
   __device__ Place<int> place() const {
-    return outputs[blockIdx.x * (wide_threads / group) + threadIdx.x / group];
+    return outputs[blockIdx.x * (pool_threads / group) + threadIdx.x / group];
   }
   template <int group>
   __device__ bool leader() const {
@@ -53,7 +51,7 @@ void visit_groups(const PoolSize& s, const F& f) {
   const std::int64_t elements = std::min(s.kernel_h, s.h) * std::min(s.kernel_w, s.w);
   if (elements < 256) return f.template operator()<8>();
   if (elements < 4096) return f.template operator()<32>();
-  f.template operator()<wide_threads>();
+  f.template operator()<pool_threads>();
 }
 
 }  // namespace ebb::gpu
