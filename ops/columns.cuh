@@ -176,22 +176,25 @@ void add_slices(std::string_view op, const Finish& finish, std::int64_t columns,
               dim3(column_lanes, column_warps), finish, columns, slices, partial);
 }
 
-// `once`: no second pass reads x again. The device's own number of multiprocessors does not enter,
-// so that all GPUs add in one order.
+// `once`: no second pass reads x again. Then it passes the caches, unless it is so large that this
+// only costs time. The device's own number of multiprocessors does not enter, so that all GPUs add
+// in one order.
 template <class T, int count, bool once = false, class Terms, class Finish, class... X>
 void columns(std::string_view op, const Terms& terms, const Finish& finish, ColumnLayout s,
              Device device, const X*... x) {
   constexpr std::int64_t few_rows = 512;  // that one block adds
   constexpr std::int64_t shortest = 64;   // slice
   constexpr std::int64_t most_slices = 512;
-  constexpr std::int64_t blocks = 1024;  // that fill every GPU
+  constexpr std::int64_t blocks = 1024;                     // that fill every GPU
+  constexpr std::int64_t far_more = std::int64_t{1} << 29;  // bytes, than caches keep
   if (s.columns() == 0) return;
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
-  s.passing = once && passes<T>(s.columns() * s.n);
+  const bool far = s.columns() * s.n * std::int64_t{sizeof(T)} >= far_more;
+  s.passing = once && !far && passes<T>(s.columns() * s.n);
   constexpr bool adds = requires(const double* p) { finish.add(op, s.slices, p); };
   const auto go = [&]<int width>() {
     const std::int64_t tiles = s.outer * divide_up<std::int64_t>(s.inner, column_lanes * width);
-    const std::int64_t wanted = adds || (s.passing && sizeof(T) == 2) ? blocks / 2 : blocks;
+    const std::int64_t wanted = once && far ? 2 * blocks : once || adds ? blocks / 2 : blocks;
     std::int64_t slices = s.n <= few_rows && !adds ? 1 : divide_up(wanted, tiles);
     slices = std::min({slices, divide_up(s.n, shortest), most_slices});
     s.chunk = slices <= 1 ? s.n : divide_up(s.n, slices);
