@@ -33,23 +33,15 @@ void store(Simd<T> value, const std::array<T*, 1>& y, std::int64_t i) {
   value.store(y[0] + i);
 }
 
-// The first `n` of a register, the others 1: a value that no formula minds.
-template <class T>
-Simd<T> load_first(const T* x, std::int64_t n) {
-  T padded[lanes<T>];
-  std::fill(padded, padded + lanes<T>, T(1));
-  std::copy(x, x + n, padded);
-  return Simd<T>::load(padded);
-}
-
 // Fewer elements than a register holds.
 template <class T, size_t outputs, class Formula, class... X>
 void map_rest(std::array<T*, outputs> y, std::int64_t n, Formula formula, const X*... x) {
-  T rest[outputs][lanes<T>];
-  std::array<T*, outputs> to;
-  for (size_t k = 0; k < outputs; ++k) to[k] = rest[k];
-  store<T>(formula(load_first(x, n)...), to, 0);
-  for (size_t k = 0; k < outputs; ++k) std::copy(rest[k], rest[k] + n, y[k]);
+  const auto values = formula(Simd<T>::load(x, n)...);
+  if constexpr (outputs == 1) {
+    values.store(y[0], n);
+  } else {
+    for (size_t k = 0; k < outputs; ++k) values[k].store(y[k], n);
+  }
 }
 
 // The last register overlaps the one before it, and is calculated first, as y may be x. All by

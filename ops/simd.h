@@ -12,10 +12,13 @@
 
 namespace ebb::cpu {
 
+// Conditions are in the compiler's own vectors, as what it makes of them is one instruction, where
+// Eigen's go to and fro between the registers of masks and of numbers.
 template <class T>
 struct Mask {
-  Packet<T> v;  // all ones where true
-  friend Mask operator&(Mask a, Mask b) { return {Eigen::internal::pand(a.v, b.v)}; }
+  decltype(Packet<T>() < Packet<T>()) v;
+  friend Mask operator&(Mask a, Mask b) { return {a.v & b.v}; }
+  friend Mask operator|(Mask a, Mask b) { return {a.v | b.v}; }
 };
 
 template <class T>
@@ -32,26 +35,42 @@ struct Simd {
   static Simd load(const T* p) { return of(Eigen::internal::ploadu<P>(p)); }
   void store(T* p) const { Eigen::internal::pstoreu(p, v); }
 
+  // The first n alone, or all where n is larger; the others are 1, a value that no formula minds.
+  // A condition in a loop over a whole register becomes one masked instruction.
+  static Simd load(const T* p, std::int64_t n) {
+    T all[lanes<T>];
+#pragma omp simd
+    for (int i = 0; i < lanes<T>; ++i) all[i] = i < n ? p[i] : T(1);
+    return load(all);
+  }
+  void store(T* p, std::int64_t n) const {
+    T all[lanes<T>];
+    store(all);
+#pragma omp simd
+    for (int i = 0; i < lanes<T>; ++i)
+      if (i < n) p[i] = all[i];
+  }
+
   friend Simd operator+(Simd a, Simd b) { return of(Eigen::internal::padd(a.v, b.v)); }
   friend Simd operator-(Simd a, Simd b) { return of(Eigen::internal::psub(a.v, b.v)); }
   friend Simd operator*(Simd a, Simd b) { return of(Eigen::internal::pmul(a.v, b.v)); }
   friend Simd operator/(Simd a, Simd b) { return of(Eigen::internal::pdiv(a.v, b.v)); }
   friend Simd operator-(Simd a) { return of(Eigen::internal::pnegate(a.v)); }
-  friend Mask<T> operator<(Simd a, Simd b) { return {Eigen::internal::pcmp_lt(a.v, b.v)}; }
-  friend Mask<T> operator<=(Simd a, Simd b) { return {Eigen::internal::pcmp_le(a.v, b.v)}; }
-  friend Mask<T> operator==(Simd a, Simd b) { return {Eigen::internal::pcmp_eq(a.v, b.v)}; }
+  friend Mask<T> operator<(Simd a, Simd b) { return {a.v < b.v}; }
+  friend Mask<T> operator<=(Simd a, Simd b) { return {a.v <= b.v}; }
+  friend Mask<T> operator==(Simd a, Simd b) { return {a.v == b.v}; }
 
   // Not a <= b: larger, or one of them is NaN.
-  friend Mask<T> not_at_most(Simd a, Simd b) { return {Eigen::internal::pcmp_lt_or_nan(b.v, a.v)}; }
+  friend Mask<T> not_at_most(Simd a, Simd b) { return {~(a.v <= b.v)}; }
 
   // NaN compares as false, so what a condition does to NaN is seen in the formula.
   friend Simd select(Mask<T> condition, Simd yes, Simd no) {
-    return of(Eigen::internal::pselect(condition.v, yes.v, no.v));
+    return of(condition.v ? yes.v : no.v);
   }
   // select(condition, 0, x), by bits: of a select GCC may make a load of x that waits for the
   // condition, and then two streams of memory take turns.
   friend Simd zero_where(Mask<T> condition, Simd x) {
-    return of(Eigen::internal::pandnot(x.v, condition.v));
+    return of(P(decltype(condition.v)(x.v) & ~condition.v));
   }
   friend Simd abs(Simd x) { return of(Eigen::internal::pabs(x.v)); }
   friend Simd sqrt(Simd x) { return of(Eigen::internal::psqrt(x.v)); }
@@ -86,6 +105,16 @@ struct Simd {
     return load(elements);
   }
 };
+
+// The same for a formula of numbers.
+template <class T>
+bool not_at_most(T a, T b) {
+  return !(a <= b);
+}
+template <class T>
+T select(bool condition, T yes, T no) {
+  return condition ? yes : no;
+}
 
 // Elements `step` apart, side by side. Small steps are known to the compiler, which makes SIMD of
 // them.
