@@ -155,6 +155,19 @@ std::int64_t row_offset(const Layout& l, const std::int64_t* stride, std::int64_
   return offset;
 }
 
+// f(r, where y's row r starts in a, and in b).
+template <class F>
+void for_rows(const Layout& l, std::int64_t begin, std::int64_t end, F&& f) {
+  const int d = l.rank - 2;
+  const std::int64_t many = d < 0 ? 1 : l.dims[d];  // at regular distances
+  const std::int64_t step_a = d < 0 ? 0 : l.a[d], step_b = d < 0 ? 0 : l.b[d];
+  for (std::int64_t r = begin; r < end;) {
+    std::int64_t a = row_offset(l, l.a, r), b = row_offset(l, l.b, r);
+    const std::int64_t stop = std::min(end, (r / many + 1) * many);
+    for (; r < stop; ++r, a += step_a, b += step_b) f(r, a, b);
+  }
+}
+
 // One row, of which each operand goes on by 1 or stays.
 template <class T, class Formula>
 void one_row(const Formula& f, const Layout& l, const T* a, const T* b, T* y) {
@@ -168,6 +181,34 @@ void one_row(const Formula& f, const Layout& l, const T* a, const T* b, T* y) {
         y, n, [f, b = cpu::Simd<T>(*b)](auto a) { return f(a, b); }, a);
   } else {
     cpu::map_row(y, n, f, a, b);
+  }
+}
+
+constexpr std::int64_t short_row = 64;
+constexpr std::int64_t near_numbers = 512;
+
+// A short row of an operand, by whole registers: what is too much, the next row is laid over.
+template <class T>
+void lay(const T* x, bool stays, std::int64_t n, T* near) {
+  using cpu::Simd;
+  for (std::int64_t i = 0; i < n; i += cpu::lanes<T>)
+    (stays ? Simd<T>(*x) : Simd<T>::load(x + i, n - i)).store(near + i);
+}
+
+// Some short rows together, once the operands lie near as they do in y.
+template <class T, class Formula>
+void short_rows(const Formula& f, const Layout& l, std::int64_t begin, std::int64_t end, const T* a,
+                const T* b, T* y) {
+  const int last = l.rank - 1;
+  const std::int64_t n = l.dims[last], some = near_numbers / n;
+  T near_a[near_numbers + cpu::lanes<T>], near_b[near_numbers + cpu::lanes<T>];
+  for (std::int64_t r = begin; r < end; r += some) {
+    const std::int64_t stop = std::min(end, r + some);
+    for_rows(l, r, stop, [&](std::int64_t row, std::int64_t in_a, std::int64_t in_b) {
+      lay(a + in_a, l.a[last] == 0, n, near_a + (row - r) * n);
+      lay(b + in_b, l.b[last] == 0, n, near_b + (row - r) * n);
+    });
+    cpu::map_row(y + r * n, (stop - r) * n, f, &near_a[0], &near_b[0]);
   }
 }
 
@@ -188,12 +229,12 @@ void cpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
       const std::int64_t n = l.dims[l.rank - 1];
       const T *from_a = a.data<T>(), *from_b = b.data<T>();
       T* to = y.data<T>();
-      parallel_for(y.numel() / n, std::max<std::int64_t>(1, map_grain / n),
-                   [&](std::int64_t begin, std::int64_t end) {
-                     for (std::int64_t r = begin; r < end; ++r)
-                       one_row(f, l, from_a + row_offset(l, l.a, r), from_b + row_offset(l, l.b, r),
-                               to + r * n);
-                   });
+      parallel_for(y.numel() / n, map_grain / (n + 16), [&](std::int64_t begin, std::int64_t end) {
+        if (n < short_row) return short_rows(f, l, begin, end, from_a, from_b, to);
+        for_rows(l, begin, end, [&](std::int64_t r, std::int64_t in_a, std::int64_t in_b) {
+          one_row(f, l, from_a + in_a, from_b + in_b, to + r * n);
+        });
+      });
     });
   });
 }

@@ -102,6 +102,41 @@ TEST_CASE("arithmetic: twins agree within one rounding, and sums of gradients as
   }
 }
 
+TEST_CASE("arithmetic: short and long rows meet the elements that the rule of broadcasting says") {
+  const std::vector<std::pair<Shape, Shape>> short_and_long = {
+      {{1001, 3}, {3}},          {{1001, 3}, {1001, 1}}, {{1001, 1}, {1, 13}},
+      {{77, 2, 5}, {2, 1}},      {{5, 1, 19}, {7, 1}},   {{3, 7, 2, 33}, {7, 1, 33}},
+      {{2, 40, 63}, {2, 1, 63}}, {{9, 64}, {9, 1}},      {{3, 4, 5, 70}, {3, 1, 5, 1}},
+  };
+  for (const auto& [of_a, of_b] : short_and_long) {
+    const Tensor a = randn(of_a, 5), b = divisors(of_b, 6);
+    const std::vector<double> in_a = values(a), in_b = values(b);
+    const Shape shape = (a + b).shape();
+    // Element i counts through the dimensions from the right; those of extent 1 stay at 0.
+    const auto met = [&](const Shape& own, std::int64_t i) {
+      std::int64_t at = 0, step = 1;
+      for (int d = 1; d <= own.rank(); i /= shape[shape.rank() - d], step *= own[own.rank() - d++])
+        if (own[own.rank() - d] > 1) at += i % shape[shape.rank() - d] * step;
+      return static_cast<size_t>(at);
+    };
+    std::vector<double> sum, difference, product, quotient;
+    for (std::int64_t i = 0; i < shape.numel(); ++i) {
+      const double p = in_a[met(of_a, i)], q = in_b[met(of_b, i)];
+      sum.push_back(p + q);
+      difference.push_back(p - q);
+      product.push_back(p * q);
+      quotient.push_back(p / q);
+    }
+    for (const Device device : devices()) {
+      const Tensor x = a.to(device), y = b.to(device);
+      check_close(x + y, tensor(sum, shape), exact, "sum");
+      check_close(x - y, tensor(difference, shape), exact, "difference");
+      check_close(x * y, tensor(product, shape), exact, "product");
+      check_close(x / y, tensor(quotient, shape), {0, 2.3e-16}, "quotient");
+    }
+  }
+}
+
 TEST_CASE("div: zeros, infinities and denormals divide as IEEE 754 says") {
   for (const Device device : devices()) {
     const Tensor a = leaf(tensor<float>({0, 1, 1, inff, 1, 1e-40f}, {6}, device));
