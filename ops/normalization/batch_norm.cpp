@@ -114,6 +114,29 @@ void for_planes(const Planes& s, F f) {
   });
 }
 
+// How many rows of [N,C] are gone through together: short ones are joined.
+std::int64_t joined(const Planes& s) {
+  return s.plane > 1
+             ? 1
+             : std::clamp<std::int64_t>(256 / s.channels, 1, std::max<std::int64_t>(s.samples, 1));
+}
+
+// Calls f(at, n) for n elements of joined rows, from element `at` on.
+template <class F>
+void for_joined_rows(const Planes& s, F f) {
+  const std::int64_t n = joined(s) * s.channels, all = s.samples * s.channels;
+  parallel_for((all + n - 1) / n, grain(n), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t at = begin * n; at < std::min(all, end * n); at += n)
+      f(at, std::min(n, all - at));
+  });
+}
+
+// What there is of each channel, again and again.
+template <class T>
+Array<T> of_joined_rows(const Planes& s, const Array<T>& channels) {
+  return channels.replicate(joined(s), 1);
+}
+
 // Of each channel's values.
 struct Moments {
   std::vector<double> mean;
@@ -273,11 +296,11 @@ void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
     const T* in = x.data<T>();
     T* out = y.data<T>();
     if (s.plane == 1) {
-      parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin * channels; r < end * channels; r += channels)
-          map_row(out + r, channels, formula, in + r, m.data(), scale.data(), shift.data());
+      const Array<T> ms = of_joined_rows(s, m), scales = of_joined_rows(s, scale),
+                     shifts = of_joined_rows(s, shift);
+      return for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
+        map_row(out + at, n, formula, in + at, ms.data(), scales.data(), shifts.data());
       });
-      return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
       const auto of_channel = [formula, m = Simd<T>(m[c]), scale = Simd<T>(scale[c]),
@@ -381,12 +404,12 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
     const T *in = x.data<T>(), *g = dy.data<T>();
     T* out = dx.data<T>();
     if (s.plane == 1) {
-      parallel_for(s.samples, grain(channels), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin * channels; r < end * channels; r += channels)
-          map_row(out + r, channels, formula, in + r, g + r, m.data(), scale.data(), a.data(),
-                  b.data());
+      const Array<T> ms = of_joined_rows(s, m), scales = of_joined_rows(s, scale),
+                     as = of_joined_rows(s, a), bs = of_joined_rows(s, b);
+      return for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
+        map_row(out + at, n, formula, in + at, g + at, ms.data(), scales.data(), as.data(),
+                bs.data());
       });
-      return;
     }
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
       const auto of_channel = [formula, m = Simd<T>(m[c]), scale = Simd<T>(scale[c]),
