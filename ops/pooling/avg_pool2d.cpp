@@ -2,8 +2,8 @@
 
 #include <vector>
 
-#include "ebb/core/parallel.h"
 #include "ebb/ops/pooling/columns.h"
+#include "ebb/ops/side_by_side.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -44,16 +44,6 @@ Window window_of(const PoolSize& s, const Divisor& divisor, std::int64_t p, std:
   return v;
 }
 
-// f(plane) for every plane, shared out over threads.
-template <class F>
-void for_planes(const PoolSize& s, F&& f) {
-  constexpr std::int64_t worth_a_thread = 1 << 15;
-  parallel_for(s.planes, 1 + worth_a_thread / (s.h * s.w),
-               [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t plane = begin; plane < end; ++plane) f(plane);
-               });
-}
-
 // The outputs [q, q + n) of a row, whose windows lie in the image's width; `line` is the sum of
 // their rows of the image.
 template <class T>
@@ -69,29 +59,43 @@ void mean_columns(const PoolSize& s, const T* line, T divisor, std::int64_t q, s
   for (std::int64_t i = 0; i < n; ++i) y[i] = sum[i] / divisor;
 }
 
-// Windows may be large: their columns are summed first, for all outputs of the row, then those.
-template <class T>
-void mean_row(const PoolSize& s, const Divisor& divisor, const T* x, std::int64_t p, T* line,
-              T* y) {
-  const Window v = window_of(s, divisor, p, 0);
-  if (v.h0 >= v.h1) return void(std::fill_n(y, s.q, T(0)));
+// Windows may be large: their columns are summed first, for all outputs of the row, then those. V
+// is a number of a plane, or those of planes side by side.
+template <class V>
+void sum_columns(const PoolSize& s, const Window& v, const V* x, V* line) {
   std::copy_n(x + v.h0 * s.w, s.w, line);
   for (std::int64_t h = v.h0 + 1; h < v.h1; ++h)
-    for (std::int64_t w = 0; w < s.w; ++w) line[w] += x[h * s.w + w];
-  const cpu::Columns inside(s, 8);
-  const auto edges = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t q = begin; q < end; ++q) {
-      const Window one = window_of(s, divisor, p, q);
-      T sum = 0;
-      for (std::int64_t w = one.w0; w < one.w1; ++w) sum += line[w];
-      y[q] = one.w0 < one.w1 ? sum / static_cast<T>(one.divisor) : T(0);
-    }
-  };
-  edges(0, inside.begin);
-  for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block)
-    mean_columns(s, line, static_cast<T>(window_of(s, divisor, p, q).divisor), q,
-                 std::min(cpu::pool_block, inside.end - q), y + q);
-  edges(inside.end, s.q);
+    for (std::int64_t w = 0; w < s.w; ++w) line[w] = line[w] + x[h * s.w + w];
+}
+
+// The outputs [begin, end) of row p, each by itself.
+template <class V>
+void means(const PoolSize& s, const Divisor& divisor, const V* line, std::int64_t p,
+           std::int64_t begin, std::int64_t end, V* y) {
+  for (std::int64_t q = begin; q < end; ++q) {
+    const Window one = window_of(s, divisor, p, q);
+    V sum = V(0);
+    for (std::int64_t w = one.w0; w < one.w1; ++w) sum = sum + line[w];
+    y[q] = one.w0 < one.w1 ? sum / V(one.divisor) : V(0);
+  }
+}
+
+template <class V>
+void mean_row(const PoolSize& s, const Divisor& divisor, const V* x, std::int64_t p, V* line,
+              V* y) {
+  const Window v = window_of(s, divisor, p, 0);
+  if (v.h0 >= v.h1) return void(std::fill_n(y, s.q, V(0)));
+  sum_columns(s, v, x, line);
+  cpu::Columns inside(s, 8);
+  if constexpr (std::is_floating_point_v<V>) {
+    for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block)
+      mean_columns(s, line, static_cast<V>(window_of(s, divisor, p, q).divisor), q,
+                   std::min(cpu::pool_block, inside.end - q), y + q);
+  } else {
+    inside.end = inside.begin;
+  }
+  means(s, divisor, line, p, 0, inside.begin, y);
+  means(s, divisor, line, p, inside.end, s.q, y);
 }
 
 // One window that is the image.
@@ -101,10 +105,10 @@ bool covers(const PoolSize& s) {
 }
 
 // What a row of outputs gives to each row of its windows: first added up along the width.
-template <class T>
-void scatter_row(const PoolSize& s, const Divisor& divisor, const T* dy, std::int64_t p, T* line,
-                 T* dx) {
-  std::fill_n(line, s.w, T(0));
+template <class V>
+void scatter_row(const PoolSize& s, const Divisor& divisor, const V* dy, std::int64_t p, V* line,
+                 V* dx) {
+  std::fill_n(line, s.w, V(0));
   Window v = window_of(s, divisor, p, 0);
   if (v.h0 >= v.h1) return;
   const cpu::Columns inside(s, 1);
@@ -115,11 +119,37 @@ void scatter_row(const PoolSize& s, const Divisor& divisor, const T* dy, std::in
     } else {
       v = window_of(s, divisor, p, q);
     }
-    const T share = v.w0 < v.w1 ? dy[q] / static_cast<T>(v.divisor) : T(0);
-    for (std::int64_t w = v.w0; w < v.w1; ++w) line[w] += share;
+    const V share = v.w0 < v.w1 ? dy[q] / V(v.divisor) : V(0);
+    for (std::int64_t w = v.w0; w < v.w1; ++w) line[w] = line[w] + share;
   }
   for (std::int64_t h = v.h0; h < v.h1; ++h)
-    for (std::int64_t w = 0; w < s.w; ++w) dx[h * s.w + w] += line[w];
+    for (std::int64_t w = 0; w < s.w; ++w) dx[h * s.w + w] = dx[h * s.w + w] + line[w];
+}
+
+template <class V>
+void mean_plane(const PoolSize& s, const Divisor& divisor, const V* x, V* line, V* y) {
+  for (std::int64_t p = 0; p < s.p; ++p) mean_row(s, divisor, x, p, line, y + p * s.q);
+}
+
+template <class V>
+void scatter_plane(const PoolSize& s, const Divisor& divisor, const V* dy, V* line, V* dx) {
+  std::fill_n(dx, s.h * s.w, V(0));
+  for (std::int64_t p = 0; p < s.p; ++p) scatter_row(s, divisor, dy + p * s.q, p, line, dx);
+}
+
+// f(from, line, to) for every plane of n numbers that becomes one of m, or for those side by side.
+template <class T, class F>
+void with_planes(const PoolSize& s, std::int64_t n, std::int64_t m, const T* from, T* to, F&& f) {
+  using V = cpu::Simd<T>;
+  cpu::for_planes(s, cpu::planes_together<T>(s), [&](std::int64_t plane, std::int64_t count) {
+    static thread_local std::vector<V> near;
+    near.resize(static_cast<size_t>(s.w + (count > 1 ? n + m : 0)), V(0));
+    V *line = near.data(), *x = line + s.w, *y = x + n;
+    if (count == 1) return f(from + plane * n, reinterpret_cast<T*>(line), to + plane * m);
+    cpu::side_by_side(from + plane * n, n, count, x);
+    f(static_cast<const V*>(x), line, y);
+    cpu::row_by_row(y, m, count, to + plane * m);
+  });
 }
 
 }  // namespace
@@ -129,22 +159,17 @@ void cpu::avg_pool2d(const PoolSize& s, const Divisor& divisor, const Tensor& x,
     using T = decltype(zero);
     const T* from = x.data<T>();
     T* to = y.data<T>();
+    const std::int64_t size = s.h * s.w;
     if (covers(s)) {
-      const auto size = s.h * s.w;
       const T whole = static_cast<T>(window_of(s, divisor, 0, 0).divisor);
-      return for_planes(s, [=](std::int64_t plane) {
+      return for_planes(s, 1, [=](std::int64_t plane, std::int64_t) {
         to[plane] =
             static_cast<T>(sum_of(0, size, [=, v = from + plane * size](auto i) { return v[i]; })) /
             whole;
       });
     }
-    for_planes(s, [&](std::int64_t plane) {
-      static thread_local std::vector<T> line;
-      line.resize(static_cast<size_t>(s.w));
-      for (std::int64_t p = 0; p < s.p; ++p)
-        mean_row(s, divisor, from + plane * s.h * s.w, p, line.data(),
-                 to + (plane * s.p + p) * s.q);
-    });
+    with_planes(s, size, s.p * s.q, from, to,
+                [&](const auto* x, auto* line, auto* y) { mean_plane(s, divisor, x, line, y); });
   });
 }
 
@@ -152,13 +177,9 @@ void cpu::avg_pool2d_backward(const PoolSize& s, const Divisor& divisor, const T
                               Tensor& dx) {
   visit<float, double>(dy.dtype(), "avg_pool2d", [&](auto zero) {
     using T = decltype(zero);
-    for_planes(s, [&](std::int64_t plane) {
-      std::vector<T> line(static_cast<size_t>(s.w));
-      T* to = dx.data<T>() + plane * s.h * s.w;
-      std::fill_n(to, s.h * s.w, T(0));
-      for (std::int64_t p = 0; p < s.p; ++p)
-        scatter_row(s, divisor, dy.data<T>() + (plane * s.p + p) * s.q, p, line.data(), to);
-    });
+    with_planes(
+        s, s.p * s.q, s.h * s.w, dy.data<T>(), dx.data<T>(),
+        [&](const auto* dy, auto* line, auto* dx) { scatter_plane(s, divisor, dy, line, dx); });
   });
 }
 

@@ -1,13 +1,34 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// What the CPU's pooling loops share: up to a block of outputs side by side is worked on together,
-// tap by tap, so that the compiler turns their loops into SIMD.
+// What the CPU's pooling loops share. Small planes are worked on side by side (side_by_side.h); of
+// others up to a block of outputs is worked on together, tap by tap, so that the compiler turns
+// their loops into SIMD.
 #pragma once
 #include <algorithm>
 
+#include "ebb/core/parallel.h"
 #include "ebb/ops/pooling/window.h"
 #include "ebb/ops/simd.h"
 
 namespace ebb::cpu {
+
+// How many planes are side by side: many small ones, whose places in a window any T can hold.
+template <class T>
+std::int64_t planes_together(const PoolSize& s) {
+  const bool small = s.q <= 256 && s.h * s.w <= 1024 && s.kernel_h * s.kernel_w < (1 << 24);
+  return small && s.planes >= lanes<T> / 2 ? lanes<T> : 1;
+}
+
+// f(first plane, count) for up to `together` of the planes, on all threads.
+template <class F>
+void for_planes(const PoolSize& s, std::int64_t together, F&& f) {
+  constexpr std::int64_t worth_a_thread = 1 << 15;
+  parallel_for((s.planes + together - 1) / together, 1 + worth_a_thread / (together * s.h * s.w),
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t plane = begin * together;
+                      plane < std::min(s.planes, end * together); plane += together)
+                   f(plane, std::min(together, s.planes - plane));
+               });
+}
 
 inline constexpr std::int64_t pool_block = 64;
 

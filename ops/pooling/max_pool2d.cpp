@@ -1,9 +1,11 @@
 #include "ebb/ops/pooling/max_pool2d.h"
 
 #include <limits>
+#include <vector>
 
 #include "ebb/ops/map.h"
 #include "ebb/ops/pooling/columns.h"
+#include "ebb/ops/side_by_side.h"
 
 namespace ebb {
 
@@ -33,47 +35,62 @@ Tensor max_pool(const char* op, const Tensor& x, const PoolOptions& options) {
 
 namespace {
 
-constexpr std::int64_t worth_a_thread = 1 << 15;
+// Taps [begin, end) of a window lie inside the image, along one dimension; tap 0 would be at
+// `start`.
+struct Taps {
+  std::int64_t start, begin, end;
 
-// One output from its window, clipped to the image.
-template <class T, class I>
-void pool_window(const PoolSize& s, const T* x, std::int64_t p, std::int64_t q, I* index, T* y) {
-  const std::int64_t h0 = p * s.stride_h - s.padding_h;
-  const std::int64_t w0 = q * s.stride_w - s.padding_w;
-  const std::int64_t r0 = h0 < 0 ? (-h0 + s.dilation_h - 1) / s.dilation_h : 0;
-  const std::int64_t s0 = w0 < 0 ? (-w0 + s.dilation_w - 1) / s.dilation_w : 0;
-  T best = -std::numeric_limits<T>::infinity();
-  std::int64_t place = -1;
-  for (std::int64_t r = r0; r < s.kernel_h && h0 + r * s.dilation_h < s.h; ++r)
-    for (std::int64_t c = s0; c < s.kernel_w && w0 + c * s.dilation_w < s.w; ++c) {
-      const T v = x[(h0 + r * s.dilation_h) * s.w + w0 + c * s.dilation_w];
-      if (v > best || v != v || place < 0) {
-        best = v;
-        place = r * s.kernel_w + c;
-      }
+  Taps(std::int64_t start, std::int64_t extent, std::int64_t kernel, std::int64_t dilation)
+      : start(start),
+        begin(start < 0 ? (-start + dilation - 1) / dilation : 0),
+        end(std::min(kernel, (extent - start + dilation - 1) / dilation)) {}
+};
+
+Taps down(const PoolSize& s, std::int64_t p) {
+  return {p * s.stride_h - s.padding_h, s.h, s.kernel_h, s.dilation_h};
+}
+Taps across(const PoolSize& s, std::int64_t q) {
+  return {q * s.stride_w - s.padding_w, s.w, s.kernel_w, s.dilation_w};
+}
+
+// One output of a plane, or of planes side by side, from its window: the largest and its place,
+// which is −1 where there is none.
+template <class V, class P>
+void pool_window(const PoolSize& s, const V* x, Taps down, Taps across, V* y, P* index) {
+  using cpu::not_at_most, cpu::select;
+  const auto tap = [&](std::int64_t r, std::int64_t c) {
+    return x[(down.start + r * s.dilation_h) * s.w + across.start + c * s.dilation_w];
+  };
+  const bool empty = down.begin >= down.end || across.begin >= across.end;
+  V best = empty ? V(-std::numeric_limits<float>::infinity()) : tap(down.begin, across.begin);
+  P place = P(empty ? -1 : down.begin * s.kernel_w + across.begin);
+  for (std::int64_t r = down.begin; r < down.end; ++r)
+    for (std::int64_t c = across.begin; c < across.end; ++c) {
+      const V v = tap(r, c);
+      const auto better = (best < v) | not_at_most(v, v);
+      best = select(better, v, best);
+      if (index) place = select(better, P(r * s.kernel_w + c), place);
     }
   *y = best;
-  if (index) *index = static_cast<I>(place);
+  if (index) *index = place;
 }
 
 // As wide as the values, so that the compiler turns a choice of both into SIMD.
 template <class T>
 using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
 
-// The outputs [q, q + n) of row p, whose windows lie in the image's width and have the rows
-// [r0, r1).
+// The outputs [q, q + n) of a row, whose windows lie in the image's width.
 template <class T>
-void pool_columns(const PoolSize& s, const T* x, std::int64_t p, std::int64_t r0, std::int64_t r1,
-                  std::int64_t q, std::int64_t n, Place<T>* place, T* best) {
+void pool_columns(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std::int64_t n,
+                  Place<T>* place, T* best) {
   const std::int64_t whole = cpu::whole_registers(n);
-  for (std::int64_t r = r0; r < r1; ++r) {
-    const std::int64_t at =
-        (p * s.stride_h - s.padding_h + r * s.dilation_h) * s.w + q * s.stride_w - s.padding_w;
+  for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+    const std::int64_t at = (rows.start + r * s.dilation_h) * s.w + q * s.stride_w - s.padding_w;
     cpu::RowTaps<T> taps(s, x + at, s.h * s.w - at, n);
     for (std::int64_t c = 0; c < s.kernel_w; ++c) {
       const T* v = taps.at(c);
       const auto here = static_cast<Place<T>>(r * s.kernel_w + c);
-      if (r == r0 && c == 0) {
+      if (r == rows.begin && c == 0) {
         std::copy_n(v, whole, best);
         std::fill_n(place, whole, here);
         continue;
@@ -90,19 +107,18 @@ void pool_columns(const PoolSize& s, const T* x, std::int64_t p, std::int64_t r0
 
 // The same where no one asks for places, two taps at a time where both can be had.
 template <class T>
-void pool_values(const PoolSize& s, const T* x, std::int64_t p, std::int64_t r0, std::int64_t r1,
-                 std::int64_t q, std::int64_t n, T* best) {
+void pool_values(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std::int64_t n,
+                 T* best) {
   const auto larger = [](auto best, auto v) {
     return select(not_at_most(v, best) & (best == best), v, best);
   };
   const auto largest = [=](auto best, auto v, auto w) { return larger(larger(best, v), w); };
   const std::int64_t whole = cpu::whole_registers(n);
-  for (std::int64_t r = r0; r < r1; ++r) {
-    const std::int64_t at =
-        (p * s.stride_h - s.padding_h + r * s.dilation_h) * s.w + q * s.stride_w - s.padding_w;
+  for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+    const std::int64_t at = (rows.start + r * s.dilation_h) * s.w + q * s.stride_w - s.padding_w;
     cpu::RowTaps<T> taps(s, x + at, s.h * s.w - at, n);
     std::int64_t c = 0;
-    if (r == r0) std::copy_n(taps.at(c++), whole, best);
+    if (r == rows.begin) std::copy_n(taps.at(c++), whole, best);
     for (; c + 2 <= s.kernel_w && taps.side_by_side(c + 1); c += 2)
       cpu::map_row(best, whole, largest, best, taps.at(c), taps.at(c + 1));
     for (; c < s.kernel_w; ++c) cpu::map_row(best, whole, larger, best, taps.at(c));
@@ -111,14 +127,15 @@ void pool_values(const PoolSize& s, const T* x, std::int64_t p, std::int64_t r0,
 
 template <class T, class I>
 void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
-  const std::int64_t h0 = p * s.stride_h - s.padding_h;
-  const std::int64_t r0 = h0 < 0 ? (-h0 + s.dilation_h - 1) / s.dilation_h : 0;
-  const std::int64_t r1 = std::min(s.kernel_h, (s.h - h0 + s.dilation_h - 1) / s.dilation_h);
+  const Taps rows = down(s, p);
   cpu::Columns inside(s, 4);
-  if (r0 >= r1) inside.end = inside.begin;
+  if (rows.begin >= rows.end) inside.end = inside.begin;
   const auto edges = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t q = begin; q < end; ++q)
-      pool_window(s, x, p, q, index ? index + q : nullptr, y + q);
+    for (std::int64_t q = begin; q < end; ++q) {
+      std::int64_t place;
+      pool_window(s, x, rows, across(s, q), y + q, &place);
+      if (index) index[q] = static_cast<I>(place);
+    }
   };
   edges(0, inside.begin);
   for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block) {
@@ -126,9 +143,9 @@ void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
     Place<T> place[cpu::pool_block];
     T best[cpu::pool_block];
     if (index) {
-      pool_columns(s, x, p, r0, r1, q, n, place, best);
+      pool_columns(s, x, rows, q, n, place, best);
     } else {
-      pool_values(s, x, p, r0, r1, q, n, best);
+      pool_values(s, x, rows, q, n, best);
     }
     std::copy_n(best, n, y + q);
     for (std::int64_t i = 0; i < n && index; ++i) index[q + i] = static_cast<I>(place[i]);
@@ -140,6 +157,31 @@ template <class T, class I>
 void pool_plane(const PoolSize& s, const T* x, I* index, T* y) {
   for (std::int64_t p = 0; p < s.p; ++p)
     pool_row(s, x, p, index ? index + p * s.q : nullptr, y + p * s.q);
+}
+
+// Places are numbers among numbers here, exact ones.
+template <class T, class I>
+void pool_planes(const PoolSize& s, const std::vector<Taps>& columns, std::int64_t count,
+                 const T* x, I* index, T* y) {
+  using V = cpu::Simd<T>;
+  const std::int64_t n = s.h * s.w, outputs = s.p * s.q;
+  static thread_local std::vector<V> near;
+  near.resize(static_cast<size_t>(n + 2 * outputs), V(0));
+  V *best = near.data() + n, *place = best + outputs;
+  cpu::side_by_side(x, n, count, near.data());
+  for (std::int64_t p = 0, i = 0; p < s.p; ++p) {
+    const Taps rows = down(s, p);
+    for (const Taps& taps : columns) {
+      pool_window(s, near.data(), rows, taps, best + i, index ? place + i : nullptr);
+      ++i;
+    }
+  }
+  cpu::row_by_row(best, outputs, count, y);
+  if (!index) return;
+  T* flat = reinterpret_cast<T*>(near.data());
+  cpu::row_by_row(place, outputs, count, flat);
+  for (std::int64_t i = 0; i < count * outputs; ++i)
+    index[i] = static_cast<I>(static_cast<std::int32_t>(flat[i]));
 }
 
 // How far from a window's first tap the tap of each place is.
@@ -186,14 +228,6 @@ void visit_types(const Tensor& x, const Tensor& index, F&& f) {
   });
 }
 
-template <class F>
-void for_planes(const PoolSize& s, F&& f) {
-  parallel_for(s.planes, 1 + worth_a_thread / (s.h * s.w),
-               [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t plane = begin; plane < end; ++plane) f(plane);
-               });
-}
-
 }  // namespace
 
 void cpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& y) {
@@ -203,9 +237,16 @@ void cpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
     I* places = index.defined() ? index.data<I>() : nullptr;
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    for_planes(s, [&](std::int64_t plane) {
-      pool_plane(s, from + plane * s.h * s.w, places ? places + plane * s.p * s.q : nullptr,
-                 to + plane * s.p * s.q);
+    const std::int64_t together = planes_together<T>(s);
+    std::vector<Taps> columns;
+    for (std::int64_t q = 0; q < s.q && together > 1; ++q) columns.push_back(across(s, q));
+    for_planes(s, together, [&](std::int64_t plane, std::int64_t count) {
+      const std::int64_t at = plane * s.p * s.q;
+      I* index = places ? places + at : nullptr;
+      if (count == 1)
+        pool_plane(s, from + plane * s.h * s.w, index, to + at);
+      else
+        pool_planes(s, columns, count, from + plane * s.h * s.w, index, to + at);
     });
   });
 }
@@ -219,7 +260,7 @@ void cpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
     const I* places = index.data<I>();
     const T* from = dy.data<T>();
     T* to = dx.data<T>();
-    for_planes(s, [&](std::int64_t plane) {
+    for_planes(s, 1, [&](std::int64_t plane, std::int64_t) {
       const std::int64_t at = plane * s.p * s.q;
       scatter_plane(s, offsets, places + at, from + at, to + plane * s.h * s.w);
     });

@@ -97,3 +97,26 @@ TEST_CASE("detours: gradients of weights and biases are sums over rows") {
             batch_norm(x, zero(), zero(), {}, {}, train));
     }
 }
+
+TEST_CASE("detours: pools of many planes are pools of each") {
+  using Pool = std::function<Tensor(const Tensor&)>;
+  const Pool pools[] = {
+      [](const Tensor& x) { return max_pool2d(x, 3, {.stride = 2, .padding = 1}); },
+      [](const Tensor& x) { return avg_pool2d(x, 3, {.stride = 2, .padding = 1}); },
+      [](const Tensor& x) {
+        return avg_pool2d(x, {4, 5}, {.stride = 3, .ceil_mode = true, .count_include_pad = false});
+      }};
+  for (const Device device : devices())
+    for (const Pool& pool : pools)
+      for (const Shape& shape : {Shape{19, 1, 9, 11}, Shape{33, 1, 5, 6}, Shape{8, 1, 23, 23}}) {
+        const Tensor x = randn(shape, 8, Dtype::f64, device);
+        const Tensor dy = randn(pool(x).shape(), 9, Dtype::f64, device);
+        const auto by_plane = [&](const Tensor& in) {
+          Tensors planes;
+          for (std::int64_t i = 0; i < shape[0]; ++i)
+            planes.push_back(pool(slice(in, 0, i, i + 1)));
+          return concat(planes, 0);
+        };
+        check_same({pool, x, dy}, {by_plane, x, dy}, "pool");
+      }
+}

@@ -135,7 +135,8 @@ TEST_CASE("max_pool2d: ties go to the first and NaN to the last, on all devices,
                              {{1, 3}, {.stride = Pair(1, 2), .padding = Pair(0, 1)}},
                              {{1, 3}, {.stride = Pair(1, 1), .padding = Pair(0, 1)}}};
   for (const auto& [kernel, options] : windows)
-    for (const Shape& shape : {Shape{2, 3, 12, 16}, Shape{1, 2, 9, 24}, Shape{3, 1, 7, 19}})
+    for (const Shape& shape : {Shape{2, 3, 12, 16}, Shape{1, 2, 9, 24}, Shape{3, 1, 7, 19},
+                               Shape{5, 7, 6, 5}, Shape{17, 1, 3, 40}})
       check_places(shape, kernel, options);
 }
 
@@ -146,6 +147,8 @@ TEST_CASE("max_pool2d: ties go to the first and NaN to the last in windows of an
   check_places({1, 2, 11, 17}, 2, {.stride = 1, .padding = 1, .dilation = Pair(3, 4)});
   check_places({9, 7, 7, 7}, 7, {}, 97);
   check_places({2, 3, 13, 12}, 6, {.stride = 6, .padding = 3, .ceil_mode = true}, 97);
+  check_places({3, 13, 20, 20}, 17, {.stride = 16, .padding = 8, .ceil_mode = true}, 997);
+  check_places({5, 6, 9, 13}, 2, {.stride = 1, .padding = 1, .dilation = Pair(3, 4)});
   check_places({1, 2, 33, 40}, 17, {.stride = 16, .padding = 8, .ceil_mode = true}, 997);
   check_places({2, 1, 70, 65}, {70, 64}, {}, 9973);
 }
