@@ -35,7 +35,7 @@ struct Simd {
   static Simd load(const T* p) { return of(Eigen::internal::ploadu<P>(p)); }
   void store(T* p) const { Eigen::internal::pstoreu(p, v); }
 
-  // The first n alone, or all where n is larger; the others are 1, a value that no formula minds.
+  // The first n alone, or all where n is larger; the others are 1, which no formula minds.
   // A condition in a loop over a whole register becomes one masked instruction.
   static Simd load(const T* p, std::int64_t n) {
     T all[lanes<T>];
