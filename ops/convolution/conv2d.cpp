@@ -1,5 +1,6 @@
 #include "ebb/ops/convolution/conv2d.h"
 
+#include "ebb/ops/convolution/cpu_depthwise.h"
 #include "ebb/ops/convolution/cpu_stage.h"
 
 namespace ebb {
@@ -100,11 +101,41 @@ Tensor convolve(const char* op, const Tensor& x, const Tensor& w, const Tensor& 
                 });
 }
 
+namespace {
+
+// f of the way that fits the sizes; false where it is that of correlations.
+template <class T, class F>
+bool by_another_way(const Conv2dSize& z, F&& f) {
+  if (cpu::Depthwise<T>::fits(z)) return f(cpu::Depthwise<T>(z)), true;
+  return false;
+}
+
+}  // namespace
+
+void cpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
+                 Tensor& y) {
+  visit<float, double>(x.dtype(), "conv2d", [&](auto zero) {
+    using T = decltype(zero);
+    const T* bias = b.defined() ? b.data<T>() : nullptr;
+    if (!by_another_way<T>(
+            size, [&](auto way) { way.forward(x.data<T>(), w.data<T>(), bias, y.data<T>()); }))
+      direct::convolve(size, x, w, b, y);
+  });
+}
+
 void cpu::conv2d_backward(const Conv2dSize& size, const Tensor& x, const Tensor& w,
                           const Tensor& dy, Tensor& dx, Tensor& dw, Tensor& db) {
-  if (dw.defined()) direct::weight_gradient(size, x, dy, dw);
   if (db.defined()) direct::bias_gradient(dy, db);
-  if (dx.defined()) direct::input_gradient(size, w, dy, dx);
+  visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
+    using T = decltype(zero);
+    if (by_another_way<T>(size, [&](auto way) {
+          if (dw.defined()) way.weight_gradient(x.data<T>(), dy.data<T>(), dw.data<T>());
+          if (dx.defined()) way.input_gradient(w.data<T>(), dy.data<T>(), dx.data<T>());
+        }))
+      return;
+    if (dw.defined()) direct::weight_gradient(size, x, dy, dw);
+    if (dx.defined()) direct::input_gradient(size, w, dy, dx);
+  });
 }
 
 }  // namespace ebb

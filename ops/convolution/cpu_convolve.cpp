@@ -155,8 +155,8 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
 
 }  // namespace
 
-void cpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
-                 Tensor& y) {
+void cpu::direct::convolve(const Conv2dSize& size, const Tensor& x, const Tensor& w,
+                           const Tensor& b, Tensor& y) {
   visit<float, double>(x.dtype(), "conv2d",
                        [&](auto zero) { forward<decltype(zero)>(flattened(size), x, w, b, y); });
 }

@@ -243,7 +243,8 @@ const T* windowed(Window& window, const Conv2dSize& z, const T* x, std::int64_t 
   return buffer;
 }
 
-// The gradients, in cpu_convolve.cpp and cpu_weights.cpp.
+// By correlations, in cpu_convolve.cpp and cpu_weights.cpp.
+void convolve(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y);
 void input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy, Tensor& dx);
 void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw);
 void bias_gradient(const Tensor& dy, Tensor& db);

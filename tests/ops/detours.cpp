@@ -120,3 +120,42 @@ TEST_CASE("detours: pools of many planes are pools of each") {
         check_same({pool, x, dy}, {by_plane, x, dy}, "pool");
       }
 }
+
+TEST_CASE("detours: a convolution of channels by themselves is one of each channel") {
+  struct Windows {
+    Shape x, w;
+    Conv2dOptions options;
+  };
+  const Windows windows[] = {
+      {{2, 19, 7, 7}, {19, 1, 3, 3}, {.padding = 1}},
+      {{3, 8, 9, 12}, {8, 1, 5, 4}, {.stride = Pair(2, 3), .padding = Pair(2, 0)}},
+      {{1, 37, 11, 6}, {37, 1, 2, 3}, {.stride = 2, .padding = 3, .dilation = Pair(2, 1)}},
+      {{2, 16, 1, 90}, {16, 1, 1, 7}, {.padding = Pair(0, 3), .dilation = Pair(1, 2)}}};
+  for (const Device device : devices())
+    for (const auto& [of_x, of_w, options] : windows) {
+      const std::int64_t channels = of_x[1];
+      const Tensor b = leaf(randn({channels}, 12, Dtype::f64, device));
+      const auto run = [&](const Function& f) {
+        const Tensor x = leaf(randn(of_x, 13, Dtype::f64, device)),
+                     w = leaf(randn(of_w, 14, Dtype::f64, device));
+        const Tensor y = f({x, w});
+        y.backward(randn(y.shape(), 15, Dtype::f64, device));
+        return Tensors{y.detach(), x.grad(), w.grad()};
+      };
+      const Tensors together = run([&](const Tensors& in) {
+        Conv2dOptions own = options;
+        own.groups = channels;
+        return conv2d(in[0], in[1], b, own);
+      });
+      const Tensors apart = run([&](const Tensors& in) {
+        Tensors y;
+        for (std::int64_t c = 0; c < channels; ++c)
+          y.push_back(conv2d(slice(in[0], 1, c, c + 1), slice(in[1], 0, c, c + 1),
+                             slice(b, 0, c, c + 1), options));
+        return concat(y, 1);
+      });
+      const char* const names[] = {"y", "dx", "dw"};
+      for (size_t i = 0; i < 3; ++i)
+        check_close(together[i], apart[i].to(cpu_device), {1e-13, 1e-13, true}, names[i]);
+    }
+}

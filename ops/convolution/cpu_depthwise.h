@@ -1,0 +1,165 @@
+// Internal: not in <ebb/ebb.h>, not installed.
+// The CPU's convolution of channels by themselves where their planes are small: as many of them
+// side by side (side_by_side.h) as a register has lanes, padded with zeros, so that every tap of
+// every output is one multiplication of registers.
+#pragma once
+#include <array>
+#include <vector>
+
+#include "ebb/core/parallel.h"
+#include "ebb/ops/convolution/conv2d.h"
+#include "ebb/ops/side_by_side.h"
+
+namespace ebb::cpu {
+
+template <class T>
+class Depthwise {
+ public:
+  explicit Depthwise(const Conv2dSize& z) : z_(z) {
+    for (std::int64_t r = 0; r < z.r; ++r)
+      for (std::int64_t s = 0; s < z.s; ++s)
+        taps_.push_back(r * z.options.dilation.h * w_ + s * z.options.dilation.w);
+  }
+
+  static bool fits(const Conv2dSize& z) {
+    constexpr std::int64_t most = 640;  // registers of a padded plane: in the first-level cache
+    const Pair p = z.options.padding;
+    return z.options.groups == z.c && z.k == z.c && z.c >= lanes<T> / 2 && p.h < most &&
+           p.w < most && z.h * z.w <= most && (z.h + 2 * p.h) * (z.w + 2 * p.w) <= most &&
+           z.r * z.s <= most;
+  }
+
+  void forward(const T* x, const T* w, const T* b, T* y) const {
+    for_channels(z_.n, [&](Near& near, std::int64_t n, std::int64_t c, std::int64_t count) {
+      side_by_side(w + c * taps(), taps(), count, near.w.data());
+      if (b) side_by_side(b + c, 1, count, near.bias.data());
+      load_padded(x + (n * z_.c + c) * z_.h * z_.w, count, near);
+      const V bias = b ? near.bias[0] : V(0);
+      for (std::int64_t p = 0; p < z_.p; ++p) {
+        std::int64_t q = 0;
+        for (; q + 4 <= z_.q; q += 4) add_taps<4>(near, bias, p, q);
+        for (; q < z_.q; ++q) add_taps<1>(near, bias, p, q);
+      }
+      row_by_row(near.y.data(), outputs(), count, y + (n * z_.k + c) * outputs());
+    });
+  }
+
+  void input_gradient(const T* w, const T* dy, T* dx) const {
+    for_channels(z_.n, [&](Near& near, std::int64_t n, std::int64_t c, std::int64_t count) {
+      side_by_side(w + c * taps(), taps(), count, near.w.data());
+      side_by_side(dy + (n * z_.k + c) * outputs(), outputs(), count, near.y.data());
+      std::ranges::fill(near.x, V(0));
+      for_outputs([&](std::int64_t i, std::int64_t at) {
+        const V g = near.y[static_cast<size_t>(i)];
+        for (size_t t = 0; t < taps_.size(); ++t) {
+          V& to = near.x[static_cast<size_t>(at + taps_[t])];
+          to = to + g * near.w[t];
+        }
+      });
+      for (std::int64_t h = 0; h < z_.h; ++h)
+        std::copy_n(padded_row(near, h), z_.w, near.plane.data() + h * z_.w);
+      row_by_row(near.plane.data(), z_.h * z_.w, count, dx + (n * z_.c + c) * z_.h * z_.w);
+    });
+  }
+
+  // Of each image first, and the images in order.
+  void weight_gradient(const T* x, const T* dy, T* dw) const {
+    for_channels(1, [&](Near& near, std::int64_t, std::int64_t c, std::int64_t count) {
+      std::ranges::fill(near.w, V(0));
+      for (std::int64_t n = 0; n < z_.n; ++n) {
+        load_padded(x + (n * z_.c + c) * z_.h * z_.w, count, near);
+        side_by_side(dy + (n * z_.k + c) * outputs(), outputs(), count, near.y.data());
+        std::int64_t t = 0;
+        for (; t + 4 <= taps(); t += 4) add_outputs<4>(near, t);
+        for (; t < taps(); ++t) add_outputs<1>(near, t);
+      }
+      row_by_row(near.w.data(), taps(), count, dw + c * taps());
+    });
+  }
+
+ private:
+  using V = Simd<T>;
+  struct Near {
+    std::vector<V> x, y, w, plane, bias;  // x with its padding
+  };
+
+  std::int64_t taps() const { return z_.r * z_.s; }
+  std::int64_t outputs() const { return z_.p * z_.q; }
+  V* padded_row(Near& near, std::int64_t h) const {
+    return near.x.data() + (h + z_.options.padding.h) * w_ + z_.options.padding.w;
+  }
+
+  void load_padded(const T* x, std::int64_t count, Near& near) const {
+    side_by_side(x, z_.h * z_.w, count, near.plane.data());
+    for (std::int64_t h = 0; h < z_.h; ++h)
+      std::copy_n(near.plane.data() + h * z_.w, z_.w, padded_row(near, h));
+  }
+
+  // Outputs q, q + 1, … of row p: their sums need not wait for each other.
+  template <int many>
+  void add_taps(Near& near, V bias, std::int64_t p, std::int64_t q) const {
+    const std::int64_t step = z_.options.stride.w;
+    const V* x = near.x.data() + p * z_.options.stride.h * w_ + q * step;
+    const V* w = near.w.data();
+    std::array<V, many> sums = filled<many>(bias);
+    for (const std::int64_t tap : taps_) {
+      for (int k = 0; k < many; ++k) sums[k] = sums[k] + x[tap + k * step] * *w;
+      ++w;
+    }
+    std::ranges::copy(sums, near.y.data() + p * z_.q + q);
+  }
+
+  // The same of the weights of taps t, t + 1, …, over all outputs.
+  template <int many>
+  void add_outputs(Near& near, std::int64_t t) const {
+    std::array<V, many> sums = filled<many>(V(0));
+    std::array<const V*, many> x;
+    for (int k = 0; k < many; ++k) x[k] = near.x.data() + taps_[static_cast<size_t>(t + k)];
+    const V* dy = near.y.data();
+    for_outputs([&](std::int64_t i, std::int64_t at) {
+      for (int k = 0; k < many; ++k) sums[k] = sums[k] + x[k][at] * dy[i];
+    });
+    V* w = near.w.data() + t;
+    for (int k = 0; k < many; ++k) w[k] = w[k] + sums[k];
+  }
+
+  template <int many>
+  static std::array<V, many> filled(V value) {
+    if constexpr (many == 1)
+      return {value};
+    else
+      return {value, value, value, value};
+  }
+
+  // f(output, where its tap 0 is in the padded input).
+  template <class F>
+  void for_outputs(F&& f) const {
+    for (std::int64_t p = 0, i = 0; p < z_.p; ++p)
+      for (std::int64_t q = 0; q < z_.q; ++q, ++i)
+        f(i, p * z_.options.stride.h * w_ + q * z_.options.stride.w);
+  }
+
+  // f(near, image, first channel, count) for each of `images` images, on all threads.
+  template <class F>
+  void for_channels(std::int64_t images, F&& f) const {
+    const std::int64_t groups = (z_.c + lanes<T> - 1) / lanes<T>;
+    const std::int64_t work = (outputs() * (taps() + 1) + z_.h * z_.w) * (z_.n / images);
+    parallel_for(images * groups, 8192 / (work + 1), [&](std::int64_t begin, std::int64_t end) {
+      const auto registers = [](std::int64_t n) {
+        return std::vector<V>(static_cast<size_t>(n), V(0));
+      };
+      Near near{registers((z_.h + 2 * z_.options.padding.h) * w_), registers(outputs()),
+                registers(taps()), registers(z_.h * z_.w), registers(1)};
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t c = i % groups * lanes<T>;
+        f(near, i / groups, c, std::min<std::int64_t>(lanes<T>, z_.c - c));
+      }
+    });
+  }
+
+  Conv2dSize z_;
+  std::int64_t w_ = z_.w + 2 * z_.options.padding.w;  // of a padded row
+  std::vector<std::int64_t> taps_;
+};
+
+}  // namespace ebb::cpu
