@@ -4,9 +4,9 @@
 #include <cstring>
 #include <utility>
 
-#include "ebb/core/eigen.h"
 #include "ebb/core/parallel.h"
 #include "ebb/ops/elementwise/gelu.h"
+#include "ebb/ops/simd.h"
 
 // A packet given to a template loses its alignment attribute, which no one needs there.
 #pragma GCC diagnostic ignored "-Wignored-attributes"
@@ -16,6 +16,7 @@ namespace {
 
 using cpu::lanes;
 using cpu::Packet;
+using cpu::Simd;
 namespace simd = Eigen::internal;
 
 // The register block: 8 rows of two packets are 16 sums, enough to cover the latency of two fused
@@ -154,7 +155,9 @@ struct Panels {
 template <class T>
 void pack_a(const View<T>& a, std::int64_t k, std::int64_t rows, T* out) {
   if (a.column == 1) {
-    for (std::int64_t i = 0; i < rows; ++i) std::copy_n(a.at(i, 0), k, out + i * step);
+    for (std::int64_t i = 0; i < rows; ++i)  // by whole registers: `step` leaves room for one more
+      for (std::int64_t j = 0; j < k; j += lanes<T>)
+        Simd<T>::load(a.at(i, j), k - j).store(out + i * step + j);
     return;
   }
   for (std::int64_t i = 0; i < rows; i += block_rows) {
@@ -180,12 +183,14 @@ void multiply_rows(const Task<T>& t, std::int64_t k, std::int64_t i, const T* a,
       multiply(k, a, b.at(first), b.row, start, add, y, t.y_step);
       continue;
     }
-    T edge[block_rows * width] = {};
+    T edge[block_rows * width];
     for (std::int64_t r = 0; r < rows && add; ++r)
-      std::copy_n(y + r * t.y_step, columns, edge + r * width);
+      for (std::int64_t c = 0; c < width; c += lanes<T>)
+        Simd<T>::load(y + r * t.y_step + c, columns - c).store(edge + r * width + c);
     multiply(k, a, b.at(first), b.row, start, add, edge, width);
     for (std::int64_t r = 0; r < rows; ++r)
-      std::copy_n(edge + r * width, columns, y + r * t.y_step);
+      for (std::int64_t c = 0; c < columns; c += lanes<T>)
+        Simd<T>::load(edge + r * width + c).store(y + r * t.y_step + c, columns - c);
   }
 }
 
@@ -304,11 +309,12 @@ void cpu::multiply(const GemmSize& s, const T* a, const T* b, const T* bias, T* 
   if (size == 0) return;
   if (s.k == 0) return fill_rows(s, bias, y);
   if (s.n == 1 && !s.transpose_a) return multiply_vector(s, a, b, s.m, bias, 0, y);
+  if (s.n == 1 && !bias) return multiply<T>({s.batch, 1, s.m, s.k}, b, a, nullptr, y);
   if (s.m == 1 && s.transpose_b) return multiply_vector(s, b, a, s.n, bias, 1, y);
   const Cut cut(s, tile_columns<T>);
   const std::int64_t tasks = s.batch * cut.down * cut.across * cut.deep;
-  constexpr std::int64_t worth_a_thread = 1 << 18;  // multiplications
-  const std::int64_t grain = 1 + worth_a_thread * tasks / (size * s.k + 1);
+  constexpr std::int64_t worth_a_thread = 1 << 18;  // multiplications; a result is worth 16
+  const std::int64_t grain = 1 + worth_a_thread * tasks / (size * (s.k + 16));
   Array<T> parts(cut.deep > 1 ? cut.deep * size : 0);
   T* out = cut.deep > 1 ? parts.data() : y;
   parallel_for(tasks, grain, [&](std::int64_t begin, std::int64_t end) {

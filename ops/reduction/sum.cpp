@@ -68,22 +68,38 @@ void sum_rows(const T* x, const View& v, double factor, T* y) {
   });
 }
 
+// The columns of one matrix; up to 1,024 rows of them need no sums but those of their tile.
+template <class T>
+void sum_matrix(const T* x, std::int64_t rows, std::int64_t cols, double factor, T* y) {
+  constexpr std::int64_t tile = 512;
+  const auto add = [=](std::int64_t first, std::int64_t last, std::int64_t column,
+                       std::int64_t columns, double* sums) {
+    cpu::add_rows(first, last, columns, sums,
+                  [cols, from = x + column](auto row, auto c) { return from[row * cols + c]; });
+  };
+  if (rows > 1024) {
+    const std::vector<double> sums = cpu::column_sums<1>(
+        rows, cols, [&](auto first, auto last, auto column, auto columns, double** sums) {
+          add(first, last, column, columns, sums[0]);
+        });
+    for (std::int64_t i = 0; i < cols; ++i) y[i] = scaled<T>(sums[static_cast<size_t>(i)], factor);
+    return;
+  }
+  parallel_for((cols + tile - 1) / tile, 32768 / (rows * tile + 1), [&](auto begin, auto end) {
+    for (std::int64_t column = begin * tile; column < std::min(end * tile, cols); column += tile) {
+      const std::int64_t columns = std::min(tile, cols - column);
+      double sums[tile] = {};
+      add(0, rows, column, columns, sums);
+      for (std::int64_t c = 0; c < columns; ++c) y[column + c] = scaled<T>(sums[c], factor);
+    }
+  });
+}
+
 template <class T>
 void sum_columns(const T* x, const View& v, double factor, T* y) {
   parallel_for(v.outer, 32768 / (v.n * v.inner + 16), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t o = begin; o < end; ++o) {
-      const T* matrix = x + o * v.n * v.inner;
-      const auto add = [&](std::int64_t first, std::int64_t last, std::int64_t column,
-                           std::int64_t columns, double** sums) {
-        cpu::add_rows(first, last, columns, sums[0],
-                      [from = matrix + column, step = v.inner](auto row, auto c) {
-                        return from[row * step + c];
-                      });
-      };
-      const std::vector<double> sums = cpu::column_sums<1>(v.n, v.inner, add);
-      for (std::int64_t i = 0; i < v.inner; ++i)
-        y[o * v.inner + i] = scaled<T>(sums[static_cast<size_t>(i)], factor);
-    }
+    for (std::int64_t o = begin; o < end; ++o)
+      sum_matrix(x + o * v.n * v.inner, v.n, v.inner, factor, y + o * v.inner);
   });
 }
 
@@ -101,12 +117,38 @@ void repeat_rows(const T* dy, const View& v, T scale, T* dx) {
   });
 }
 
+template <class T>
+void repeat_long_rows(const T* dy, const View& v, T scale, T* dx) {
+  parallel_for(v.outer * v.n, 32768 / (v.inner + 4), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r)
+      cpu::array(dx + r * v.inner, v.inner) = scale * cpu::array(dy + r / v.n * v.inner, v.inner);
+  });
+}
+
+// dx[o, k, i] = scale · dy[o, i]; short rows are laid near some times, and go out together.
+template <class T>
+void repeat_short_rows(const T* dy, const View& v, T scale, T* dx) {
+  const std::int64_t some = std::clamp<std::int64_t>(512 / v.inner, 1, v.n);
+  const std::int64_t groups = (v.n + some - 1) / some;
+  parallel_for(v.outer * groups, 32768 / (some * v.inner), [&](auto begin, auto end) {
+    cpu::Array<T> near(some * v.inner);
+    for (std::int64_t g = begin; g < end; ++g) {
+      const std::int64_t o = g / groups, k = g % groups * some;
+      for (std::int64_t j = 0; j < some && (g == begin || k == 0); ++j)
+        cpu::array(near.data() + j * v.inner, v.inner) =
+            scale * cpu::array(dy + o * v.inner, v.inner);
+      std::copy_n(near.data(), std::min(some, v.n - k) * v.inner, dx + (o * v.n + k) * v.inner);
+    }
+  });
+}
+
 }  // namespace
 
 void cpu::sum_along(const Tensor& x, const View& v, double factor, Tensor& y) {
   visit<float, double>(x.dtype(), "sum", [&](auto zero) {
     using T = decltype(zero);
-    (v.inner == 1 ? sum_rows<T> : sum_columns<T>)(x.data<T>(), v, factor, y.data<T>());
+    if (v.inner == 1) return sum_rows(x.data<T>(), v, factor, y.data<T>());
+    sum_columns(x.data<T>(), v, factor, y.data<T>());
   });
 }
 
@@ -117,10 +159,8 @@ void cpu::repeat_along(const Tensor& dy, const View& v, double factor, Tensor& d
     T* to = dx.data<T>();
     const T scale = T(factor);
     if (v.inner == 1) return repeat_rows(from, v, scale, to);
-    parallel_for(v.outer * v.n, 32768 / (v.inner + 4), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r)
-        array(to + r * v.inner, v.inner) = scale * array(from + r / v.n * v.inner, v.inner);
-    });
+    if (dx.numel() == 0) return;
+    (v.inner < 16 ? repeat_short_rows<T> : repeat_long_rows<T>)(from, v, scale, to);
   });
 }
 
