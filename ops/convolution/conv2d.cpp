@@ -1,6 +1,7 @@
 #include "ebb/ops/convolution/conv2d.h"
 
 #include "ebb/ops/convolution/cpu_depthwise.h"
+#include "ebb/ops/convolution/cpu_few_pixels.h"
 #include "ebb/ops/convolution/cpu_stage.h"
 
 namespace ebb {
@@ -107,6 +108,7 @@ namespace {
 template <class T, class F>
 bool by_another_way(const Conv2dSize& z, F&& f) {
   if (cpu::Depthwise<T>::fits(z)) return f(cpu::Depthwise<T>(z)), true;
+  if (cpu::FewPixels<T>::fits(z)) return f(cpu::FewPixels<T>(z)), true;
   return false;
 }
 

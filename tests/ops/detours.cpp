@@ -121,41 +121,77 @@ TEST_CASE("detours: pools of many planes are pools of each") {
       }
 }
 
-TEST_CASE("detours: a convolution of channels by themselves is one of each channel") {
-  struct Windows {
-    Shape x, w;
-    Conv2dOptions options;
+namespace {
+
+struct Windows {
+  Shape x, w;
+  Conv2dOptions options;
+};
+using Convolution = std::function<Tensor(const Tensor& x, const Tensor& w, const Tensor& b)>;
+
+// y, dx, dw and db of both must be the same.
+void check_convolutions(const Convolution& f, const Convolution& g, const Windows& sizes,
+                        Device device) {
+  const auto results = [&](const Convolution& convolution) {
+    const Tensor x = leaf(randn(sizes.x, 12, Dtype::f64, device)),
+                 w = leaf(randn(sizes.w, 13, Dtype::f64, device)),
+                 b = leaf(randn({sizes.w[0]}, 14, Dtype::f64, device));
+    const Tensor y = convolution(x, w, b);
+    y.backward(randn(y.shape(), 15, Dtype::f64, device));
+    return Tensors{y.detach(), x.grad(), w.grad(), b.grad()};
   };
+  const Tensors one = results(f), other = results(g);
+  const char* const names[] = {"y", "dx", "dw", "db"};
+  for (size_t i = 0; i < 4; ++i)
+    check_close(one[i], other[i].to(cpu_device), {1e-13, 1e-13, true}, names[i]);
+}
+
+}  // namespace
+
+TEST_CASE("detours: a convolution of channels by themselves is one of each channel") {
   const Windows windows[] = {
       {{2, 19, 7, 7}, {19, 1, 3, 3}, {.padding = 1}},
       {{3, 8, 9, 12}, {8, 1, 5, 4}, {.stride = Pair(2, 3), .padding = Pair(2, 0)}},
       {{1, 37, 11, 6}, {37, 1, 2, 3}, {.stride = 2, .padding = 3, .dilation = Pair(2, 1)}},
       {{2, 16, 1, 90}, {16, 1, 1, 7}, {.padding = Pair(0, 3), .dilation = Pair(1, 2)}}};
   for (const Device device : devices())
-    for (const auto& [of_x, of_w, options] : windows) {
-      const std::int64_t channels = of_x[1];
-      const Tensor b = leaf(randn({channels}, 12, Dtype::f64, device));
-      const auto run = [&](const Function& f) {
-        const Tensor x = leaf(randn(of_x, 13, Dtype::f64, device)),
-                     w = leaf(randn(of_w, 14, Dtype::f64, device));
-        const Tensor y = f({x, w});
-        y.backward(randn(y.shape(), 15, Dtype::f64, device));
-        return Tensors{y.detach(), x.grad(), w.grad()};
+    for (const Windows& sizes : windows) {
+      const auto together = [&](const Tensor& x, const Tensor& w, const Tensor& b) {
+        Conv2dOptions options = sizes.options;
+        options.groups = sizes.x[1];
+        return conv2d(x, w, b, options);
       };
-      const Tensors together = run([&](const Tensors& in) {
-        Conv2dOptions own = options;
-        own.groups = channels;
-        return conv2d(in[0], in[1], b, own);
-      });
-      const Tensors apart = run([&](const Tensors& in) {
+      const auto apart = [&](const Tensor& x, const Tensor& w, const Tensor& b) {
         Tensors y;
-        for (std::int64_t c = 0; c < channels; ++c)
-          y.push_back(conv2d(slice(in[0], 1, c, c + 1), slice(in[1], 0, c, c + 1),
-                             slice(b, 0, c, c + 1), options));
+        for (std::int64_t c = 0; c < sizes.x[1]; ++c)
+          y.push_back(conv2d(slice(x, 1, c, c + 1), slice(w, 0, c, c + 1), slice(b, 0, c, c + 1),
+                             sizes.options));
         return concat(y, 1);
-      });
-      const char* const names[] = {"y", "dx", "dw"};
-      for (size_t i = 0; i < 3; ++i)
-        check_close(together[i], apart[i].to(cpu_device), {1e-13, 1e-13, true}, names[i]);
+      };
+      check_convolutions(together, apart, sizes, device);
+    }
+}
+
+TEST_CASE("detours: a convolution of many images is one of each, or of two") {
+  const Windows windows[] = {
+      {{5, 70, 7, 9}, {19, 70, 1, 1}, {}},
+      {{3, 65, 20, 21}, {16, 65, 1, 1}, {}},
+      {{3, 70, 7, 9}, {16, 70, 1, 1}, {.stride = Pair(2, 3)}},
+      {{3, 9, 8, 7}, {33, 9, 3, 3}, {.padding = 1}},
+      {{5, 8, 13, 12}, {16, 8, 4, 2}, {.stride = Pair(2, 3), .padding = Pair(3, 2)}},
+      {{3, 7, 9, 11}, {17, 7, 3, 4}, {.padding = Pair(4, 5), .dilation = Pair(3, 2)}},
+      {{3, 40, 1, 50}, {20, 40, 1, 3}, {.padding = Pair(0, 1)}}};
+  for (const Device device : devices())
+    for (const Windows& sizes : windows) {
+      const auto together = [&](const Tensor& x, const Tensor& w, const Tensor& b) {
+        return conv2d(x, w, b, sizes.options);
+      };
+      const auto apart = [&](const Tensor& x, const Tensor& w, const Tensor& b) {
+        Tensors y;
+        for (std::int64_t n = 0; n < sizes.x[0]; n += 2)
+          y.push_back(conv2d(slice(x, 0, n, n + 2), w, b, sizes.options));
+        return concat(y, 0);
+      };
+      check_convolutions(together, apart, sizes, device);
     }
 }
