@@ -53,15 +53,29 @@ struct Angles {
           std::pow(options.base, -2.0 * static_cast<double>(i) / static_cast<double>(s.width)));
     cosine.resize(static_cast<size_t>(s.length * pairs));
     sine.resize(cosine.size());
-    parallel_for(s.length, 512 / (pairs + 1), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t place = begin; place < end; ++place)
-        for (std::int64_t i = 0; i < pairs; ++i) {
-          const auto at = static_cast<size_t>(place * pairs + i);
-          const double angle =
-              static_cast<double>(options.first + place) * frequency[static_cast<size_t>(i)];
-          cosine[at] = static_cast<T>(std::cos(angle));
-          sine[at] = static_cast<T>(turn * std::sin(angle));
+    // cos (a + b) and sin (a + b) of a start of 64 places, and of a place from there on.
+    constexpr std::int64_t block = 64;
+    const std::int64_t n = std::min(block, s.length);
+    using Row = cpu::Array<double>;
+    const Eigen::Map<const Row> theta(frequency.data(), pairs);
+    std::vector<Row> near_cosine, near_sine;
+    for (std::int64_t place = 0; place < n; ++place) {
+      near_cosine.push_back((static_cast<double>(place) * theta).cos());
+      near_sine.push_back((static_cast<double>(place) * theta).sin());
+    }
+    parallel_for((s.length + block - 1) / block, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t first = begin * block; first < std::min(end * block, s.length);
+           first += block) {
+        const Row start = static_cast<double>(options.first + first) * theta;
+        const Row c = start.cos(), d = start.sin();
+        for (std::int64_t k = 0; k < std::min(block, s.length - first); ++k) {
+          const Row &e = near_cosine[static_cast<size_t>(k)],
+                    &f = near_sine[static_cast<size_t>(k)];
+          const std::int64_t at = (first + k) * pairs;
+          cpu::array(cosine.data() + at, pairs) = (c * e - d * f).template cast<T>();
+          cpu::array(sine.data() + at, pairs) = (turn * (d * e + c * f)).template cast<T>();
         }
+      }
     });
   }
 };

@@ -114,24 +114,25 @@ void forward(const Tensor& x, const Tensor& target, const T* w, const CrossEntro
   const std::int32_t* labels = target.data<std::int32_t>();
   const T* from = x.data<T>();
   T *maxima = state.max.data<T>(), *log_sums = state.log_sum.data<T>();
-  parallel_for(x.size(0), grain(classes), [&](std::int64_t begin, std::int64_t end) {
-    cpu::Array<T> e(classes);
-    for (std::int64_t r = begin; r < end; ++r) {
-      const T* row = from + r * classes;
-      const T max = classes ? cpu::largest(row, classes) : T(0);
-      cpu::map_row(
-          e.data(), classes, [m = cpu::Simd<T>(max)](auto x) { return exp(x - m); }, row);
-      const T log_sum = T(std::log(cpu::row_sum(e.data(), classes)));
-      maxima[r] = max;
-      log_sums[r] = log_sum;
-      const std::int32_t t = labels[r];
-      const bool ignored = t == options.ignore_index;
-      const bool good = !ignored && 0 <= t && t < classes;
-      share[r] = good && w ? w[t] : T(!ignored);
-      loss[r] = ignored ? T(0)
-                : good  ? row_loss(row, max, classes, t, w, log_sum, options.label_smoothing)
-                        : nan<T>();
-    }
+  const auto finish = [&](std::int64_t r, T max, T log_sum) {
+    maxima[r] = max;
+    log_sums[r] = log_sum;
+    const std::int32_t t = labels[r];
+    const bool ignored = t == options.ignore_index;
+    const bool good = !ignored && 0 <= t && t < classes;
+    share[r] = good && w ? w[t] : T(!ignored);
+    loss[r] =
+        ignored ? T(0)
+        : good  ? row_loss(from + r * classes, max, classes, t, w, log_sum, options.label_smoothing)
+                : nan<T>();
+  };
+  for (std::int64_t r = 0; r < x.size(0) && classes == 0; ++r) finish(r, T(0), T(0));
+  cpu::for_rows({x.size(0), classes, 1}, [&](std::int64_t at, std::int64_t count) {
+    cpu::Array<T> exponentials(count * classes);
+    cpu::RowExponentials<T> e(from + at, classes, count, exponentials.data());
+    cpu::map_row(
+        e.sum, count, [](auto sum) { return log(sum); }, e.sum);
+    for (std::int64_t r = 0; r < count; ++r) finish(at / classes + r, e.max[r], T(e.sum[r]));
   });
 }
 
