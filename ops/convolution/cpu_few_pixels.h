@@ -21,7 +21,7 @@ class FewPixels {
 
   static bool fits(const Conv2dSize& z) {
     return z.options.groups == 1 && z.n <= 2 && z.c * z.r * z.s >= 64 && z.k >= 16 &&
-           (in_place(z) || z.p * z.q <= 256);
+           (in_place(z) || z.n * z.p * z.q <= z.k);
   }
 
   void forward(const T* x, const T* w, const T* b, T* y) {

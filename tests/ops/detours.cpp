@@ -176,11 +176,11 @@ TEST_CASE("detours: a convolution of many images is one of each, or of two") {
   const Windows windows[] = {
       {{5, 70, 7, 9}, {19, 70, 1, 1}, {}},
       {{3, 65, 20, 21}, {16, 65, 1, 1}, {}},
-      {{3, 70, 7, 9}, {16, 70, 1, 1}, {.stride = Pair(2, 3)}},
-      {{3, 9, 8, 7}, {33, 9, 3, 3}, {.padding = 1}},
-      {{5, 8, 13, 12}, {16, 8, 4, 2}, {.stride = Pair(2, 3), .padding = Pair(3, 2)}},
-      {{3, 7, 9, 11}, {17, 7, 3, 4}, {.padding = Pair(4, 5), .dilation = Pair(3, 2)}},
-      {{3, 40, 1, 50}, {20, 40, 1, 3}, {.padding = Pair(0, 1)}}};
+      {{3, 70, 7, 9}, {32, 70, 1, 1}, {.stride = Pair(2, 3)}},
+      {{3, 9, 4, 5}, {49, 9, 3, 3}, {.padding = 1}},
+      {{5, 8, 13, 12}, {96, 8, 4, 2}, {.stride = Pair(2, 3), .padding = Pair(3, 2)}},
+      {{3, 7, 4, 5}, {113, 7, 3, 4}, {.padding = Pair(4, 5), .dilation = Pair(3, 2)}},
+      {{3, 40, 1, 50}, {128, 40, 1, 3}, {.padding = Pair(0, 1)}}};
   for (const Device device : devices())
     for (const Windows& sizes : windows) {
       const auto together = [&](const Tensor& x, const Tensor& w, const Tensor& b) {
