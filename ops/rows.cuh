@@ -10,14 +10,13 @@
 //       row.write(y, [&](auto, auto x) { return exp(x - m) / s; });
 //     }
 //   };
-//   keep_rows<T>("softmax", Softmax<T>{y}, rows, cols, y, x);
+//   keep_rows<T>("softmax", Softmax<T>{y}, rows, cols, x);
 //
 // keep_rows    holds the row in registers between the steps (one read of memory): of a warp, of a
 //              block, or of a cluster of blocks (sm_90); wider rows are read again by every step.
 // stream_rows  always reads again: for bodies of one step, which need fewer threads in flight.
-// strided_rows the same for [outer, n, inner] along n, neighbouring threads on neighbouring inner.
 //
-// Functions get (column, x, …) in Compute<T>. Sums add a window of at most 64 elements a thread in
+// Functions get (column, x, …) in Compute<T>. Sums add a window of at most 130 elements a thread in
 // Compute<T>, where one of the largest numbers may overflow, and windows in double where there are
 // several. All orders are fixed.
 #pragma once
@@ -46,11 +45,7 @@ struct alignas(16) Words {
 // Element j, widened.
 template <class T>
 __device__ Compute<T> element(const Words& x, int j) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return __uint_as_float(j % 2 == 0 ? x.w[j / 2] << 16 : x.w[j / 2] & 0xffff0000u);
-  } else {
-    return __builtin_bit_cast(Pack<T, pack_size<T>>, x).v[j];
-  }
+  return widen(__builtin_bit_cast(Pack<T, pack_size<T>>, x), j);
 }
 
 // Makes the compiler believe that the packs changed: it would keep what it widened in a step for
@@ -79,12 +74,11 @@ __device__ void keep(I& x) {
 constexpr int row_threads(int group) { return group < 64 ? 128 : group; }  // of a block
 
 // Where a row is between the steps of a body: in the registers of a group of threads, each slice
-// in those of a block of a cluster, or in memory. `passing` as in load(): by_group, and then gone.
-enum class Held { by_group, passing, by_cluster, nowhere };
+// in those of a block of a cluster, or in memory.
+enum class Held { by_group, by_cluster, nowhere };
 
-// `packed` rows begin at 16 bytes and are a multiple of that long. Others are seen from the last
-// multiple of 16 bytes before them on, and what their first and last pack have of other rows is
-// passed over.
+// `packed` rows begin at 16 bytes and are a multiple of that long. Of others, the last threads have
+// the edges beside their packs: an element before those that begin at 16 bytes, and one behind.
 template <class T, int inputs, int group, int packs, Held held, bool packed_>
 class Row {
  public:
@@ -97,25 +91,26 @@ class Row {
   // Threads beyond the last row get an empty one: they take part in reductions and write nothing.
   __device__ Row(const RowLayout& layout, const T* const (&x)[inputs])
       : lane_(threadIdx.x % group) {
+    constexpr unsigned of_block = row_threads(group) / group;
     const std::int64_t slot =
-        static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / group) + threadIdx.x / group;
-    const bool inside = slot < layout.rows * layout.slices;
+        static_cast<std::int64_t>(blockIdx.x) * of_block + threadIdx.x / group;
+    const std::int64_t slices = held == Held::by_group ? 1 : layout.slices;
+    const bool inside = of_block == 1 || slot < layout.rows * slices;
     const std::int64_t slice = inside ? slot : 0;
-    const std::int64_t row = layout.slices == 1 ? slice : slice / layout.slices;
-    const std::int64_t first = (slice - row * layout.slices) * layout.chunk;
+    const std::int64_t row = slices == 1 ? slice : slice / slices;
+    const std::int64_t first = (slice - row * slices) * layout.chunk;
     const std::int64_t rest = layout.cols - first;
     index_ = held == Held::by_cluster ? row : slice;
-    offset_ = row * layout.cols + first;
+    begin_ = row * layout.cols + first;
     first_ = held == Held::by_cluster ? static_cast<Index>(first) : 0;
-    before_ = packed ? 0 : static_cast<int>(offset_ % width);
-    end_ = inside ? static_cast<Index>(rest < layout.chunk ? rest : layout.chunk) + before_ : 0;
-    keep(end_);
+    end_ = inside ? static_cast<Index>(rest < layout.chunk ? rest : layout.chunk) : 0;
     leader_ = inside && lane_ == 0 && (held != Held::by_cluster || first == 0);
-    const std::int64_t all = layout.rows * layout.cols - (offset_ - before_);
-    whole_ = all - end_ < width ? static_cast<Index>(all / width * width) : end_ + width;
+    if constexpr (!packed) find_edges();
+    keep(end_);
 #pragma unroll
-    for (int i = 0; i < inputs; ++i) x_[i] = x[i] + (offset_ - before_);
+    for (int i = 0; i < inputs; ++i) x_[i] = x[i] + begin_ + before();
     if constexpr (in_registers) load(window_, 0, end_);
+    if constexpr (!packed) load_edges();
   }
 
   __device__ std::int64_t index() const { return index_; }
@@ -126,9 +121,13 @@ class Row {
   __device__ void windows(F f) {
     each_window([&](const Window& w, Index start, int left) {
       f([&](auto g) {
+        const auto at = [&](Index place, auto... x) { g(column(place), x...); };
+        head(start, at);
 #pragma unroll
         for (int k = 0; k < packs; ++k)
-          visit(w, k, start, left, [&](int, Index col, auto... x) { g(col, x...); });
+          if (at_pack(k) < left)
+            visit(w, k, [&](int j, auto... x) { at(start + at_pack(k) + j, x...); });
+        tail(start, at);
       });
     });
   }
@@ -174,21 +173,26 @@ class Row {
   __device__ void write(T* y, F f) {
     write_packs(y, [&](Index) { return [&](int, Index col, auto... x) { return f(col, x...); }; });
   }
-  // The same with pack(first column)(j, column, x…), where j counts elements of a pack. The first
-  // column of a row that is not `packed` may be less than 0.
+  // The same with pack(first column)(j, column, x…), where j counts elements of a pack; those at
+  // the edges are packs of one.
   template <class F>
   __device__ void write_packs(T* y, F pack) {
+    y += begin_ + before();
     each_window([&](const Window& w, Index start, int left) {
-      T* const to = y + (offset_ - before_) + start;
+      const auto one = [&](Index place, auto... x) {
+        y[place] = narrow<T>(pack(column(place))(0, column(place), x...));
+      };
+      head(start, one);
 #pragma unroll
       for (int k = 0; k < packs; ++k) {
-        if (at(k, 0) >= left) continue;
-        const auto f = pack(column(start) + at(k, 0));
-        P out{};
-        visit(w, k, start, left,
-              [&](int j, Index col, auto... x) { out.v[j] = narrow<T>(f(j, col, x...)); });
-        store(out, k, to, start, left);
+        if (at_pack(k) >= left) continue;
+        const Index at = start + at_pack(k);
+        const auto f = pack(column(at));
+        P out;
+        visit(w, k, [&](int j, auto... x) { out.v[j] = narrow<T>(f(j, column(at + j), x...)); });
+        gpu::store(reinterpret_cast<P*>(y + at), out);
       }
+      tail(start, one);
     });
   }
 
@@ -198,54 +202,60 @@ class Row {
   using P = Pack<T, width>;
   using Window = Words[inputs][packs];
 
-  // Place in its window of element j of pack k.
-  __device__ int at(int k, int j) const { return k * (group * width) + lane_ * width + j; }
-  // Of the first place of a window.
-  __device__ Index column(Index start) const { return first_ - before_ + start; }
-  // Whether that place belongs to the row.
-  __device__ bool has(int k, int j, Index start, int left) const {
-    return packed || (at(k, j) < left && start + at(k, j) >= before_);
-  }
-  // Whether packs may be loaded from there, or stored.
-  __device__ bool can_pack(const T* p) const {
-    return packed || reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
-  }
+  // Elements before the first pack.
+  __device__ int before() const { return packed ? 0 : before_; }
+  // Of a place, counted from the first pack on.
+  __device__ Index column(Index place) const { return first_ + before() + place; }
+  // Place of pack k in its window.
+  __device__ int at_pack(int k) const { return k * (group * width) + lane_ * width; }
 
-  // Of a window that begins at place `start` and has `left` elements.
-  __device__ void load(Window& w, Index start, int left) const {
+  // Finds how many of the end_ elements from begin_ on are packs, and what is not this thread's.
+  __device__ void find_edges() {
+    const int to_pack = static_cast<int>(-begin_ & (width - 1));
+    before_ = end_ < to_pack ? static_cast<int>(end_) : to_pack;
+    const int behind = static_cast<int>((end_ - before_) & (width - 1));
+    end_ -= before_ + behind;
+    const int me = group - 1 - lane_;
+    head_ = me < before_ ? me - before_ : nobody;
+    tail_ = me < behind ? end_ + me : nobody;
+  }
+  __device__ void load_edges() {
 #pragma unroll
     for (int i = 0; i < inputs; ++i) {
-      const T* const x = x_[i] + start;
-#pragma unroll
-      for (int k = 0; k < packs; ++k) {
-        if constexpr (packed) {
-          if (at(k, 0) < left)
-            w[i][k] =
-                gpu::load<held == Held::passing>(reinterpret_cast<const Words*>(x + at(k, 0)));
-        } else if (at(k, 0) < left) {
-          w[i][k] = load_pack(x, k, start, left);
-        }
-      }
+      if (head_ != nobody) edges_[0][i] = x_[i][head_];
+      if (tail_ != nobody) edges_[1][i] = x_[i][tail_];
     }
   }
-  // Of a row that is not packed.
-  __device__ Words load_pack(const T* x, int k, Index start, int left) const {
-    if (can_pack(x) && start + at(k, 0) + width <= whole_)
-      return *reinterpret_cast<const Words*>(x + at(k, 0));
-    P pack{};
-#pragma unroll
-    for (int j = 0; j < width; ++j)
-      if (has(k, j, start, left)) pack.v[j] = x[at(k, j)];
-    return __builtin_bit_cast(Words, pack);
+
+  // f(place, x…) on this thread's element before the packs, with the first window, and behind
+  // them, with the last: so columns come in their order.
+  template <class F>
+  __device__ void head(Index start, F f) const {
+    if constexpr (!packed)
+      if (start == 0 && head_ != nobody) edge(head_, edges_[0], f);
+  }
+  template <class F>
+  __device__ void tail(Index start, F f) const {
+    if constexpr (!packed)
+      if (start + window >= end_ && tail_ != nobody) edge(tail_, edges_[1], f);
+  }
+  template <class F>
+  __device__ static void edge(Index place, const T (&x)[inputs], F f) {
+    edge(place, x, f, std::make_index_sequence<inputs>{});
+  }
+  template <class F, size_t... I>
+  __device__ static void edge(Index place, const T (&x)[inputs], F f, std::index_sequence<I...>) {
+    f(place, widen(x[I])...);
   }
 
-  __device__ void store(const P& out, int k, T* y, Index start, int left) const {
-    if (packed || (can_pack(y) && has(k, 0, start, left) && at(k, width) <= left))
-      gpu::store(reinterpret_cast<P*>(y + at(k, 0)), out);
-    else
+  // Of the window that begins at place `start` of the packs and has `left` elements.
+  __device__ void load(Window& w, Index start, int left) const {
 #pragma unroll
-      for (int j = 0; j < width; ++j)
-        if (has(k, j, start, left)) y[at(k, j)] = out.v[j];
+    for (int i = 0; i < inputs; ++i)
+#pragma unroll
+      for (int k = 0; k < packs; ++k)
+        if (at_pack(k) < left)
+          w[i][k] = *reinterpret_cast<const Words*>(x_[i] + start + at_pack(k));
   }
 
   template <class F>
@@ -259,7 +269,8 @@ class Row {
       };
       Window next;  // under way while one is in use
       load(next, 0, left(0));
-      for (Index start = 0; start < end_; start += window) {
+      Index start = 0;
+      do {
         Window now;
 #pragma unroll
         for (int i = 0; i < inputs; ++i)
@@ -267,42 +278,44 @@ class Row {
           for (int k = 0; k < packs; ++k) now[i][k] = next[i][k];
         if (start + window < end_) load(next, start + window, left(start + window));
         f(now, start, left(start));
-      }
+        start += window;
+      } while (start < end_);
     }
   }
 
-  // f(j, column, x…) on the elements of the window's pack k; j is a constant once unrolled.
+  // f(j, x…) on the elements of the window's pack k; j is a constant once unrolled.
   template <class F>
-  __device__ void visit(const Window& w, int k, Index start, int left, F f) const {
-    visit(w, k, start, left, f, std::make_index_sequence<inputs>{});
+  __device__ void visit(const Window& w, int k, F f) const {
+    visit(w, k, f, std::make_index_sequence<inputs>{});
   }
   template <class F, size_t... I>
-  __device__ void visit(const Window& w, int k, Index start, int left, F f,
-                        std::index_sequence<I...>) const {
-    if (at(k, 0) >= left) return;
-    if (has(k, 0, start, left) && (packed || at(k, width) <= left))
+  __device__ void visit(const Window& w, int k, F f, std::index_sequence<I...>) const {
 #pragma unroll
-      for (int j = 0; j < width; ++j) f(j, column(start) + at(k, j), element<T>(w[I][k], j)...);
-    else if constexpr (!packed)
-#pragma unroll
-      for (int j = 0; j < width; ++j)
-        if (has(k, j, start, left)) f(j, column(start) + at(k, j), element<T>(w[I][k], j)...);
+    for (int j = 0; j < width; ++j) f(j, element<T>(w[I][k], j)...);
   }
 
-  const T* x_[inputs];
+  static constexpr Index nobody = -width;
+  const T* x_[inputs];  // from the first pack on
   Window window_;
+  T edges_[2][inputs];
   std::int64_t index_;
-  std::int64_t offset_;
-  Index first_;  // column, of a slice that is part of a row
-  int before_;   // elements of its first pack
-  Index end_;    // of the row, from there on
-  Index whole_;  // up to there or to its last pack, there are whole packs to load
+  std::int64_t begin_;  // element of the tensor
+  Index first_;         // column, of a slice that is part of a row
+  int before_;
+  Index end_;   // of its packs, a place
+  Index head_;  // place of this thread's element before them, or nobody
+  Index tail_;  // behind them
   int lane_;
   bool leader_;
 };
 
+// What leaves 64 registers a thread leaves them to 1024 threads of a multiprocessor.
+constexpr int row_blocks(int group, int packs, Held held) {
+  return held != Held::nowhere && packs <= 8 ? 1024 / row_threads(group) : 1;
+}
+
 template <class T, int group, int packs, Held held, bool packed, class Body, class... X>
-__global__ void __launch_bounds__(row_threads(group))
+__global__ void __launch_bounds__(row_threads(group), row_blocks(group, packs * sizeof...(X), held))
     rows_kernel(Body body, RowLayout layout, const X*... x) {
   const T* const from[] = {x...};
   Row<T, sizeof...(X), group, packs, held, packed> row(layout, from);
@@ -323,204 +336,75 @@ void launch_held(std::string_view op, const Body& body, const RowLayout& layout,
   }
 }
 
-// `y` is where the body writes rows, or null: its alignment counts too.
-template <class T, class... X>
-bool rows_are_packed(const RowLayout& layout, const T* y, const X*... x) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
-  return aligned(y) && (aligned(x) && ...) && layout.cols % pack_size<T> == 0 &&
-         layout.chunk % pack_size<T> == 0;
+template <class T>
+bool rows_are_packed(const RowLayout& layout) {
+  return layout.cols % pack_size<T> == 0 && layout.chunk % pack_size<T> == 0;
 }
 
-// Rows or slices of up to group · packs · 16 bytes kept in registers, or of any length and not.
-template <class T, int group, int packs, Held held, class Body, class... X>
-void launch_rows(std::string_view op, const Body& body, const RowLayout& layout, const T* y,
-                 const X*... x) {
-  if (rows_are_packed(layout, y, x...))
-    return launch_held<T, group, packs, held, true>(op, body, layout, x...);
-  launch_held<T, group, packs, held, false>(op, body, layout, x...);
-}
-
-// Each row in the registers of 2, 4 or 8 blocks, a slice each.
-template <class T, class Body, class... X>
+// Each row in the registers of 2 to 8 blocks, a slice each.
+template <class T, bool packed, class Body, class... X>
 void spread_rows(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
   constexpr int group = 256;
   constexpr int per_thread = 8;
   const std::int64_t packs = divide_up<std::int64_t>(row.cols, pack_size<T>);
-  std::int64_t slices = 2;
-  while (slices * group * per_thread < packs) slices *= 2;
+  const std::int64_t slices = divide_up<std::int64_t>(packs, group * per_thread);
   const RowLayout layout{row.rows, row.cols, slices, divide_up(packs, slices) * pack_size<T>};
-  launch_held<T, group, per_thread, Held::by_cluster, true>(op, body, layout, x...);
+  launch_held<T, group, per_thread, Held::by_cluster, packed>(op, body, layout, x...);
 }
 
 // In 32 registers of a thread for each input, fewer where a warp would be left alone with a row.
-// The steps that only speed needs are made for packed rows of f32 and bf16.
+// The steps that only speed needs are made for f32 and bf16.
 template <class T, bool packed, class Body, class... X>
 void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
-  constexpr bool fast = packed && sizeof(T) <= 4;
-  const std::int64_t most = packed ? row.cols : row.cols + pack_size<T> - 1;
-  const std::int64_t packs = divide_up<std::int64_t>(most, pack_size<T>);
+  constexpr bool fast = sizeof(T) <= 4;
+  const std::int64_t packs = row.cols / pack_size<T>;
   const auto go = [&]<int group, int per_thread>() {
     launch_held<T, group, per_thread, Held::by_group, packed>(op, body, row, x...);
   };
   if (packs <= 8) return go.template operator()<8, 1>();
-  if constexpr (fast)
+  if constexpr (fast) {
     if (packs <= 32) return go.template operator()<32, 1>();
-  if constexpr (sizeof(T) <= 4)
     if (packs <= 64) return go.template operator()<32, 2>();
+    if (packs <= 96) return go.template operator()<32, 3>();
+  }
   if (packs <= 128) return go.template operator()<64, 2>();
   if (packs <= 256) return go.template operator()<128, 2>();
-  if constexpr (sizeof(T) <= 4)
+  if constexpr (fast)
     if (packs <= 512) return go.template operator()<128, 4>();
   if (packs <= 1024) return go.template operator()<128, 8>();
   if (packs <= 2048) return go.template operator()<256, 8>();
-  if constexpr (sizeof(T) <= 4)
-    if (packs <= 4096) return go.template operator()<512, 8>();
   if constexpr (fast) {
+    if (packs <= 4096) return go.template operator()<512, 8>();
     if constexpr (sizeof...(X) == 1)
       if (packs <= 8192) return go.template operator()<512, 16>();
-    if (packs <= most_cluster_blocks * 2048 && have_clusters())
-      return spread_rows<T>(op, body, row, x...);
+    if (row.cols <= most_cluster_blocks * 2048 * pack_size<T> && have_clusters())
+      return spread_rows<T, packed>(op, body, row, x...);
   }
   launch_held<T, 256, 4, Held::nowhere, packed>(op, body, row, x...);
 }
 
 template <class T, class Body, class... X>
 void keep_rows(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols,
-               const T* y, const X*... x) {
+               const X*... x) {
   const RowLayout row{rows, cols};
-  if (rows_are_packed(row, y, x...)) return keep_rows_as<T, true>(op, body, row, x...);
+  if (rows_are_packed<T>(row)) return keep_rows_as<T, true>(op, body, row, x...);
   keep_rows_as<T, false>(op, body, row, x...);
 }
 
 // `chunk` elements a row (RowLayout): for one pass over long rows, or slices of them.
 template <class T, class Body, class... X>
-void stream_rows(std::string_view op, const Body& body, const RowLayout& layout, const T* y,
-                 const X*... x) {
+void stream_rows(std::string_view op, const Body& body, const RowLayout& layout, const X*... x) {
   const std::int64_t packs = divide_up<std::int64_t>(layout.chunk, pack_size<T>);
   const auto go = [&]<int group, int per_thread>() {
-    launch_rows<T, group, per_thread, Held::nowhere>(op, body, layout, y, x...);
+    if (rows_are_packed<T>(layout))
+      launch_held<T, group, per_thread, Held::nowhere, true>(op, body, layout, x...);
+    else
+      launch_held<T, group, per_thread, Held::nowhere, false>(op, body, layout, x...);
   };
   if (packs <= 8) return go.template operator()<8, 1>();
   if (packs <= 128) return go.template operator()<32, 4>();
   if (packs <= 1024) return go.template operator()<128, 4>();
   go.template operator()<256, 4>();
-}
-
-// One (outer, inner) pair; blockDim.x neighbouring pairs a block, blockDim.y threads on each, both
-// powers of two.
-template <class T, int inputs>
-class StridedRow {
- public:
-  using C = Compute<T>;
-  using Wide = double;
-
-  __device__ StridedRow(std::int64_t outer, std::int64_t n, std::int64_t inner,
-                        const T* const (&x)[inputs])
-      : n_(n), inner_(inner) {
-    const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const bool inside = slot < outer * inner;
-    index_ = inside ? slot : 0;
-    if (!inside) n_ = 0;
-    leader_ = inside && threadIdx.y == 0;
-    offset_ = index_ / inner * n * inner + index_ % inner;
-#pragma unroll
-    for (int i = 0; i < inputs; ++i) x_[i] = x[i] + offset_;
-  }
-
-  __device__ std::int64_t index() const { return index_; }
-  __device__ bool leader() const { return leader_; }
-
-  // As a Row's: a window is a few elements, loaded before the first is used.
-  template <class F>
-  __device__ void windows(F f) {
-    for (std::int64_t k = threadIdx.y; k < n_; k += window * blockDim.y) {
-      T x[inputs][window];
-#pragma unroll
-      for (int w = 0; w < window; ++w)
-        if (k + w * blockDim.y < n_)
-#pragma unroll
-          for (int i = 0; i < inputs; ++i) x[i][w] = x_[i][(k + w * blockDim.y) * inner_];
-      f([&](auto g) { visit(x, k, g, std::make_index_sequence<inputs>{}); });
-    }
-  }
-
-  template <class F>
-  __device__ void each(F f) {
-    windows([&](auto visit) { visit(f); });
-  }
-
-  // A tree over threadIdx.y; every thread of the pair gets the result.
-  template <class Op, class A>
-  __device__ A reduce(Op op, A a) const {
-    __shared__ A partial[256];
-    const int me = threadIdx.y * blockDim.x + threadIdx.x;
-    __syncthreads();
-    partial[me] = a;
-    for (int half = blockDim.y / 2; half > 0; half /= 2) {
-      __syncthreads();
-      if (threadIdx.y < half) partial[me] = op(partial[me], partial[me + half * blockDim.x]);
-    }
-    __syncthreads();
-    return partial[threadIdx.x];
-  }
-
-  template <class F>
-  __device__ C max(F f) {
-    C m = -std::numeric_limits<C>::infinity();
-    each([&](std::int64_t k, auto... x) { m = Max{}(f(k, x...), m); });
-    return reduce(Max{}, m);
-  }
-
-  template <class Total = C, class F>
-  __device__ Total sum(F f) {
-    double total = 0;
-    each([&](std::int64_t k, auto... x) { total += f(k, x...); });
-    return static_cast<Total>(reduce(Sum{}, total));
-  }
-
-  template <class F>
-  __device__ void write(T* y, F f) {
-    each([&](std::int64_t k, auto... x) { y[offset_ + k * inner_] = narrow<T>(f(k, x...)); });
-  }
-
- private:
-  static constexpr int window = 4;
-
-  template <class F, size_t... I>
-  __device__ void visit(const T (&x)[inputs][window], std::int64_t k, F& f,
-                        std::index_sequence<I...>) const {
-#pragma unroll
-    for (int w = 0; w < window; ++w)
-      if (k + w * blockDim.y < n_) f(k + w * blockDim.y, widen(x[I][w])...);
-  }
-
-  const T* x_[inputs];
-  std::int64_t n_;
-  std::int64_t inner_;
-  std::int64_t index_;
-  std::int64_t offset_;
-  bool leader_;
-};
-
-template <class T, class Body, class... X>
-__global__ void __launch_bounds__(256)
-    strided_rows_kernel(Body body, std::int64_t outer, std::int64_t n, std::int64_t inner,
-                        const X*... x) {
-  const T* const from[] = {x...};
-  StridedRow<T, sizeof...(X)> row(outer, n, inner, from);
-  body(row);
-}
-
-template <class T, class Body, class... X>
-void strided_rows(std::string_view op, const Body& body, std::int64_t outer, std::int64_t n,
-                  std::int64_t inner, const X*... x) {
-  unsigned across = 32;
-  while (across > 1 && across / 2 >= inner) across /= 2;
-  unsigned along = 256 / across;
-  while (along > 1 && along / 2 >= n) along /= 2;
-  const std::int64_t blocks = divide_up<std::int64_t>(outer * inner, across);
-  launch(op, strided_rows_kernel<T, Body, X...>, dim3(static_cast<unsigned>(blocks)),
-         dim3(across, along), 0, body, outer, n, inner, x...);
 }
 
 }  // namespace ebb::gpu

@@ -109,9 +109,8 @@ void sum_each(std::string_view op, const F& f, const Finish& finish, const RowLa
   constexpr std::int64_t far_more = std::int64_t{1} << 29;
   const std::int64_t elements = s.rows * s.cols;
   const std::int64_t packs = divide_up<std::int64_t>(s.chunk, pack_size<T>);
-  const T* const nothing = nullptr;
-  if (packs <= 256 || packs > 2048 || !passes<T>(elements) || !rows_are_packed(s, nothing, x...))
-    return stream_rows<T>(op, SumSlice<T, F, Finish>{f, finish}, s, nothing, x...);
+  if (packs <= 256 || packs > 2048 || !passes<T>(elements) || !rows_are_packed<T>(s))
+    return stream_rows<T>(op, SumSlice<T, F, Finish>{f, finish}, s, x...);
   const bool passing = elements * static_cast<std::int64_t>(sizeof...(X) * sizeof(T)) < far_more;
   const bool whole = s.slices == 1;  // rows are slices of one
   const dim3 grid(static_cast<unsigned>(whole ? s.rows : s.slices), whole ? 1 : s.rows);

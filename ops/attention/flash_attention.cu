@@ -46,7 +46,7 @@ void gpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q,
   visit<float, double, bf16>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     stream_rows<T>(op, UpstreamDots<T>{s.length_q, s.heads, d.data<Compute<T>>()},
-                   RowLayout{s.batch * s.length_q * s.heads, s.head_dim}, nullptr, y.data<T>(),
+                   RowLayout{s.batch * s.length_q * s.heads, s.head_dim}, y.data<T>(),
                    dy.data<T>());
   });
   const Tensor odd = hopper::flash_attention_tf32_backward(s, q, k, v, lse, d, dy, dq, dk, dv);

@@ -172,7 +172,7 @@ void gpu::cross_entropy(const Tensor& x, const Tensor& target, const Tensor& wei
                           state.log_sum.data<C>(),
                           loss,
                           share};
-    stream_rows<T>("cross_entropy", body, {n, x.size(1)}, nullptr, x.data<T>());
+    stream_rows<T>("cross_entropy", body, {n, x.size(1)}, x.data<T>());
     if (options.reduction == Reduction::none) {
       launch("cross_entropy", copy_losses_kernel<T>,
              dim3(static_cast<unsigned>(divide_up<std::int64_t>(n, 256))), 256, 0, loss, n, divisor,
@@ -200,7 +200,7 @@ void gpu::cross_entropy_backward(const Tensor& x, const Tensor& target, const Te
                                  options.reduction == Reduction::none,
                                  dx.data<T>()};
     if (x.numel() == 0) return;
-    stream_rows<T>("cross_entropy", body, {x.size(0), x.size(1)}, dx.data<T>(), x.data<T>());
+    stream_rows<T>("cross_entropy", body, {x.size(0), x.size(1)}, x.data<T>());
   });
 }
 

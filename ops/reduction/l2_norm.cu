@@ -2,6 +2,7 @@
 
 #include "ebb/ops/columns.cuh"
 #include "ebb/ops/slices.cuh"
+#include "ebb/ops/strided_rows.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -69,7 +70,7 @@ void gpu::l2_norm_backward(const Tensor& x, const Tensor& y, const Tensor& dy, c
     if (v.inner > 1) return strided_rows<T>("l2_norm", body, v.outer, v.n, v.inner, x.data<T>());
     const RowLayout layout = slice_rows(v.outer, v.n);
     body.slices = layout.slices;
-    stream_rows<T>("l2_norm", body, layout, dx.data<T>(), x.data<T>());
+    stream_rows<T>("l2_norm", body, layout, x.data<T>());
   });
 }
 

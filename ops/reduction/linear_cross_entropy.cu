@@ -84,8 +84,7 @@ void gpu::loss_and_gradient(const Tensor& target, std::int64_t first, std::int64
                                      divisor.data<C>(),
                                      logits.data<T>(),
                                      loss.data<C>() + first};
-    keep_rows<T>(op, body, logits.size(0), logits.size(1), logits.data<T>(),
-                 static_cast<const T*>(logits.data<T>()));
+    keep_rows<T>(op, body, logits.size(0), logits.size(1), static_cast<const T*>(logits.data<T>()));
   });
 }
 

@@ -1,5 +1,6 @@
 #include "ebb/ops/reduction/max.h"
 #include "ebb/ops/slices.cuh"
+#include "ebb/ops/strided_rows.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -49,16 +50,16 @@ void max_rows(const Tensor& x, const View& v, std::int32_t* index, Tensor& y) {
   const RowLayout layout = slice_rows(v.outer, v.n);
   if (layout.slices == 1)
     return stream_rows<T>("max", MaxRow<T>{y.data<T>(), index, nullptr, v.n, 1, v.n}, layout,
-                          nullptr, x.data<T>());
+                          x.data<T>());
   Tensor partial = empty({v.outer, layout.slices}, x.options());
   Tensor place;
   if (index) place = empty({v.outer, layout.slices}, {Dtype::i32, x.device()});
   std::int32_t* places = index ? place.data<std::int32_t>() : nullptr;
   T* maxima = partial.data<T>();
   stream_rows<T>("max", MaxRow<T>{maxima, places, nullptr, v.n, layout.slices, layout.chunk},
-                 layout, nullptr, x.data<T>());
+                 layout, x.data<T>());
   stream_rows<T>("max", MaxRow<T>{y.data<T>(), index, places, layout.slices, 1, layout.slices},
-                 {v.outer, layout.slices}, nullptr, static_cast<const T*>(maxima));
+                 {v.outer, layout.slices}, static_cast<const T*>(maxima));
 }
 
 template <class T>

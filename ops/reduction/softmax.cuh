@@ -2,6 +2,7 @@
 #pragma once
 #include "ebb/ops/long_rows.cuh"
 #include "ebb/ops/reduction/axes.h"
+#include "ebb/ops/strided_rows.cuh"
 
 namespace ebb::gpu {
 
@@ -70,11 +71,13 @@ __device__ MaxAndSum<C> max_and_sum(Row& row) {
 template <class T, class Body, class... X>
 void lines(std::string_view op, const Body& body, const View& v, const T* y, const X*... x) {
   if (v.n == 0) return;
-  if constexpr (sizeof(T) <= 4)
-    if (v.inner == 1 && v.n * std::int64_t{sizeof(T)} > long_row_bytes &&
+  if constexpr (sizeof(T) <= 4) {
+    constexpr std::int64_t longest = (sizeof...(X) == 1 ? 2 : 4) * long_row_bytes;  // kept
+    if (v.inner == 1 && v.n * std::int64_t{sizeof(T)} > longest &&
         long_rows<T>(op, body, v.outer, v.n, y, x...))
       return;
-  if (v.inner == 1) return keep_rows<T>(op, body, v.outer, v.n, y, x...);
+  }
+  if (v.inner == 1) return keep_rows<T>(op, body, v.outer, v.n, x...);
   strided_rows<T>(op, body, v.outer, v.n, v.inner, x...);
 }
 

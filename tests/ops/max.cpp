@@ -59,6 +59,19 @@ TEST_CASE("max: of equals the first gets the gradient, over several dimensions t
   }
 }
 
+TEST_CASE("max: the first of equals is found wherever in its row it is, and the row in memory") {
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+      for (const std::int64_t n : {5, 61, 257, 1031}) {
+        Tensor x = zeros({n, n});  // row r is the largest from column r on
+        for (std::int64_t r = 0; r < n; ++r)
+          for (std::int64_t c = r; c < n; ++c) x.data<float>()[r * n + c] = 1;
+        V identity(size_t(n * n));
+        for (std::int64_t r = 0; r < n; ++r) identity[size_t(r * n + r)] = 1;
+        CHECK(gradient(x.to(dtype).to(device), {.dim = {1}}) == identity);
+      }
+}
+
 TEST_CASE("max: NaN wins and gets the gradient, in its own row only") {
   for (const Device device : devices()) {
     const Tensor x = tensor<float>({1, NAN, 3, NAN, -1, INFINITY, 2, 0}, {2, 4}, device);

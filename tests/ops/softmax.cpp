@@ -83,7 +83,8 @@ TEST_CASE("softmax: twins agree at ragged, 1 and 0 sizes") {
 }
 
 TEST_CASE("softmax: twins agree on rows that begin anywhere in 16 bytes") {
-  for (const std::int64_t cols : {5, 61, 257, 514, 781, 2047, 4099, 8191})
+  for (const std::int64_t cols :
+       {1, 5, 61, 257, 514, 781, 1025, 2047, 4099, 8191, 10001, 20001, 30001, 50001, 65535})
     for (const auto f : {p, log_p})
       check_twins(f, {randn({9, cols}, 14, Dtype::f64, cpu_device, 3)}, {row, row_gradient});
 }
