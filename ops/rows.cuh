@@ -363,7 +363,7 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
   };
   if (packs <= 8) return go.template operator()<8, 1>();
   if constexpr (fast) {
-    if (packs <= 32) return go.template operator()<32, 1>();
+    if (packs <= 32) return go.template operator()<16, 2>();
     if (packs <= 64) return go.template operator()<32, 2>();
     if (packs <= 96) return go.template operator()<32, 3>();
   }
