@@ -1,41 +1,36 @@
-// [samples, channels, plane] by channels on the GPU: sums over a channel's planes, and maps that
-// know a channel's constants. Batch norm; and layer norm of few long rows, which are the channels
-// of one sample.
+// Sums over the channels of [samples, channels, plane] on the GPU, for batch
+// norm; and for layer norm of few long rows, which are the channels of one
+// sample. Maps are in channel_map.cuh.
 //
-// The packs of a channel's planes, one plane after the other, are cut into slices of a block each,
-// whatever the shape: there are slices enough to fill every GPU, the same on each.
+// The packs of a channel's planes, one plane after the other, are cut into
+// slices of a block each, whatever the shape: there are slices enough to fill
+// every GPU, the same on each.
 //
-//   struct Body {
-//     struct Channel { __device__ C operator()(C x, …) const … };     of a map
-//     __device__ Channel channel(int64 c) const …                     (sums: Terms of columns.cuh)
-//   };
-//
-// Functions may also see `shared` tensors [plane], after the others: a weight, a bias; 0 where such
-// a pointer is null.
+// Terms are those of columns.cuh. They may also see `shared` tensors [plane],
+// after the others: a weight; 0 where such a pointer is null.
 #pragma once
+#include "ebb/ops/channel_map.cuh"
 #include "ebb/ops/columns.cuh"
-#include "ebb/ops/map.cuh"
 
 namespace ebb::gpu {
 
 inline constexpr int channel_threads = 256;
-inline constexpr int channel_packs = 4;  // in flight a thread
+inline constexpr int channel_packs = 4; // in flight a thread
 
 struct ChannelSlices {
   std::int64_t samples;
   std::int64_t channels;
   std::int64_t plane;
-  std::int64_t packs = 0;  // of a plane
+  std::int64_t packs = 0; // of a plane
   std::int64_t slices = 1;
-  std::int64_t chunk = 0;  // packs of a slice
+  std::int64_t chunk = 0; // packs of a slice
 };
 
 // A thread's way through the packs of a slice.
-template <int threads = channel_threads>
-class ChannelWalk {
- public:
-  __device__ ChannelWalk(const ChannelSlices& s, int width, std::int64_t channel,
-                         std::int64_t slice)
+template <int threads = channel_threads> class ChannelWalk {
+public:
+  __device__ ChannelWalk(const ChannelSlices &s, int width,
+                         std::int64_t channel, std::int64_t slice)
       : packs_(s.packs) {
     const std::int64_t first = slice * s.chunk;
     const std::int64_t rest = s.samples * s.packs - first;
@@ -49,51 +44,57 @@ class ChannelWalk {
     wrap_ = (s.channels - 1) * s.plane;
   }
   __device__ bool inside() const { return left_ > 0; }
-  __device__ std::int64_t pack() const { return pack_; }  // of the plane
+  __device__ std::int64_t pack() const { return pack_; } // of the plane
   __device__ std::int64_t place() const { return place_; }
-  // Places are found again from here on: the compiler would rather keep those of all packs.
+  // Places are found again from here on: the compiler would rather keep those
+  // of all packs.
   __device__ void forget() { asm volatile("" : "+l"(pack_), "+l"(place_)); }
   __device__ void step() {
     left_ -= threads;
     pack_ += part_;
     place_ += step_;
-    if (pack_ < packs_) return;
+    if (pack_ < packs_)
+      return;
     pack_ -= packs_;
     place_ += wrap_;
   }
 
- private:
+private:
   // Division takes a fifth of the instructions in words of 32 bits.
   __device__ static std::int64_t quotient(std::int64_t n, std::int64_t d) {
-    if ((n | d) >> 32 == 0) return static_cast<unsigned>(n) / static_cast<unsigned>(d);
+    if ((n | d) >> 32 == 0)
+      return static_cast<unsigned>(n) / static_cast<unsigned>(d);
     return n / d;
   }
   std::int64_t packs_, pack_, place_, part_, step_, wrap_;
   int left_;
 };
 
-// What a thread has in registers: `inputs` of each of `most` packs, of which `count` are there.
-template <class T, int inputs, int most, int width>
-struct ChannelWindow {
+// What a thread has in registers: `inputs` of each of `most` packs, of which
+// `count` are there.
+template <class T, int inputs, int most, int width> struct ChannelWindow {
   Pack<T, width> packs[most][inputs];
   std::int64_t place[most];
   int count = 0;
-  int rounds = most;  // of all threads together: beyond that nobody has a pack
+  int rounds = most; // of all threads together: beyond that nobody has a pack
 
   template <int shared, class Walk>
-  __device__ void load(Walk& walk, const T* const (&x)[inputs]) {
+  __device__ void load(Walk &walk, const T *const (&x)[inputs]) {
     count = 0;
 #pragma unroll
     for (int u = 0; u < most; ++u) {
-      if (over(u)) break;
+      if (over(u))
+        break;
       const bool there = walk.inside();
-      if (there) ++count;
+      if (there)
+        ++count;
       place[u] = walk.place();
 #pragma unroll
       for (int q = 0; q < inputs; ++q)
-        packs[u][q] = q < inputs - shared
-                          ? load_if<width>(there, x[q] + place[u])
-                          : load_if<width>(there && x[q], x[q] + walk.pack() * width);
+        packs[u][q] =
+            q < inputs - shared
+                ? load_if<width>(there, x[q] + place[u])
+                : load_if<width>(there && x[q], x[q] + walk.pack() * width);
       walk.step();
     }
   }
@@ -102,59 +103,68 @@ struct ChannelWindow {
   __device__ Compute<T> first() const { return widen(packs[0][0], 0); }
 
   // Where element j of every pack is of the same column.
-  __device__ ColumnRows<T, inputs, most, width> of_column(int j) const { return {packs, j, count}; }
+  __device__ ColumnRows<T, inputs, most, width> of_column(int j) const {
+    return {packs, j, count};
+  }
 
   // f(x…)
-  template <class F>
-  __device__ void each(F f) const {
+  template <class F> __device__ void each(F f) const {
 #pragma unroll
     for (int u = 0; u < most; ++u) {
-      if (over(u)) break;
+      if (over(u))
+        break;
       if (u < count)
         visit(
-            u, [&](int, auto... x) { f(x...); }, std::make_index_sequence<inputs>{});
+            u, [&](int, auto... x) { f(x...); },
+            std::make_index_sequence<inputs>{});
     }
   }
 
   // y = f(j, x…), `passing` as in load().
   template <class F>
-  __device__ void map(T* y, F f, bool passing = false) const {
+  __device__ void map(T *y, F f, bool passing = false) const {
 #pragma unroll
     for (int u = 0; u < most; ++u)
-      if (u < count) map(u, y + place[u], f, passing);
+      if (u < count)
+        map(u, y + place[u], f, passing);
   }
   // The same on the way that it was loaded, with no place to remember.
   template <class Walk, class F>
-  __device__ void map(Walk walk, T* y, F f) const {
+  __device__ void map(Walk walk, T *y, F f) const {
 #pragma unroll
     for (int u = 0; u < most; ++u) {
-      if (over(u)) break;
-      if (u < count) map(u, y + walk.place(), f, false);
+      if (over(u))
+        break;
+      if (u < count)
+        map(u, y + walk.place(), f, false);
       walk.step();
     }
   }
 
- private:
+private:
   __device__ bool over(int u) const { return u % 4 == 0 && u >= rounds; }
   template <class F>
-  __device__ void map(int u, T* y, const F& f, bool passing) const {
+  __device__ void map(int u, T *y, const F &f, bool passing) const {
     Compute<T> out[width];
     visit(
-        u, [&](int j, auto... x) { out[j] = f(j, x...); }, std::make_index_sequence<inputs>{});
+        u, [&](int j, auto... x) { out[j] = f(j, x...); },
+        std::make_index_sequence<inputs>{});
     store_words(y, narrow<T>(out), passing);
   }
   template <class F, size_t... I>
-  __device__ void visit(int u, const F& f, std::index_sequence<I...>) const {
+  __device__ void visit(int u, const F &f, std::index_sequence<I...>) const {
 #pragma unroll
-    for (int j = 0; j < width; ++j) f(j, widen(packs[u][I], j)...);
+    for (int j = 0; j < width; ++j)
+      f(j, widen(packs[u][I], j)...);
   }
 };
 
 template <class T, int count, int shared, int width, class Terms, class... X>
 __global__ void __launch_bounds__(channel_threads)
-    channel_sums_kernel(Terms terms, ChannelSlices s, double* partial, const X*... x) {
+    channel_sums_kernel(Terms terms, ChannelSlices s, double *partial,
+                        const X *...x) {
   constexpr int inputs = sizeof...(X);
-  const T* const from[] = {x...};
+  const T *const from[] = {x...};
   auto own = terms.column(blockIdx.x);
   double sum[count] = {};
   ChannelWindow<T, inputs, channel_packs, width> window;
@@ -165,107 +175,68 @@ __global__ void __launch_bounds__(channel_threads)
 #pragma unroll
   for (int q = 0; q < count; ++q) {
     sum[q] = block_reduce<channel_threads>(sum[q], Sum{});
-    if (threadIdx.x == 0) partial[(blockIdx.y * count + q) * s.channels + blockIdx.x] = sum[q];
+    if (threadIdx.x == 0)
+      partial[(blockIdx.y * count + q) * s.channels + blockIdx.x] = sum[q];
   }
 }
 
-// Backwards, so that what a sum over the same planes has read last is still in the cache.
-template <class T, int shared, int width, class Body, class... X>
-__global__ void __launch_bounds__(channel_threads)
-    channel_map_kernel(Body body, ChannelSlices s, T* y, const X*... x) {
-  constexpr int inputs = sizeof...(X);
-  const T* const from[] = {x...};
-  const std::int64_t channel = gridDim.x - 1 - blockIdx.x;
-  const auto own = body.channel(channel);
-  ChannelWindow<T, inputs, channel_packs, width> window;
-  for (ChannelWalk<> walk(s, width, channel, gridDim.y - 1 - blockIdx.y); walk.inside();) {
-    window.template load<shared>(walk, from);
-    window.map(y, [&](int, auto... v) { return own(v...); });
-  }
-}
-
-inline ChannelSlices channel_slices(std::int64_t samples, std::int64_t channels, std::int64_t plane,
-                                    int width) {
+inline ChannelSlices channel_slices(std::int64_t samples, std::int64_t channels,
+                                    std::int64_t plane, int width) {
   constexpr std::int64_t blocks = 2048;
   constexpr std::int64_t most_slices = 512;
   constexpr std::int64_t grain = channel_threads * 2;
   ChannelSlices s{samples, channels, plane, plane / width};
   const std::int64_t all = samples * s.packs;
-  const std::int64_t wanted = std::min(divide_up(blocks, channels), most_slices);
+  const std::int64_t wanted =
+      std::min(divide_up(blocks, channels), most_slices);
   s.chunk = divide_up(divide_up(all, wanted), grain) * grain;
   s.slices = divide_up(all, s.chunk);
   return s;
 }
 
-template <class T, class Go, class... X>
-void with_width(std::int64_t plane, const Go& go, const X*... x) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
-  constexpr int width = pack_size<T>;
-  if ((aligned(x) && ...)) {
-    if (plane % width == 0) return go.template operator()<width>();
-    if constexpr (sizeof(T) == 2)
-      if (plane % (width / 2) == 0) return go.template operator()<width / 2>();
-  }
-  go.template operator()<1>();
-}
-
 // finish(channel, sums); the last `shared` of x are [plane].
 template <class T, int count, int shared, class Terms, class Finish, class... X>
-void channel_sums(std::string_view op, const Terms& terms, const Finish& finish,
-                  std::int64_t samples, std::int64_t channels, std::int64_t plane, Device device,
-                  const X*... x) {
-  if (samples * plane == 0) return add_slices<count>(op, finish, channels, 0, nullptr);
+void channel_sums(std::string_view op, const Terms &terms, const Finish &finish,
+                  std::int64_t samples, std::int64_t channels,
+                  std::int64_t plane, Device device, const X *...x) {
+  if (samples * plane == 0)
+    return add_slices<count>(op, finish, channels, 0, nullptr);
   with_width<T>(
       plane,
       [&]<int width>() {
         const ChannelSlices s = channel_slices(samples, channels, plane, width);
-        Tensor partial = empty({s.slices, count, channels}, {Dtype::f64, device});
-        double* const to = partial.data<double>();
+        Tensor partial =
+            empty({s.slices, count, channels}, {Dtype::f64, device});
+        double *const to = partial.data<double>();
         launch(op, channel_sums_kernel<T, count, shared, width, Terms, X...>,
-               dim3(static_cast<unsigned>(channels), static_cast<unsigned>(s.slices)),
+               dim3(static_cast<unsigned>(channels),
+                    static_cast<unsigned>(s.slices)),
                channel_threads, 0, terms, s, to, x...);
         add_slices<count>(op, finish, channels, s.slices, to);
       },
       x...);
 }
 
-// y = channel(x…)
-template <class T, int shared, class Body, class... X>
-void channel_map(std::string_view op, const Body& body, std::int64_t samples, std::int64_t channels,
-                 std::int64_t plane, T* y, const X*... x) {
-  if (samples * channels * plane == 0) return;
-  with_width<T>(
-      plane,
-      [&]<int width>() {
-        const ChannelSlices s = channel_slices(samples, channels, plane, width);
-        launch(op, channel_map_kernel<T, shared, width, Body, X...>,
-               dim3(static_cast<unsigned>(channels), static_cast<unsigned>(s.slices)),
-               channel_threads, 0, body, s, y, x...);
-      },
-      static_cast<const T*>(y), x...);
-}
-
-// Σ (x − c) and Σ (x − c)² of a column or channel, c being its first element: nearly its mean, but
-// for an outlier, which double has digits for. What a thread has of them goes by windows: sums in C
-// about the mean of the first elements, made small as x − c of finite numbers may overflow.
-template <class T>
-struct MomentTerms {
+// Σ (x − c) and Σ (x − c)² of a column or channel, c being its first element:
+// nearly its mean, but for an outlier, which double has digits for. What a
+// thread has of them goes by windows: sums in C about the mean of the first
+// elements, made small as x − c of finite numbers may overflow.
+template <class T> struct MomentTerms {
   using C = Compute<T>;
-  T c;  // as it came, so that nobody waits for it before it is needed
+  T c; // as it came, so that nobody waits for it before it is needed
 
   struct Window {
     C origin, sum, square;
     int size;
   };
   template <class Rows>
-  __device__ void open(const Rows& rows, Window& w) const {
+  __device__ void open(const Rows &rows, Window &w) const {
     const C first = rows.first() * small;
     C total = 0;
     rows.each([&](C x, auto...) { total += x * small - first; });
     w.origin = first + total * reciprocal(static_cast<C>(rows.size()));
   }
-  template <class Rows>
-  __device__ void add(const Rows& rows, Window& w) const {
+  template <class Rows> __device__ void add(const Rows &rows, Window &w) const {
     rows.each([&](C x, auto...) {
       const C d = x * small - w.origin;
       w.sum += d;
@@ -273,32 +244,35 @@ struct MomentTerms {
     });
     w.size += rows.size();
   }
-  __device__ void close(const Window& w, double (&sum)[2]) const {
-    const double off = static_cast<double>(w.origin) / small - static_cast<double>(widen(c));
+  __device__ void close(const Window &w, double (&sum)[2]) const {
+    const double off =
+        static_cast<double>(w.origin) / small - static_cast<double>(widen(c));
     const double rest = static_cast<double>(w.sum) / small;
     sum[0] += w.size * off + rest;
-    sum[1] += static_cast<double>(w.square) / (small * small) + off * (w.size * off + 2 * rest);
+    sum[1] += static_cast<double>(w.square) / (small * small) +
+              off * (w.size * off + 2 * rest);
   }
 
   template <class Rows>
-  __device__ void add(const Rows& rows, double (&sum)[2]) const {
+  __device__ void add(const Rows &rows, double (&sum)[2]) const {
     Window w{};
     open(rows, w);
     add(rows, w);
     close(w, sum);
   }
 
- private:
+private:
   static constexpr C small = C(1) / 128;
 };
 
 // The same of channels whose first elements are `step` apart.
-template <class T>
-struct MomentsFromFirst {
-  const T* x;
+template <class T> struct MomentsFromFirst {
+  const T *x;
   std::int64_t step;
   using Column = MomentTerms<T>;
-  __device__ Column column(std::int64_t channel) const { return {x[channel * step]}; }
+  __device__ Column column(std::int64_t channel) const {
+    return {x[channel * step]};
+  }
 };
 
-}  // namespace ebb::gpu
+} // namespace ebb::gpu

@@ -1,13 +1,12 @@
-// [samples, channels, plane] on the GPU as rows of whole packs, where samples or planes are not:
-// `together` samples are one row, of whose columns a channel has some here and there. The engines
-// of columns.cuh go over such rows by these:
+// Sums over the channels of [samples, channels, plane] on the GPU where samples or planes are not
+// whole packs: `together` samples are a row that is, of whose columns a channel has some here and
+// there. The sums of columns.cuh go over such rows by these:
 //
 //   const WideRows w = wide_rows<T>(samples, channels, plane);       w.rows is 0: not so
 //   columns<T, 2>(op, WideTerms<Terms>{terms, w}, WideFinish<Finish>{finish, w}, …);
-//   column_map<T>(op, WideMap<Body>{body, w}, w.rows, w.columns, y, x…);
 #pragma once
+#include "ebb/ops/channel_map.cuh"
 #include "ebb/ops/columns.cuh"
-#include "ebb/ops/divider.cuh"
 
 namespace ebb::gpu {
 
@@ -17,27 +16,7 @@ struct WideRows {
   unsigned channels = 1;
   unsigned plane = 1;
   unsigned of_channel = 1;  // columns
-  WordDivider<unsigned> by_plane{};
-  WordDivider<unsigned> by_channels{};
-  WordDivider<unsigned> by_own{};
-
-  __device__ unsigned channel(std::int64_t column) const {
-    return by_channels.remainder(by_plane.quotient(static_cast<unsigned>(column)));
-  }
-  // own[j] = f(channel of column + j)
-  template <class Own, int width, class F>
-  __device__ void each_channel(std::int64_t column, Own (&own)[width], const F& f) const {
-    if (plane < width) {
-#pragma unroll
-      for (int j = 0; j < width; ++j) own[j] = f(channel(column + j));
-      return;
-    }
-    const unsigned left = plane - by_plane.remainder(static_cast<unsigned>(column));
-    const Own first = f(channel(column));
-    const Own last = f(channel(column + width - 1));
-#pragma unroll
-    for (int j = 0; j < width; ++j) own[j] = j < left ? first : last;
-  }
+  ChannelOf of{};
 };
 
 template <class T>
@@ -58,9 +37,7 @@ WideRows wide_rows(std::int64_t samples, std::int64_t channels, std::int64_t pla
           static_cast<unsigned>(channels),
           static_cast<unsigned>(plane),
           static_cast<unsigned>(together * plane),
-          WordDivider<unsigned>(plane),
-          WordDivider<unsigned>(channels),
-          WordDivider<unsigned>(together * plane)};
+          {Divider(plane), Divider(channels)}};
 }
 
 template <class Terms>
@@ -70,23 +47,9 @@ struct WideTerms {
   using Column = decltype(std::declval<const Terms&>().column(0));
   template <int width>
   __device__ void columns(std::int64_t column, Column (&own)[width]) const {
-    rows.each_channel(column, own, [&](std::int64_t c) { return terms.column(c); });
+    rows.of.each(column, own, [&](std::int64_t c) { return terms.column(c); });
   }
 };
-template <class Body>
-struct WideMap {
-  Body body;
-  WideRows rows;
-  using Channel = decltype(std::declval<const Body&>().channel(0));
-  __device__ Channel channel(std::int64_t column) const {
-    return body.channel(rows.channel(column));
-  }
-  template <int width>
-  __device__ void channels(std::int64_t column, Channel (&own)[width]) const {
-    rows.each_channel(column, own, [&](std::int64_t c) { return body.channel(c); });
-  }
-};
-
 // finish(channel, sums) of all its columns in all slices, a block each.
 template <class Finish>
 __global__ void __launch_bounds__(part_threads)
@@ -94,9 +57,9 @@ __global__ void __launch_bounds__(part_threads)
   await_previous();
   double sum[2] = {};
   for (unsigned i = threadIdx.x; i < slices * s.of_channel; i += part_threads) {
-    const unsigned slice = s.by_own.quotient(i);
-    const unsigned own = i - slice * s.of_channel;
-    const unsigned sample = s.by_plane.quotient(own);
+    const unsigned slice = i / s.of_channel;
+    const unsigned own = i % s.of_channel;
+    const unsigned sample = own / s.plane;
     const std::int64_t column =
         std::int64_t{sample * (s.channels - 1) + blockIdx.x} * s.plane + own;
 #pragma unroll
