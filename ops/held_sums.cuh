@@ -26,10 +26,18 @@ struct HeldSums {
   alignas(16) unsigned char channels[columns][sizeof(Channel)];
 
   __device__ void add_lanes(const double (&sum)[lanes][count]) {
-    double all[count * lanes];
+    const int lane = static_cast<int>(threadIdx.x) % warp_size;
 #pragma unroll
-    for (int i = 0; i < count * lanes; ++i) all[i] = sum[i % lanes][i / lanes];
-    add_lanes<warp_size / 2, 0>(all, 0, of_warps[threadIdx.x / warp_size]);
+    for (int q = 0; q < count; ++q)
+#pragma unroll
+      for (int j = 0; j < lanes; ++j) {
+        double all = sum[j][q];
+#pragma unroll
+        for (int offset = warp_size / 2; offset >= first_lanes; offset /= 2)
+          all += __shfl_xor_sync(0xffffffffu, all, offset);
+        if (lane < first_lanes)
+          of_warps[threadIdx.x / warp_size][q * columns + lane * lanes + j] = all;
+      }
   }
 
   // Of this block.
@@ -63,37 +71,6 @@ struct HeldSums {
   __device__ const Channel& channel(int j) const {
     const int c = strips ? static_cast<int>(threadIdx.x) % strip_lanes * lanes + j : 0;
     return *reinterpret_cast<const Channel*>(channels[c]);
-  }
-
- private:
-  // Half of a lane's numbers go to another lane and half of that one's come, as long as there are
-  // two; then both have one. `first`: of all numbers of a lane, the first that is left. `alike`:
-  // bits of the lanes that have the same.
-  template <int offset, int alike, int left>
-  __device__ static void add_lanes(const double (&mine)[left], int first, Numbers& to) {
-    const int lane = static_cast<int>(threadIdx.x) % warp_size;
-    if constexpr (offset < first_lanes) {
-      if ((lane & alike) != 0) return;
-#pragma unroll
-      for (int i = 0; i < left; ++i) {
-        const int q = (first + i) / lanes;
-        const int j = (first + i) % lanes;
-        to[q * columns + lane % first_lanes * lanes + j] = mine[i];
-      }
-    } else if constexpr (left == 1) {
-      const double both[] = {mine[0] + __shfl_xor_sync(0xffffffffu, mine[0], offset)};
-      add_lanes<offset / 2, alike | offset>(both, first, to);
-    } else {
-      const bool upper = (lane & offset) != 0;
-      double both[left / 2];
-#pragma unroll
-      for (int i = 0; i < left / 2; ++i) {
-        const double low = mine[i];
-        const double high = mine[i + left / 2];
-        both[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, offset);
-      }
-      add_lanes<offset / 2, alike>(both, upper ? first + left / 2 : first, to);
-    }
   }
 };
 
