@@ -20,10 +20,10 @@
 //   };
 //   if (hold_channels<T, count>(op, body, samples, channels, plane, device, y, x…)) return;
 //
-// hold_columns() is the same of [samples, channels], by strips of 128 bytes. Both return false and
-// do nothing where they cannot, or would not be faster: the caller then goes by channel_sums() and
-// channel_map(). How a sum is ordered depends on the shape and on how many multiprocessors there
-// are, with how much shared memory.
+// Where planes are single elements, a group goes over strips of channels, 128 bytes wide. It
+// returns false and does nothing where it cannot, or would not be faster: the caller then goes by
+// channel_sums() and channel_map(). How a sum is ordered depends on the shape and on how many
+// multiprocessors there are, with how much shared memory.
 #pragma once
 #include "ebb/ops/held_sums.cuh"
 
@@ -50,12 +50,12 @@ __device__ void sum_units(Units& units, std::int64_t tile, const Column (&own)[l
   }
 }
 
-template <class T, int count, int width, bool columns, class Body, class... X>
+template <class T, int count, bool ragged, bool columns, class Body, class... X>
 __global__ void __launch_bounds__(held_threads<columns>, held_blocks<columns>)
     held_kernel(const Body body, const HeldLayout s, unsigned long long* partial, T* y,
                 const X*... x) {
 #if __CUDA_ARCH__ >= 800
-  constexpr int lanes = columns ? width : 1;
+  constexpr int lanes = columns ? pack_size<T> : 1;
   using Column = decltype(body.column(0));
   using Channel = decltype(body.channel(body.known(0), {}));
   using Sums = HeldSums<count, lanes, Channel>;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(held_threads<columns>, held_blocks<columns>)
   __shared__ Sums sums;
   const T* const from[] = {x...};
   const std::int64_t groups = gridDim.x / s.group;
-  HeldUnits<T, sizeof...(X), width, columns> units(s, memory, from);
+  HeldUnits<T, sizeof...(X), ragged, columns> units(s, memory, from);
   HeldExchange<Sums> exchange(s, sums, partial);
   Column own[lanes];
   const auto columns_of = [&](std::int64_t tile) {
@@ -125,12 +125,12 @@ inline HeldLayout held_layout(HeldLayout s, int blocks, int slots, int warps) {
 }
 
 // y = channel(x…) of tiles, unless they are too large.
-template <class T, int count, int width, bool columns, class Body, class... X>
+template <class T, int count, bool ragged, bool columns, class Body, class... X>
 bool hold_tiles(std::string_view op, const Body& body, HeldLayout s, Device device, T* y,
                 const X*... x) {
-  using Units = HeldUnits<T, sizeof...(X), width, columns>;
+  using Units = HeldUnits<T, sizeof...(X), ragged, columns>;
   using Channel = decltype(body.channel(body.known(0), {}));
-  using Sums = HeldSums<count, columns ? width : 1, Channel>;
+  using Sums = HeldSums<count, columns ? pack_size<T> : 1, Channel>;
   constexpr int reserved = 1024;  // of a block's memory, by the system
   constexpr int alignment = 128;
   const int memory = (block_memory() + reserved) / held_blocks<columns> - reserved -
@@ -142,7 +142,7 @@ bool hold_tiles(std::string_view op, const Body& body, HeldLayout s, Device devi
   const std::int64_t units =
       columns ? divide_up<std::int64_t>(s.samples, Units::most * Units::step) : s.samples * pieces;
   if (units > std::int64_t{blocks} * held_warps<columns> * 2 * slots) return false;
-  s.pieces = Divider(pieces);
+  s.pieces = WordDivider<unsigned>(pieces);
   s.length = static_cast<int>(divide_up(s.packs, pieces));
   s.units = static_cast<int>(units);
   s = held_layout(s, blocks, slots, held_warps<columns>);
@@ -151,50 +151,34 @@ bool hold_tiles(std::string_view op, const Body& body, HeldLayout s, Device devi
   auto* const bits = reinterpret_cast<unsigned long long*>(partial.data<double>());
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(blocks / s.group, s.tiles)) *
                     static_cast<unsigned>(s.group);
-  launch_together(op, held_kernel<T, count, width, columns, Body, X...>,
+  launch_together(op, held_kernel<T, count, ragged, columns, Body, X...>,
                   {grid, held_threads<columns>, static_cast<size_t>(s.slots) * Units::bytes}, body,
                   s, bits, y, x...);
   return true;
 }
 
-// Older GPUs do not copy to shared memory while they go on, and of f64 too little would be held.
-template <class T>
-bool can_hold() {
-  return sizeof(T) <= 4 && compute_capability() >= 80 && multiprocessors() >= 64;
-}
-
 template <class T, int count, class Body, class... X>
 bool hold_channels(std::string_view op, const Body& body, std::int64_t samples,
                    std::int64_t channels, std::int64_t plane, Device device, T* y, const X*... x) {
-  constexpr std::int64_t shortest = 16;  // packs, that a warp does not find too few
-  if (!can_hold<T>() || samples * channels == 0) return false;
-  const bool large = passes<T>(samples * channels * plane);
-  bool done = false;
-  with_width<T>(
-      plane,
-      [&]<int width>() {
-        if constexpr (width * sizeof(T) >= 4 && sizeof(T) <= 4)
-          if (plane / width >= shortest)
-            done = hold_tiles<T, count, width, false>(
-                op, body, {channels, plane, channels * plane, samples, plane / width, large},
-                device, y, x...);
-      },
-      static_cast<const T*>(y), x...);
-  return done;
-}
-
-template <class T, int count, class Body, class... X>
-bool hold_columns(std::string_view op, const Body& body, std::int64_t samples,
-                  std::int64_t channels, Device device, T* y, const X*... x) {
-  if (!can_hold<T>() || samples * channels == 0) return false;
-  constexpr std::int64_t strip = strip_lanes * pack_size<T>;
-  const bool large = passes<T>(samples * channels);
-  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
-  if constexpr (sizeof(T) <= 4)
-    if (channels % pack_size<T> == 0 && aligned(y) && (aligned(x) && ...))
-      return hold_tiles<T, count, pack_size<T>, true>(
-          op, body, {divide_up(channels, strip), strip, channels, samples, strip_lanes, large},
-          device, y, x...);
+  constexpr std::int64_t width = pack_size<T>;
+  constexpr std::int64_t strip = strip_lanes * width;
+  constexpr std::int64_t shortest = 16 * width;  // plane, that a warp does not find too short
+  const std::int64_t n = samples * channels * plane;
+  // Older GPUs do not copy to shared memory while they go on.
+  if (compute_capability() < 80 || multiprocessors() < 64) return false;
+  if (n == 0 || !aligned(y) || !(aligned(x) && ...)) return false;
+  if constexpr (sizeof(T) <= 4) {  // of f64 too little would be held
+    if (plane == 1 && channels % width == 0)
+      return hold_tiles<T, count, false, true>(
+          op, body,
+          {divide_up(channels, strip), strip, channels, samples, strip_lanes, passes<T>(n)}, device,
+          y, x...);
+    if (plane < shortest) return false;
+    const HeldLayout s{channels,    plane, channels * plane, samples, packs_of_plane(plane, width),
+                       passes<T>(n)};
+    if (plane % width == 0) return hold_tiles<T, count, false, false>(op, body, s, device, y, x...);
+    return hold_tiles<T, count, true, false>(op, body, s, device, y, x...);
+  }
   return false;
 }
 

@@ -39,26 +39,43 @@ __device__ void add_threads(double (&sum)[count]) {
   }
 }
 
-template <class T, int count, int width, class How, class Body, class... X>
+template <class T, int count, int width, bool ragged, class How, class Body, class... X>
 __global__ void __launch_bounds__(How::threads, How::blocks)
     alone_kernel(const Body body, const ChannelSlices s, T* y, const X*... x) {
   constexpr int inputs = sizeof...(X);
   const T* const from[] = {x...};
   const std::int64_t c = blockIdx.x;
   ChannelWalk<How::threads> start(s, width, c, 0);
-  ChannelWindow<T, inputs, How::template packs<T, inputs, width>, width> window;
+  ChannelWindow<T, inputs, How::template packs<T, inputs, width>, width, ragged> window;
   window.rounds = static_cast<int>(divide_up<std::int64_t>(s.chunk, How::threads));
   auto walk = start;
   window.template load<0>(walk, from);
   const auto own = body.column(c);
   const auto known = body.known(c);
   double sum[count] = {};
-  if (window.count > 0) own.add(window, sum);
+  if (window.size() > 0) own.add(window, sum);
   add_threads<How::threads>(sum);
-  if (threadIdx.x == 0) body.keep(c, known, sum);
+  if (threadIdx.x == How::threads - 1) body.keep(c, known, sum);
   const auto channel = body.channel(known, sum);
   start.forget();
   window.map(start, y, [&](int, auto... v) { return channel(v...); });
+}
+
+// go<width, ragged>() for planes of whole packs, for planes that share packs, or, where they are
+// small or packs would reach beyond the tensor, by elements; bf16 by four.
+template <class T, class Go, class... X>
+void with_packs(std::int64_t samples, std::int64_t channels, std::int64_t plane, const Go& go,
+                const X*... x) {
+  constexpr int width = pack_size<T>;
+  constexpr std::int64_t shortest = 16 * width;  // plane that is worth the masks
+  const std::int64_t n = (aligned(x) && ...) ? samples * channels * plane : 1;
+  if (n % width == 0 && plane % width == 0) return go.template operator()<width, false>();
+  if (n % width == 0 && plane >= shortest) return go.template operator()<width, true>();
+  if constexpr (sizeof(T) == 2) {
+    if (n % 4 == 0 && plane % 4 == 0) return go.template operator()<4, false>();
+    if (n % 4 == 0 && plane > 4) return go.template operator()<4, true>();
+  }
+  go.template operator()<1, false>();
 }
 
 template <class T, int count, class Body, class... X>
@@ -67,22 +84,23 @@ bool hold_alone(std::string_view op, const Body& body, std::int64_t samples, std
   constexpr std::int64_t many = 768;  // channels, that fill a GPU some times
   bool done = false;
   if constexpr (sizeof(T) <= 4)
-    with_width<T>(
-        plane,
-        [&]<int width>() {
-          const std::int64_t packs = plane / width;
+    with_packs<T>(
+        samples, channels, plane,
+        [&]<int width, bool ragged>() {
+          const std::int64_t packs = packs_of_plane(plane, width);
           const ChannelSlices s{samples, channels, plane, packs, 1, samples * packs};
           const auto go = [&]<class How>(How) {
             constexpr int most = How::template packs<T, sizeof...(X), width>;
             if (done || s.chunk > std::int64_t{most} * How::threads) return;
-            launch(op, alone_kernel<T, count, width, How, Body, X...>,
+            launch(op, alone_kernel<T, count, width, ragged, How, Body, X...>,
                    dim3(static_cast<unsigned>(channels)), How::threads, 0, body, s, y, x...);
             done = true;
           };
+          go(Alone<32, 16>{});
           go(Alone<128, 16>{});
           go(Alone<128, 32>{});
           go(Alone<448, 32>{});
-          if (width < pack_size<T> || channels >= many) go(Alone<512, 64>{});
+          if (width == pack_size<T> ? channels >= many : sizeof(T) == 4) go(Alone<512, 64>{});
         },
         static_cast<const T*>(y), x...);
   return done;

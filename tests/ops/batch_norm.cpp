@@ -96,19 +96,20 @@ TEST_CASE("batch_norm: twins agree at ragged sizes, with few and with large plan
     check_twins(f(train), {randn(shape, 11)}, cancelled);
 }
 
-// Samples or planes that are not whole packs are read as rows of several samples, of whose packs
-// some lie in two channels, or in more where planes are short.
+// Planes that are not whole packs share those at their ends with their neighbours, and channels
+// that are not are columns of several samples together.
 TEST_CASE("batch_norm: twins agree where packs lie across channels and samples") {
   for (const bool training : {true, false})
     for (const Shape& shape :
          {Shape{4096, 3}, Shape{1000, 100}, Shape{640, 17}, Shape{64, 16, 7, 7}, Shape{40, 8, 3},
-          Shape{33, 12, 5, 7}, Shape{128, 1, 3, 3}, Shape{100, 6, 27}})
+          Shape{33, 12, 5, 7}, Shape{128, 1, 3, 3}, Shape{100, 6, 27}, Shape{1, 4, 9, 9},
+          Shape{400, 4, 15, 15}, Shape{3000, 4, 7, 7}, Shape{64, 40, 27, 27}, Shape{31, 1, 45, 45}})
       check_twins(f({.training = training}),
                   {randn(shape, 26), randn({shape[1]}, 27), randn({shape[1]}, 28)},
                   {row, row_gradient});
 }
 
-// f64, and bf16 in planes of odd length, are never held between the sums and the map.
+// f64 is never held between the sums and the map.
 TEST_CASE("batch_norm: f64 is exact, and bf16 rounds only results, at every width of a pack") {
   const auto run = [](Dtype dtype, const Shape& shape, Device device) {
     const auto in = [&](const Shape& of, std::uint64_t seed) {
@@ -123,7 +124,8 @@ TEST_CASE("batch_norm: f64 is exact, and bf16 rounds only results, at every widt
   for (const Shape& shape :
        {Shape{70, 1000}, Shape{600, 40}, Shape{33, 64}, Shape{50, 9}, Shape{3, 20, 8, 9},
         Shape{5, 6, 26, 26}, Shape{4, 12, 5, 7}, Shape{90, 100, 2, 2}, Shape{2, 3, 96, 100},
-        Shape{4096, 3}, Shape{640, 100}, Shape{64, 16, 7, 7}, Shape{40, 8, 3}}) {
+        Shape{4096, 3}, Shape{640, 100}, Shape{64, 16, 7, 7}, Shape{40, 8, 3}, Shape{64, 4, 45, 45},
+        Shape{3000, 4, 7, 7}, Shape{24, 3, 14, 14}, Shape{31, 1, 45, 45}}) {
     const Tensors exact = run(Dtype::f64, shape, cpu_device);
     for (const Device device : devices())
       for (const Dtype dtype : {Dtype::f64, Dtype::bf16}) {
@@ -137,12 +139,12 @@ TEST_CASE("batch_norm: f64 is exact, and bf16 rounds only results, at every widt
 
 // A GPU has all blocks of a group at a time, which go from channel to channel, or from strip to
 // strip of columns, the last of which is not full. Of some tensors a block cannot hold its whole
-// share: on an H100 backward of the first and of [16000,256], forward of [24000,260]. The last one
-// has one channel for all blocks.
+// share: on an H100 backward of the first, the last and [16000,256], forward of [24000,260]. The
+// last ones have one channel for all blocks.
 TEST_CASE("batch_norm: twins agree where groups of blocks have large channels, and many of them") {
   for (const Shape& shape :
        {Shape{40, 8, 112, 112}, Shape{9, 140, 60, 60}, Shape{9000, 548}, Shape{24000, 260},
-        Shape{16000, 256}, Shape{3, 400, 8, 16}, Shape{2, 1, 1000, 1000}})
+        Shape{16000, 256}, Shape{3, 400, 8, 16}, Shape{2, 1, 1000, 1000}, Shape{4, 1, 1001, 1001}})
     check_twins(f(train), {randn(shape, 24)}, {row, row_gradient});
 }
 
