@@ -36,6 +36,7 @@ struct AffinePack {
 template <class T, bool centred>
 struct NormalizeRow {
   using C = Compute<T>;
+  const T* x;
   const T* weight;
   const T* bias;
   std::int64_t cols;
@@ -48,16 +49,11 @@ struct NormalizeRow {
   __device__ void operator()(Row& row) const {
     const double n = static_cast<double>(cols);
     double m = 0;
-    if constexpr (centred) {
-      row.each([&](auto, C x) { m += static_cast<double>(x); });
-      m = row.reduce(Sum{}, m) / n;
-    }
-    double square = 0;  // of the largest numbers, too
-    row.each([&](auto, C x) {
-      const double d = static_cast<double>(x) - m;
-      square += d * d;
-    });
-    square = row.reduce(Sum{}, square);
+    double square = 0;
+    if constexpr (centred && std::is_same_v<typename Row::Wide, double>)
+      in_one_pass(row, m, square);
+    else
+      in_two_passes(row, m, square);
     const C r = static_cast<C>(1 / sqrt(square / n + eps));
     if (row.leader()) {
       if constexpr (centred) mean[row.index()] = m;
@@ -68,6 +64,51 @@ struct NormalizeRow {
       return AffinePack<T, Row::packed>(hat, weight, bias, column);
     });
   }
+
+ private:
+  // The mean m and Σ (x − m)².
+  template <class Row>
+  __device__ void in_two_passes(Row& row, double& m, double& square) const {
+    if constexpr (centred) {
+      row.each([&](auto, C x) { m += static_cast<double>(x); });
+      m = row.reduce(Sum{}, m) / static_cast<double>(cols);
+    }
+    row.each([&](auto, C x) {  // of the largest numbers, too
+      const double d = static_cast<double>(x) - m;
+      square += d * d;
+    });
+    square = row.reduce(Sum{}, square);
+  }
+  // The same where a pass takes long: windows as seen from their first element, and these from the
+  // row's, so that numbers far from 0 keep their digits.
+  template <class Row>
+  __device__ void in_one_pass(Row& row, double& m, double& square) const {
+    constexpr C small = C(1) / 64;  // differences of finite numbers may overflow
+    const double first = static_cast<double>(widen(x[row.index() * cols]));
+    double sum = 0;
+    row.windows([&](auto visit) {
+      C origin = 0;
+      C off = 0;
+      C squares = 0;
+      int count = 0;
+      visit([&](auto, C x) {
+        if (count == 0) origin = x * small;
+        const C d = x * small - origin;
+        off += d;
+        squares += d * d;
+        ++count;
+      });
+      const double from = static_cast<double>(origin) / small - first;
+      const double by = static_cast<double>(off) / small;
+      sum += by + count * from;
+      square += static_cast<double>(squares) / (small * small) + (2 * by + count * from) * from;
+    });
+    sum = row.reduce(Sum{}, sum);
+    const double off = sum / static_cast<double>(cols);
+    square = row.reduce(Sum{}, square) - off * sum;
+    square = square < 0 ? 0 : square;
+    m = first + off;
+  }
 };
 
 template <class T, bool centred>
@@ -77,7 +118,7 @@ bool forward(const Normalize& n) {
   const T* const w = data_or_null<T>(n.weight);
   const T* const b = data_or_null<T>(n.bias);
   const NormalizeRow<T, centred> body{
-      w, b, n.s.cols, n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), y};
+      x, w, b, n.s.cols, n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), y};
   const std::int64_t bytes = n.s.cols * std::int64_t{sizeof(T)};
   const bool packed = n.s.cols % pack_size<T> == 0 && all_aligned(x, y, w, b);
   if (bytes > long_row_bytes)
