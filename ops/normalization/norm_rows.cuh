@@ -1,7 +1,7 @@
 // Internal: not in <ebb/ebb.h>, not installed.
 // What the kernels of norm_rows.h share: rows that a group of threads holds (norm_rows.cu,
 // norm_backward.cu, and on Hopper norm_ring.cu), rows by the row engine (norm_engine.cu), rows in
-// slices (norm_slices.cu), and few long ones (norm_held.cu).
+// slices (norm_slices.cu), and on Hopper long ones spread over all blocks (norm_spread.cu).
 #pragma once
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
@@ -159,9 +159,9 @@ inline bool few_for_clusters(const NormRows& s) { return s.rows <= 64; }
 void normalize_slices(const Normalize& n);
 void normalize_slices_backward(const NormalizeBackward& n);
 
-// Of those, what a GPU can keep between two passes (norm_held.cu); false, and nothing done, if not.
-bool normalize_held(const Normalize& n);
-bool normalize_held_backward(const NormalizeBackward& n);
+// Of those, what a Hopper can read once (norm_spread.cu); false, and nothing done, if not.
+bool normalize_spread(const Normalize& n);
+bool normalize_spread_backward(const NormalizeBackward& n);
 
 // Rows longer than norm_rows.cu's groups like, or not of whole packs (norm_engine.cu); false, and
 // nothing done, if not.

@@ -120,6 +120,11 @@ TEST_CASE("large: layer_norm adds up its columns by windows of rows") {
               {row, row_gradient});
 }
 
+TEST_CASE("large: layer_norm adds up more rows than a window has, of any length") {
+  check_twins(f(), {randn({65, 271000}, 52), randn({271000}, 53), randn({271000}, 54)},
+              {row, row_gradient});
+}
+
 TEST_CASE("layer_norm: replays of a step give the bytes of an ordinary one") {
   for (const Device device : devices())
     for (const Shape& shape : {Shape{300, 768}, Shape{3, 9000}}) {
@@ -146,8 +151,9 @@ TEST_CASE("layer_norm: replays of a step give the bytes of an ordinary one") {
 }
 
 TEST_CASE("layer_norm: few long rows are shared by many blocks") {
-  for (const Shape& shape : {Shape{2, 20000}, Shape{2, 70001}, Shape{64, 4104}, Shape{100, 4104},
-                             Shape{33, 6000}, Shape{1, 400008}, Shape{20, 271000}}) {
+  for (const Shape& shape :
+       {Shape{2, 20000}, Shape{2, 70001}, Shape{64, 4104}, Shape{100, 4104}, Shape{33, 6000},
+        Shape{1, 400008}, Shape{20, 271000}, Shape{5, 600008}}) {
     const Shape cols{shape[1]};
     check_twins(f(), {randn(shape, 25), randn(cols, 26), randn(cols, 27)}, {row, row_gradient});
   }
@@ -177,8 +183,9 @@ TEST_CASE("layer_norm: adding a number to a row, or scaling it, changes nothing"
 
 TEST_CASE("layer_norm: bf16 rounds only the result, and gradients, whatever the width") {
   for (const Device device : devices())
-    for (const std::int64_t cols : {8, 96, 100, 768, 1032, 4096, 8000, 20000, 33000, 600000}) {
-      const std::int64_t rows = cols < 5000 ? 301 : cols == 33000 ? 70 : 6;
+    for (const std::int64_t cols :
+         {8, 96, 100, 768, 1032, 4096, 8000, 20000, 33000, 600000, 1100000}) {
+      const std::int64_t rows = cols < 5000 ? 301 : cols == 33000 ? 70 : cols < 1000000 ? 6 : 3;
       const auto run = [&](Dtype dtype) {
         const Tensor x = leaf(randn({rows, cols}, 30, Dtype::bf16, device).to(dtype).detach());
         const Tensor w = leaf(randn({cols}, 31, Dtype::bf16, device).to(dtype).detach());
