@@ -44,8 +44,9 @@ struct Folder {
     path = name;
   }
   ~Folder() {
-    std::filesystem::permissions(path, std::filesystem::perms::owner_all);
-    std::filesystem::remove_all(path);
+    std::error_code gone;
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all, gone);
+    std::filesystem::remove_all(path, gone);
   }
   Folder(const Folder&) = delete;
   Folder& operator=(const Folder&) = delete;

@@ -24,7 +24,7 @@ class Depthwise {
   static bool fits(const Conv2dSize& z) {
     constexpr std::int64_t most = 640;  // registers of a padded plane: in the first-level cache
     const Pair p = z.options.padding;
-    return z.options.groups == z.c && z.k == z.c && z.c >= lanes<T> / 2 && p.h < most &&
+    return z.n > 0 && z.options.groups == z.c && z.k == z.c && z.c >= lanes<T> / 2 && p.h < most &&
            p.w < most && z.h * z.w <= most && (z.h + 2 * p.h) * (z.w + 2 * p.w) <= most &&
            z.r * z.s <= most;
   }

@@ -20,7 +20,7 @@ class FewPixels {
       : z_(z), terms_(z.c * z.r * z.s), pixels_(z.p * z.q), columns_(in_place(z) ? 0 : size()) {}
 
   static bool fits(const Conv2dSize& z) {
-    return z.options.groups == 1 && z.n <= 2 && z.c * z.r * z.s >= 64 && z.k >= 16 &&
+    return z.options.groups == 1 && (z.n == 1 || z.n == 2) && z.c * z.r * z.s >= 64 && z.k >= 16 &&
            (in_place(z) || z.n * z.p * z.q <= z.k);
   }
 

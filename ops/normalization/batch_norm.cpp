@@ -116,15 +116,16 @@ void for_planes(const Planes& s, F f) {
 
 // How many rows of [N,C] are gone through together: short ones are joined.
 std::int64_t joined(const Planes& s) {
-  return s.plane > 1
-             ? 1
-             : std::clamp<std::int64_t>(256 / s.channels, 1, std::max<std::int64_t>(s.samples, 1));
+  return s.plane > 1 ? 1
+                     : std::clamp<std::int64_t>(256 / (s.channels + 1), 1,
+                                                std::max<std::int64_t>(s.samples, 1));
 }
 
 // Calls f(at, n) for n elements of joined rows, from element `at` on.
 template <class F>
 void for_joined_rows(const Planes& s, F f) {
   const std::int64_t n = joined(s) * s.channels, all = s.samples * s.channels;
+  if (all == 0) return;
   parallel_for((all + n - 1) / n, grain(n), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t at = begin * n; at < std::min(all, end * n); at += n)
       f(at, std::min(n, all - at));

@@ -202,9 +202,10 @@ TEST_CASE("batch_norm: running statistics may be f32 beside bf16, and count as c
   }
 }
 
-TEST_CASE("batch_norm: no samples are fine out of training") {
+TEST_CASE("batch_norm: no samples, or no channels, are fine out of training") {
   for (const Device device : devices())
-    CHECK(f({})({zeros({0, 3, 2, 2}, {.device = device})}).shape() == Shape{0, 3, 2, 2});
+    for (const Shape& shape : {Shape{0, 3, 2, 2}, Shape{4, 0}})
+      CHECK(f({})({zeros(shape, {.device = device})}).shape() == shape);
 }
 
 TEST_CASE("batch_norm: what cannot be normalised is refused") {

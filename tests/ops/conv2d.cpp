@@ -172,15 +172,18 @@ TEST_CASE("conv2d: sums of thousands of positive terms keep class E") {
 
 TEST_CASE("conv2d: an empty batch gives an empty result and zero weight gradients") {
   for (const Device device : devices()) {
-    const Tensor x = leaf(zeros({0, 3, 6, 6}, {.device = device}));
-    const Tensor w = leaf(randn({4, 3, 3, 3}, 17, Dtype::f32, device));
-    const Tensor b = leaf(randn({4}, 18, Dtype::f32, device));
-    const Tensor y = conv2d(x, w, b, {.padding = 1});
-    CHECK(y.shape() == Shape{0, 4, 6, 6});
-    y.backward(zeros(y.shape(), {.device = device}));
-    check_close(w.grad(), zeros(w.shape()), exact, "dw");
-    check_close(b.grad(), zeros(b.shape()), exact, "db");
-    CHECK(x.grad().shape() == x.shape());
+    for (const auto& [channels, filters, groups] :
+         {std::tuple{3, 4, 1}, {16, 32, 1}, {16, 16, 16}}) {
+      const Tensor x = leaf(zeros({0, channels, 6, 6}, {.device = device}));
+      const Tensor w = leaf(randn({filters, channels / groups, 3, 3}, 17, Dtype::f32, device));
+      const Tensor b = leaf(randn({filters}, 18, Dtype::f32, device));
+      const Tensor y = conv2d(x, w, b, {.padding = 1, .groups = groups});
+      CHECK(y.shape() == Shape{0, filters, 6, 6});
+      y.backward(zeros(y.shape(), {.device = device}));
+      check_close(w.grad(), zeros(w.shape()), exact, "dw");
+      check_close(b.grad(), zeros(b.shape()), exact, "db");
+      CHECK(x.grad().shape() == x.shape());
+    }
   }
 }
 
