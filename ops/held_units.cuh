@@ -53,17 +53,11 @@ __device__ inline CachePolicy dropped_first() {
   return policy;
 }
 
-// To shared memory, as in mma.cuh: a pack, of which only some `bytes` may be there.
-template <bool part>
-__device__ void copy_async(unsigned to, const void* from, CachePolicy policy, int bytes) {
-  if constexpr (part)
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
-                 "l"(from), "r"(bytes), "l"(policy)
-                 : "memory");
-  else
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to),
-                 "l"(from), "l"(policy)
-                 : "memory");
+// To shared memory, as in mma.cuh: a pack.
+__device__ inline void copy_async(unsigned to, const void* from, CachePolicy policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "l"(policy)
+               : "memory");
 }
 
 // Until all but the newest `left` groups of the thread's copies have arrived, or 8 if that is less.
@@ -186,6 +180,9 @@ class HeldUnits {
     constexpr int part = bytes / (most * inputs);
     return slot + (u * inputs + q) * part;
   }
+  __device__ static T* shared(unsigned place) {
+    return static_cast<T*>(__cvta_shared_to_generic(place));
+  }
   __device__ unsigned after(unsigned slot) const {
     return slot + bytes < end_ ? slot + bytes : memory_;
   }
@@ -202,12 +199,13 @@ class HeldUnits {
         if (u >= n || (ragged && own_elements<width>(at, rest(next, u), begins(next, u)) == 0))
           continue;
         if (ragged) at &= -width;
-        const std::int64_t left = s_.samples * s_.row - at;  // of the tensor
-        const int bytes =
-            static_cast<int>(sizeof(T)) * (left < width ? static_cast<int>(left) : width);
+        const std::int64_t left = ragged ? s_.samples * s_.row - at : width;  // of the tensor
 #pragma unroll
         for (int q = 0; q < inputs; ++q)
-          copy_async<ragged>(place(next_slot_, u, q), x_[q] + at, policy, bytes);
+          if (left >= width)
+            copy_async(place(next_slot_, u, q), x_[q] + at, policy);
+          else
+            for (int j = 0; j < left; ++j) shared(place(next_slot_, u, q))[j] = x_[q][at + j];
       }
     }
     commit_copies();
@@ -229,8 +227,7 @@ class HeldUnits {
       w.put(u, u < w.count, p.at + u * stride(), rest(p, u), begins(p, u));
 #pragma unroll
       for (int q = 0; q < inputs; ++q)
-        w.packs[u][q] = load_if<width>(
-            true, static_cast<const T*>(__cvta_shared_to_generic(place(slot, u, q))));
+        w.packs[u][q] = load_if<width>(true, shared(place(slot, u, q)));
     }
   }
 

@@ -79,7 +79,7 @@ int clusters_at_a_time(std::string_view op, const Together& t) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   const auto [found, fresh] = known.try_emplace({t.cluster, t.shared}, 0);
-  if (!fresh) return found->second;
+  if (!fresh || t.shared > static_cast<size_t>(block_memory())) return found->second;
   allow_together(op, kernel, t);
   const TogetherConfig together(t, nullptr);
   if (cudaOccupancyMaxActiveClusters(&found->second, kernel, &together.config) != cudaSuccess) {

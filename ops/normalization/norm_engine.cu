@@ -122,7 +122,7 @@ bool forward(const Normalize& n) {
   const std::int64_t bytes = n.s.cols * std::int64_t{sizeof(T)};
   const bool packed = n.s.cols % pack_size<T> == 0 && all_aligned(x, y, w, b);
   constexpr std::int64_t spread_bytes = 1 << 20;  // that norm_spread.cu is faster with
-  if (packed && centred && bytes >= spread_bytes) return false;
+  if (packed && centred && bytes >= spread_bytes && normalize_spread(n)) return true;
   if (bytes > long_row_bytes)
     return !few_for_clusters(n.s) && all_aligned(w, b) &&
            long_rows<T>(n.op, body, n.s.rows, n.s.cols, y, x);

@@ -256,8 +256,10 @@ struct SpreadBackward {
 
 template <class T, class... X>
 bool can_spread(const NormRows& s, const X*... x) {
+  constexpr int others = 8192;  // bytes of a block, more than its static memory
   return compute_capability() >= 90 && multiprocessors() >= spread_blocks &&
-         s.cols % pack_size<T> == 0 && all_aligned(x...) &&
+         block_memory() >= spread_memory + others && s.cols % pack_size<T> == 0 &&
+         all_aligned(x...) &&
          hopper::has_barriers<spread_kernel<SpreadForward<float, true>, 1, 4>>("norm");
 }
 

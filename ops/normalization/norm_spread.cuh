@@ -373,9 +373,9 @@ SpreadPlan spread_plan(const NormRows& s, int count) {
   std::int64_t shortest = 0;
   for (int packs = 1; packs <= 4; packs *= 2)
     for (int blocks = 1; blocks <= spread_blocks; ++blocks) {
-      const SpreadPlan plan{packs, blocks,
-                            static_cast<int>(divide_up<std::int64_t>(packs_of_row, blocks))};
-      if (plan.slice > packs * spread_threads) continue;
+      const std::int64_t slice = divide_up<std::int64_t>(packs_of_row, blocks);
+      if (slice > packs * spread_threads) continue;
+      const SpreadPlan plan{packs, blocks, static_cast<int>(slice)};
       const int rows = std::max(per_step / packs, 1);
       const std::int64_t steps =
           divide_up<std::int64_t>(s.rows, std::int64_t{plan.groups()} * rows);
