@@ -1,5 +1,6 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// Long rows on Hopper, each read once: blocks all over the GPU have a slice of the row each.
+// Long rows, each read once, where a GPU copies in bulk as Hopper does: blocks all over it have a
+// slice of the row each.
 //
 // The slices come, row by row, into a ring in shared memory by bulk copies. A block's 16 warps sum
 // up a step, one row or some, as it arrives, and map an earlier one, whose sums have come from the
@@ -164,19 +165,19 @@ class SpreadRows {
         if (row(step, r) < s_.rows) next[r] = body_.given(row(step, r), s_.cols);
     };
     read_given(0);
-    Place there;
-    Place back;
+    Place summing;
+    Place mapping;
     for (int i = 0; i < steps_ + lag; ++i) {
       if (i < steps_) {
         Given given[rows];
 #pragma unroll
         for (int r = 0; r < rows; ++r) given[r] = next[r];
         if (i + 1 < steps_) read_given(i + 1);
-        sum(own, i, there, given);
+        sum(own, i, summing, given);
       }
       if (i < lag) continue;
       await(shared_.known, i - lag);
-      map(own, i - lag, back, y);
+      map(own, i - lag, mapping, y);
     }
     own.finish(group_, groups_);
   }
@@ -186,7 +187,9 @@ class SpreadRows {
     int slot = 0;
     int phase = 0;
   };
-  static constexpr Bits absent = ~Bits{};  // a NaN
+  // What stands where no number has come: a NaN that is never sent. The number is its own flag, 8
+  // bytes that come as one, so nothing has to be fenced.
+  static constexpr Bits absent = ~Bits{};
 
   __device__ void go_on(Place& at) const {
     if (++at.slot < slots) return;
@@ -361,8 +364,9 @@ __global__ void __launch_bounds__(spread_threads + spread_helpers * warp_size, 1
 #endif
 }
 
-// With the least to do for the busiest block: packs, at least some of them in a step, as many as
-// what else a step does takes time for, and `count` sums of columns where groups leave them.
+// With the least to do for the busiest block, in packs that it could have read meanwhile: those of
+// its rows, at least some of them in a step, what else a step takes, and `count` sums of columns
+// where groups leave them.
 template <class T, int per_step>
 SpreadPlan spread_plan(const NormRows& s, int count) {
   constexpr std::int64_t least = per_step == 4 ? 700 : 500;
