@@ -1,5 +1,7 @@
 #include "ebb/ops/attention/rotary.h"
 
+#include <algorithm>
+#include <array>
 #include <vector>
 
 #include "ebb/core/eigen.h"
@@ -53,25 +55,28 @@ struct Angles {
           std::pow(options.base, -2.0 * static_cast<double>(i) / static_cast<double>(s.width)));
     cosine.resize(static_cast<size_t>(s.length * pairs));
     sine.resize(cosine.size());
-    // cos (a + b) and sin (a + b) of a start of 64 places, and of a place from there on.
+    // cos (a + b) and sin (a + b), where a is of the last multiple of 64 before a position, and b
+    // of what is left: so they depend on the position alone, not on where x begins.
     constexpr std::int64_t block = 64;
-    const std::int64_t n = std::min(block, s.length);
+    const std::int64_t before = options.first % block;  // positions of the first block, not x's
+    const std::int64_t blocks = (before + s.length + block - 1) / block;
     using Row = cpu::Array<double>;
     const Eigen::Map<const Row> theta(frequency.data(), pairs);
-    std::vector<Row> near_cosine, near_sine;
-    for (std::int64_t place = 0; place < n; ++place) {
-      near_cosine.push_back((static_cast<double>(place) * theta).cos());
-      near_sine.push_back((static_cast<double>(place) * theta).sin());
+    std::array<Row, block> near_cosine, near_sine;
+    for (std::int64_t k = 0; k < block; ++k) {
+      if ((k - before + block) % block >= s.length) continue;
+      near_cosine[static_cast<size_t>(k)] = (static_cast<double>(k) * theta).cos();
+      near_sine[static_cast<size_t>(k)] = (static_cast<double>(k) * theta).sin();
     }
-    parallel_for((s.length + block - 1) / block, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t first = begin * block; first < std::min(end * block, s.length);
-           first += block) {
-        const Row start = static_cast<double>(options.first + first) * theta;
+    parallel_for(blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t place = begin * block - before; begin < end; ++begin, place += block) {
+        const Row start = static_cast<double>(options.first + place) * theta;
         const Row c = start.cos(), d = start.sin();
-        for (std::int64_t k = 0; k < std::min(block, s.length - first); ++k) {
+        for (std::int64_t k = std::max<std::int64_t>(0, -place);
+             k < std::min(block, s.length - place); ++k) {
           const Row &e = near_cosine[static_cast<size_t>(k)],
                     &f = near_sine[static_cast<size_t>(k)];
-          const std::int64_t at = (first + k) * pairs;
+          const std::int64_t at = (place + k) * pairs;
           cpu::array(cosine.data() + at, pairs) = (c * e - d * f).template cast<T>();
           cpu::array(sine.data() + at, pairs) = (turn * (d * e + c * f)).template cast<T>();
         }

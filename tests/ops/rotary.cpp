@@ -2,6 +2,7 @@
 
 #include <complex>
 
+#include "ebb/ops/shape/slice.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -55,6 +56,17 @@ TEST_CASE("rotary: agrees with complex multiplication, packed or not, wherever i
         for (size_t i = 0; i < y.size(); ++i) worst = worse(worst, std::abs(y[i] - expected[i]));
         CHECK(worst <= 1e-12);  // an angle of 1000 has an error of 1e-13
       }
+}
+
+// So a token by itself, at its place in a cache, is what it is in its sequence.
+TEST_CASE("rotary: the bits of a position do not depend on where x begins") {
+  for (const Device device : devices()) {
+    const Tensor x = randn({1, 200, 2, 8}, 6, Dtype::f64, device);
+    const Tensor whole = rotary(x, {.first = 5});
+    for (const std::int64_t place : {1, 58, 59, 60, 130, 199})
+      CHECK(values(rotary(slice(x, 1, place), {.first = 5 + place})) ==
+            values(slice(whole, 1, place)));
+  }
 }
 
 TEST_CASE("rotary: products of queries and keys depend on their distance alone") {
