@@ -16,6 +16,7 @@ namespace ebb::cpu {
 // Eigen's go to and fro between the registers of masks and of numbers.
 template <class T>
 struct Mask {
+  static_assert(lanes<T> > 1, "Eigen knows no SIMD registers of this target");
   decltype(Packet<T>() < Packet<T>()) v;
   friend Mask operator&(Mask a, Mask b) { return {a.v & b.v}; }
   friend Mask operator|(Mask a, Mask b) { return {a.v | b.v}; }
