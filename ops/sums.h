@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "ebb/core/parallel.h"
-#include "ebb/ops/simd.h"
 
 namespace ebb::cpu {
 
@@ -25,30 +24,6 @@ double long_sum_of(std::int64_t n, const F& f) {
   constexpr std::int64_t block = 1 << 16;
   return block_sum<double>(
       n, block, [&](std::int64_t begin, std::int64_t end) { return sum_of(begin, end, f); });
-}
-
-// Σ x of a row, where GCC would add up the lanes of a sum, and the rest, one after the other: by 16
-// sums side by side, and the rest filled up with zeros.
-template <class T>
-double row_sum(const T* x, std::int64_t n) {
-  constexpr std::int64_t step = 16;
-  double sums[step] = {};
-  const auto add = [&sums](const T* some) {
-#pragma omp simd
-    for (std::int64_t k = 0; k < step; ++k) sums[k] += static_cast<double>(some[k]);
-  };
-  std::int64_t i = 0;
-  for (; i + step <= n; i += step) add(x + i);
-  if (i < n) {
-    T rest[step];
-#pragma omp simd
-    for (std::int64_t k = 0; k < step; ++k) rest[k] = i + k < n ? x[i + k] : T(0);
-    add(rest);
-  }
-  constexpr std::int64_t width = lanes<double>;
-  Simd<double> all = Simd<double>::load(sums);
-  for (std::int64_t k = width; k < step; k += width) all = all + Simd<double>::load(sums + k);
-  return Eigen::internal::predux(all.v);
 }
 
 // sums[c] += Σ f(row, c) over rows [first, last), for c < columns: four rows at a time, so that the

@@ -38,6 +38,11 @@ void for_columns(const View& v, F&& f) {
                });
 }
 
+template <class T>
+double row_sum(const T* x, std::int64_t n) {
+  return sum_of(0, n, [x](std::int64_t i) { return x[i]; });
+}
+
 // e = exp(x − m), m = max x, and Σ e of rows, and the same of columns.
 template <class T>
 struct RowExponentials {

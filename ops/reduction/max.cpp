@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "ebb/core/parallel.h"
-#include "ebb/ops/side_by_side.h"
+#include "ebb/ops/simd.h"
 
 namespace ebb {
 namespace {
@@ -71,37 +71,27 @@ cpu::Simd<T> place(std::int64_t k) {
   return std::bit_cast<T>(static_cast<Place<T>>(k));
 }
 
-template <class T>
-struct Candidate {
-  cpu::Simd<T> value, at;
-};
-
-// The larger one; of equals, and of NaN, the first.
-template <class T>
-Candidate<T> better(Candidate<T> first, Candidate<T> next) {
-  const auto larger = not_at_most(next.value, first.value) & (first.value == first.value);
-  return {select(larger, next.value, first.value), select(larger, next.at, first.at)};
-}
-
-// What `count` rows from number k on, `step` apart, make larger of `width` columns. Rows are
-// compared with each other first, which need not wait for what was best before.
+// What `count` rows from number k on, `step` apart, make larger of `width` columns.
 template <int count, class T>
 void look_at_rows(const T* x, std::int64_t k, std::int64_t step, std::int64_t width, T* best,
                   T* at) {
-  using cpu::Simd;
-  for (std::int64_t c = 0; c < width; c += cpu::lanes<T>) {
-    const std::int64_t n = width - c;
-    const auto row = [&](int j) {
-      return Candidate<T>{Simd<T>::load(x + j * step + c, n), place<T>(k + j)};
-    };
-    Candidate<T> all{Simd<T>::load(best + c, n), Simd<T>::load(at + c, n)};
-    if constexpr (count == 4) {
-      all = better(all, better(better(row(0), row(1)), better(row(2), row(3))));
-    } else {
-      all = better(all, row(0));
+  constexpr std::int64_t lanes = cpu::lanes<T>;
+  for (std::int64_t i = 0; i < width && width < lanes; ++i)
+    for (int j = 0; j < count; ++j)
+      if (larger(x[j * step + i], best[i]))
+        best[i] = x[j * step + i], at[i] = std::bit_cast<T>(static_cast<Place<T>>(k + j));
+  for (std::int64_t i = 0; i < width && width >= lanes; i += lanes) {
+    const std::int64_t c = std::min(i, width - lanes);  // to look twice changes nothing
+    auto value = cpu::Simd<T>::load(best + c), where = cpu::Simd<T>::load(at + c);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; ++j) {
+      const auto v = cpu::Simd<T>::load(x + j * step + c);
+      const auto better = not_at_most(v, value) & (value == value);
+      value = select(better, v, value);
+      where = select(better, place<T>(k + j), where);
     }
-    all.value.store(best + c, n);
-    all.at.store(at + c, n);
+    value.store(best + c);
+    where.store(at + c);
   }
 }
 
@@ -181,18 +171,18 @@ void max_of_columns(const T* x, const View& v, std::int32_t* index, T* y) {
 
 constexpr std::int64_t short_row = 128;
 
-// Short rows, as many at a time as there are lanes, as columns.
+// Short rows, some at a time, side by side as columns.
 template <class T>
 void max_of_short_rows(const T* x, const View& v, std::int32_t* index, T* y) {
-  constexpr std::int64_t some = cpu::lanes<T>;
+  constexpr std::int64_t some = 32;
   const std::int64_t groups = (v.outer + some - 1) / some;
   parallel_for(groups, 1 + 16384 / (v.n * some), [&](std::int64_t begin, std::int64_t end) {
-    std::vector<cpu::Simd<T>> columns(static_cast<size_t>(v.n), T(0));
-    T best[some], at[some];
+    T columns[short_row * some], best[some], at[some];
     for (std::int64_t first = begin * some; first < std::min(end * some, v.outer); first += some) {
       const std::int64_t count = std::min(some, v.outer - first);
-      cpu::side_by_side(x + first * v.n, v.n, count, columns.data());
-      largest_columns(reinterpret_cast<const T*>(columns.data()), v.n, some, some, best, at);
+      for (std::int64_t r = 0; r < count; ++r)
+        for (std::int64_t k = 0; k < v.n; ++k) columns[k * some + r] = x[(first + r) * v.n + k];
+      largest_columns(columns, v.n, some, count, best, at);
       store(best, at, count, y + first, index ? index + first : nullptr);
     }
   });

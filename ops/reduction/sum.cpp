@@ -1,5 +1,6 @@
 #include "ebb/ops/reduction/sum.h"
 
+#include "ebb/core/eigen.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -49,22 +50,42 @@ T scaled(double sum, double factor) {
   return T(factor * static_cast<double>(T(sum)));
 }
 
-// Long rows in blocks, so that threads may share one.
+// Some rows at a time, side by side as columns.
+template <class T, std::int64_t most>
+void sum_short_rows(const T* x, const View& v, double factor, T* y) {
+  constexpr std::int64_t some = 32;
+  const std::int64_t groups = (v.outer + some - 1) / some;
+  parallel_for(groups, 1 + 16384 / (most * some), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t first = begin * some; first < std::min(end * some, v.outer); first += some) {
+      const std::int64_t count = std::min(some, v.outer - first);
+      T columns[most * some];
+      double sums[some] = {};
+      for (std::int64_t r = 0; r < count; ++r)
+        for (std::int64_t k = 0; k < v.n; ++k) columns[k * some + r] = x[(first + r) * v.n + k];
+      cpu::add_rows(0, v.n, count, sums,
+                    [=, from = &columns[0]](auto k, auto r) { return from[k * some + r]; });
+      for (std::int64_t r = 0; r < count; ++r) y[first + r] = scaled<T>(sums[r], factor);
+    }
+  });
+}
+
 template <class T>
 void sum_rows(const T* x, const View& v, double factor, T* y) {
-  constexpr std::int64_t block = 1 << 16;
-  if (v.n >= 2 * block) {
-    for (std::int64_t o = 0; o < v.outer; ++o)
-      y[o] = scaled<T>(block_sum<double>(v.n, block,
-                                         [row = x + o * v.n](std::int64_t begin, std::int64_t end) {
-                                           return cpu::row_sum(row + begin, end - begin);
-                                         }),
-                       factor);
+  constexpr std::int64_t long_row = 1 << 17;
+  if (v.n >= long_row) {
+    for (std::int64_t o = 0; o < v.outer; ++o) {
+      const T* row = x + o * v.n;
+      y[o] = scaled<T>(cpu::long_sum_of(v.n, [row](std::int64_t i) { return row[i]; }), factor);
+    }
     return;
   }
+  constexpr std::int64_t short_row = 16;
+  if (v.n <= short_row) return sum_short_rows<T, short_row>(x, v, factor, y);
   parallel_for(v.outer, 16384 / (v.n + 16), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t o = begin; o < end; ++o)
-      y[o] = scaled<T>(cpu::row_sum(x + o * v.n, v.n), factor);
+    for (std::int64_t o = begin; o < end; ++o) {
+      const T* row = x + o * v.n;
+      y[o] = scaled<T>(cpu::sum_of(0, v.n, [row](std::int64_t i) { return row[i]; }), factor);
+    }
   });
 }
 
@@ -110,8 +131,7 @@ void repeat_rows(const T* dy, const View& v, T scale, T* dx) {
     for (std::int64_t i = begin; i < end;) {
       const std::int64_t o = i / v.n;
       const std::int64_t stop = std::min(end, (o + 1) * v.n);
-      for (const T value = scale * dy[o]; i < stop; i += cpu::lanes<T>)
-        cpu::Simd<T>(value).store(dx + i, stop - i);
+      std::fill(dx + i, dx + stop, scale * dy[o]);
       i = stop;
     }
   });
