@@ -2,6 +2,7 @@
 
 #include "ebb/core/eigen.h"
 #include "ebb/ops/elementwise/arithmetic.h"
+#include "ebb/ops/map.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -74,7 +75,20 @@ void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, T
 }  // namespace
 
 void cpu::outer_product(const Tensor& a, const Tensor& b, Tensor& y) {
-  arithmetic(Sign::mul, Tensor(a.storage(), {a.numel(), 1}, a.dtype()), b, y);
+  constexpr std::int64_t shortest = 8;
+  const std::int64_t n = b.numel();
+  if (n < shortest)  // rows that fill no register
+    return arithmetic(Sign::mul, Tensor(a.storage(), {a.numel(), 1}, a.dtype()), b, y);
+  visit<float, double>(a.dtype(), "outer_product", [&](auto zero) {
+    using T = decltype(zero);
+    const T *left = a.data<T>(), *right = b.data<T>();
+    T* to = y.data<T>();
+    parallel_for(a.numel(), 16384 / (n + 8), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i)
+        map_row(
+            to + i * n, n, [scale = Simd<T>(left[i])](auto b) { return b * scale; }, right);
+    });
+  });
 }
 
 void cpu::outer_product_backward(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da,
