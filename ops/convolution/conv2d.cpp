@@ -57,18 +57,24 @@ Conv2dSize checked_size(std::string_view op, const Tensor& x, const Tensor& w, c
     require_alike(op, "x", x, "b", b);
     require_shape(op, "b", b, {w.size(0)});
   }
-  const Conv2dSize size{
-      x.size(0),
-      x.size(1),
-      x.size(2),
-      x.size(3),
-      w.size(0),
-      w.size(2),
-      w.size(3),
-      output_extent(op, x.size(2), w.size(2), o.stride.h, o.padding.h, o.dilation.h),
-      output_extent(op, x.size(3), w.size(3), o.stride.w, o.padding.w, o.dilation.w),
-      o};
+  Conv2dSize size{x.size(0),
+                  x.size(1),
+                  x.size(2),
+                  x.size(3),
+                  w.size(0),
+                  w.size(2),
+                  w.size(3),
+                  output_extent(op, x.size(2), w.size(2), o.stride.h, o.padding.h, o.dilation.h),
+                  output_extent(op, x.size(3), w.size(3), o.stride.w, o.padding.w, o.dilation.w),
+                  o};
   checked_bytes(op, Shape({size.n, size.k, size.p, size.q}, op), size_of(x.dtype()));
+  // Forward and backward lay out up to 16 times the padded image.
+  const Pair padded{size.h + 2 * o.padding.h, size.w + 2 * o.padding.w};
+  const std::int64_t channels = std::max(size.c, size.k);
+  checked_bytes(op, Shape({16, channels, padded.h, padded.w}, op), size_of(x.dtype()));
+  // A step beyond it is never taken, and shall cost no memory.
+  for (Pair* step : {&size.options.stride, &size.options.dilation})
+    *step = {std::min(step->h, padded.h), std::min(step->w, padded.w)};
   return size;
 }
 

@@ -484,6 +484,27 @@ TEST_CASE("conv2d: bf16 results are the f32 results rounded") {
   check_close(conv2d(x, w), wide.to(Dtype::bf16), exact, "y");
 }
 
+TEST_CASE("conv2d: a stride or dilation beyond the image is as good as one of its size") {
+  const std::int64_t far = std::int64_t{1} << 31;
+  for (const Device device : devices())
+    for (const std::int64_t groups : {1, 4}) {
+      const auto run = [&](const Shape& kernel, Conv2dOptions options) {
+        options.groups = groups;
+        const Tensor x = leaf(randn({2, 4, 5, 6}, 1, Dtype::f32, device)),
+                     w = leaf(randn({4, 4 / groups, kernel[0], kernel[1]}, 2, Dtype::f32, device));
+        const Tensor y = conv2d(x, w, {}, options);
+        y.backward(randn(y.shape(), 3, Dtype::f32, device));
+        return Tensors{y.detach(), x.grad(), w.grad()};
+      };
+      const auto check = [&](const Tensors& a, const Tensors& b) {
+        for (size_t i = 0; i < 3; ++i) check_close(a[i], b[i], exact, "y, dx or dw");
+      };
+      check(run({5, 6}, {.stride = far}), run({5, 6}, {.stride = Pair(5, 6)}));
+      check(run({3, 1}, {.stride = Pair(far, 2), .dilation = Pair(1, far)}),
+            run({3, 1}, {.stride = Pair(5, 2), .dilation = Pair(1, 6)}));
+    }
+}
+
 TEST_CASE("conv2d: bad arguments are refused") {
   const auto z = [](const Shape& shape) { return zeros(shape); };
   const Tensor x = z({1, 2, 5, 5}), w = z({4, 2, 3, 3});
@@ -512,6 +533,10 @@ TEST_CASE("conv2d: bad arguments are refused") {
   check_error(Kind::shape, {"conv2d: b", "[3]", "[4]"}, [&] { conv2d(x, w, z({3})); });
   for (const std::int64_t padding : {(std::int64_t{1} << 31) - 1, std::int64_t{1} << 62})
     check_error(Kind::limit, {"conv2d: "}, [&] { conv2d(x, w, {}, {.padding = padding}); });
+  const std::int64_t far = std::int64_t{1} << 31;  // its padded image has 2^64 pixels
+  check_error(Kind::limit, {"conv2d: "}, [&] {
+    conv2d(x, z({4, 2, 4, 4}), {}, {.stride = far, .padding = far, .dilation = far / 3 * 2});
+  });
   check_error(Kind::dtype, {"conv2d: "}, [&] { conv2d(x, w.to(Dtype::f64)); });
   check_error(Kind::dtype, {"conv2d: ", "got i32"},
               [&] { conv2d(x.to(Dtype::i32), w.to(Dtype::i32)); });
