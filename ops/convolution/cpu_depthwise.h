@@ -62,18 +62,20 @@ class Depthwise {
     });
   }
 
-  // Of each image first, and the images in order.
+  // Of each image first, of some together, and of those in order, in double: they may be many.
   void weight_gradient(const T* x, const T* dy, T* dw) const {
+    constexpr std::int64_t together = 16;
     for_channels(1, [&](Near& near, std::int64_t, std::int64_t c, std::int64_t count) {
-      std::ranges::fill(near.w, V(0));
-      for (std::int64_t n = 0; n < z_.n; ++n) {
-        load_padded(x + (n * z_.c + c) * z_.h * z_.w, count, near);
-        side_by_side(dy + (n * z_.k + c) * outputs(), outputs(), count, near.y.data());
-        std::int64_t t = 0;
-        for (; t + 4 <= taps(); t += 4) add_outputs<4>(near, t);
-        for (; t < taps(); ++t) add_outputs<1>(near, t);
+      T* const own = dw + c * taps();
+      std::vector<double> sums(static_cast<size_t>(count * taps()));
+      for (std::int64_t first = 0; first < z_.n; first += together) {
+        std::ranges::fill(near.w, V(0));
+        for (std::int64_t n = first; n < std::min(z_.n, first + together); ++n)
+          add_image(near, x + (n * z_.c + c) * z_.h * z_.w, dy + (n * z_.k + c) * outputs(), count);
+        row_by_row(near.w.data(), taps(), count, own);
+        for (size_t i = 0; i < sums.size(); ++i) sums[i] += static_cast<double>(own[i]);
       }
-      row_by_row(near.w.data(), taps(), count, dw + c * taps());
+      for (size_t i = 0; i < sums.size(); ++i) own[i] = static_cast<T>(sums[i]);
     });
   }
 
@@ -107,6 +109,15 @@ class Depthwise {
       ++w;
     }
     std::ranges::copy(sums, near.y.data() + p * z_.q + q);
+  }
+
+  // To the weights' gradient.
+  void add_image(Near& near, const T* x, const T* dy, std::int64_t count) const {
+    load_padded(x, count, near);
+    side_by_side(dy, outputs(), count, near.y.data());
+    std::int64_t t = 0;
+    for (; t + 4 <= taps(); t += 4) add_outputs<4>(near, t);
+    for (; t < taps(); ++t) add_outputs<1>(near, t);
   }
 
   // The same of the weights of taps t, t + 1, …, over all outputs.

@@ -166,11 +166,16 @@ void WeightGradient<T>::add_image(std::int64_t n, std::int64_t g, std::int64_t f
   const std::int64_t filter = g * window.sum.filters + first;
   const T* image = x.data<T>() + (n * z.c + g * window.sum.channels) * z.h * z.w;
   const T* dy_plane = dy.data<T>() + (n * z.k + filter) * z.p * z.q;
+  const std::int64_t filters = std::min(width, window.sum.filters - first);
+  std::vector<T> of_strip(static_cast<size_t>(most < z.p ? columns * width : 0));
   for (std::int64_t row = 0; row < z.p; row += most) {
     const std::int64_t rows = std::min(most, z.p - row);
     const T* in = windowed(window, z, image, row, rows, buffer);
-    add_rows(in, dy_plane + row * z.q, std::min(width, window.sum.filters - first), rows, turned,
-             dw);
+    const T* from = dy_plane + row * z.q;
+    if (most >= z.p) return add_rows(in, from, filters, rows, turned, dw);
+    std::ranges::fill(of_strip, T(0));  // thousands of sums in one would lose digits
+    add_rows(in, from, filters, rows, turned, of_strip.data());
+    cpu::array(dw, columns * width) += cpu::array(of_strip.data(), columns * width);
   }
 }
 
