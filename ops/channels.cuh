@@ -255,6 +255,7 @@ template <class T, int count, int shared, class Terms, class Finish, class... X>
 void channel_sums(std::string_view op, const Terms& terms, const Finish& finish,
                   std::int64_t samples, std::int64_t channels, std::int64_t plane, Device device,
                   const X*... x) {
+  if (channels == 0) return;
   if (samples * plane == 0) return add_slices<count>(op, finish, channels, 0, nullptr);
   with_width<T>(
       plane,

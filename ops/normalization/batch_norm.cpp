@@ -386,6 +386,8 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
   if (dbias.defined()) dbias.copy_(sum_dy);
   if (dweight.defined()) dweight.copy_(sum_dy_x);
   if (!dx.defined()) return;
+  if (!training)  // whatever x is, be it NaN
+    return batch_norm_apply(dy, s, zeros(mean.shape(), mean.options()), inverse, weight, {}, dx);
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t channels = s.channels;
@@ -393,12 +395,9 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
     const Array<T> r = array(inverse.data<T>(), channels);
     Array<T> scale = r;
     if (weight.defined()) scale *= array(weight.data<T>(), channels);
-    Array<T> a = Array<T>::Zero(channels);  // dx = scale · (dy − a − b · (x − μ)/2)
-    Array<T> b = a;
-    if (training) {
-      a = array(sum_dy.data<T>(), channels) / T(s.count());
-      b = array(sum_dy_x.data<T>(), channels) * (2 * r) / T(s.count());
-    }
+    // dx = scale · (dy − a − b · (x − μ)/2)
+    const Array<T> a = array(sum_dy.data<T>(), channels) / T(s.count());
+    const Array<T> b = array(sum_dy_x.data<T>(), channels) * (2 * r) / T(s.count());
     const auto formula = [](auto x, auto g, auto m, auto scale, auto a, auto b) {
       return scale * (g - a - b * (half<T> * x - m));
     };

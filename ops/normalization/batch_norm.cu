@@ -179,7 +179,10 @@ struct KeepSums {
 template <class C>
 struct InputGradientChannel {
   C mean, scale, a, b;  // half, once, once, twice
-  __device__ C operator()(C x, C dy) const { return scale * (dy - a - b * (C(0.5) * x - mean)); }
+  // In evaluation b is 0, whatever x is, be it NaN.
+  __device__ C operator()(C x, C dy) const {
+    return scale * (dy - a - (b == 0 ? b : b * (C(0.5) * x - mean)));
+  }
 };
 
 template <class T>
@@ -198,6 +201,7 @@ struct InputGradient {
     return {terms.mean[c], terms.inverse[c], weight ? weight[c] : narrow<T>(1)};
   }
   __device__ InputGradientChannel<C> channel(const Known& k, C sum_dy, C sum_dy_x) const {
+    if (over_count == 0) sum_dy = sum_dy_x = 0;
     return {C(0.5) * k.mean, k.inverse * widen(k.weight), sum_dy * over_count,
             sum_dy_x * (2 * k.inverse) * over_count};
   }

@@ -68,6 +68,28 @@ TEST_CASE("batch_norm: out of training the running statistics are used and kept"
   }
 }
 
+TEST_CASE("batch_norm: out of training dx is of dy alone, be x NaN or infinite") {
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16})
+      for (const Shape& shape : {Shape{50, 7}, Shape{300, 64}, Shape{3, 5, 7, 7}, Shape{9, 8, 512}})
+        for (const bool weighted : {true, false}) {
+          const std::int64_t c = shape[1];
+          const Tensor w = weighted ? randn({c}, 31, dtype, device) : Tensor();
+          const Tensor dy = randn(shape, 32, dtype, device);
+          const auto dx = [&](const Tensor& from) {
+            const Tensor x = leaf(from.to(dtype).to(device));
+            const Tensor scale = weighted ? leaf(w) : w;
+            const Running r = running(c, {.device = device});
+            batch_norm(x, r.mean.to(dtype), r.var.to(dtype), scale, {}).backward(dy);
+            return x.grad();
+          };
+          Tensor wild = randn(shape, 33);
+          for (std::int64_t i = 0; i < wild.numel(); i += 11)
+            wild.data<double>()[i] = i % 2 ? NAN : INFINITY;
+          check_close(dx(wild), dx(randn(shape, 33)), exact, "dx");
+        }
+}
+
 TEST_CASE("batch_norm: gradients agree with finite differences") {
   const Tensor w = randn({3}, 1);
   const Tensor b = randn({3}, 2);
@@ -202,10 +224,26 @@ TEST_CASE("batch_norm: running statistics may be f32 beside bf16, and count as c
   }
 }
 
-TEST_CASE("batch_norm: no samples, or no channels, are fine out of training") {
+TEST_CASE("batch_norm: no samples out of training, and no channels, are fine") {
+  const auto check = [](const Shape& shape, const BatchNormOptions& options, Dtype dtype,
+                        Device device) {
+    const Tensor x = leaf(zeros(shape, {dtype, device})), w = leaf(ones({shape[1]}, x.options())),
+                 b = leaf(w);
+    const Running r = running(shape[1], x.options());
+    const Tensor y = batch_norm(x, r.mean, r.var, w, b, options);
+    CHECK(y.shape() == shape);
+    y.backward(zeros(shape, x.options()));
+    CHECK(x.grad().shape() == shape);
+    check_close(w.grad(), zeros(w.shape()), exact, "dw");
+    check_close(b.grad(), zeros(w.shape()), exact, "db");
+  };
   for (const Device device : devices())
-    for (const Shape& shape : {Shape{0, 3, 2, 2}, Shape{4, 0}})
-      CHECK(f({})({zeros(shape, {.device = device})}).shape() == shape);
+    for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
+      for (const Shape& shape : {Shape{0, 3, 2, 2}, Shape{0, 64}}) check(shape, {}, dtype, device);
+      for (const bool training : {true, false})
+        for (const Shape& shape : {Shape{4, 0}, Shape{50, 0, 12, 33}})
+          check(shape, {.training = training}, dtype, device);
+    }
 }
 
 TEST_CASE("batch_norm: what cannot be normalised is refused") {
