@@ -180,7 +180,8 @@ TEST_CASE("detours: a convolution of many images is one of each, or of two") {
       {{3, 9, 4, 5}, {49, 9, 3, 3}, {.padding = 1}},
       {{5, 8, 13, 12}, {96, 8, 4, 2}, {.stride = Pair(2, 3), .padding = Pair(3, 2)}},
       {{3, 7, 4, 5}, {113, 7, 3, 4}, {.padding = Pair(4, 5), .dilation = Pair(3, 2)}},
-      {{3, 40, 1, 50}, {128, 40, 1, 3}, {.padding = Pair(0, 1)}}};
+      {{3, 40, 1, 50}, {128, 40, 1, 3}, {.padding = Pair(0, 1)}},
+      {{35, 8, 4, 5}, {8, 1, 3, 3}, {.groups = 8}}};
   for (const Device device : devices())
     for (const Windows& sizes : windows) {
       const auto together = [&](const Tensor& x, const Tensor& w, const Tensor& b) {
