@@ -150,3 +150,9 @@ TEST_CASE("avg_pool2d: impossible windows are refused") {
   refuse(Kind::shape, "output would be empty", 5, {});
   check_error(Kind::shape, {"avg_pool2d: "}, [] { avg_pool2d(zeros({1, 1, 4, 0}), 2); });
 }
+
+TEST_CASE("avg_pool2d: what a window has below the padding is not counted") {
+  const Tensor y = avg_pool2d(tensor<double>({1, 2, 3}, {1, 1, 3, 1}), {2, 1},
+                              {.stride = Pair(2, 1), .ceil_mode = true});
+  check_close(y, tensor<double>({1.5, 3}, {1, 1, 2, 1}), exact, "y");
+}
