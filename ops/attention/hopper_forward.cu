@@ -107,10 +107,10 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
     there.k.wait(n + t);
     multiply_rows(x, q, 64 * group, m.k[stage]);
   };
-  const auto weigh = [&](int t) {
+  const auto weigh = [&](int t, auto whole) {
     there.k.release(n + t);
     if (scale.sign != 1) each(x, [&](int, int, float& score) { score *= scale.sign; });
-    if (!at.whole(t)) {
+    if (!whole && !at.whole(t)) {
       const Sight sight = at.sight(t);
       each(x, [&](int r, int c, float& score) {
         if (!sight.sees(r, col(c))) score = -infinity;
@@ -139,24 +139,29 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
       add_odd(softmax.sums, p, at.sight(t), at.rows_of(s, v, s.length_k, s.row, t * S::cols));
   };
 
-  scores(0);
-  wait_for_products<0>(x);
-  weigh(0);
-  round(p, x);
-  const int last = at.end - 1;
-  for (int t = 0; t < last; ++t) {
-    const bool odd = find_odd(t);
+  // The values of tile t beside the scores of the next; whole: neither hides anything.
+  const auto step = [&](int t, auto whole) {
+    const bool odd = !whole && find_odd(t);
     turns.wait();
     scores(t + 1);
     softmax.rescale();
     values(t);
     turns.pass();
     wait_for_products<1>(x);
-    weigh(t + 1);
+    weigh(t + 1, whole);
     if constexpr (S::warpgroups == 2) hold_back(softmax.total[0] + softmax.total[1]);
     finish(t, odd);
     round(p, x);
-  }
+  };
+
+  scores(0);
+  wait_for_products<0>(x);
+  weigh(0, std::false_type{});
+  round(p, x);
+  const int last = at.end - 1, end = at.end_of_whole(0);
+  int t = 0;
+  for (; t < end - 1; ++t) step(t, std::true_type{});
+  for (; t < last; ++t) step(t, std::false_type{});
   const bool odd = find_odd(last);
   softmax.rescale();
   values(last);
