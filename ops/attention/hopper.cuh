@@ -54,6 +54,15 @@ __device__ inline void hold_back(float x) {
   if (x < 0) __nanosleep(1);
 }
 
+// What is in shared memory, by an address that stays in registers: else it is made again and again.
+template <class T>
+__device__ T& kept_at(T& x) {
+  T* at = &x;
+  asm volatile("" : "+l"(at));
+  __builtin_assume(__isShared(at));
+  return *at;
+}
+
 // x = rows `first` to first + 63 of a, times b transposed. In flight until waited for.
 template <int n, class A, class B>
 __device__ void multiply_rows(float (&x)[2][n], const A& a, int first, const B& b) {

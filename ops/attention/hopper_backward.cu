@@ -252,8 +252,9 @@ __global__ void __launch_bounds__(S::threads, 1)
               Statistics<const float> statistics, std::int64_t padded, const bf16* other_x,
               const bf16* other_v, bf16* dx, bf16* dv) {
   if constexpr (has_wgmma) {
-    __shared__ GradientBarriers<S, of_keys> there;
-    auto& m = swizzled_memory<GradientMemory<S>>();
+    __shared__ GradientBarriers<S, of_keys> barriers;
+    auto& there = kept_at(barriers);
+    auto& m = kept_at(swizzled_memory<GradientMemory<S>>());
     if (threadIdx.x == 0) there.init();
     __syncthreads();
     using At = Place<S, of_keys>;

@@ -179,8 +179,9 @@ __global__ void __launch_bounds__(S::threads, 1)
     attend(FlashAttentionSize s, Deal deal, const __grid_constant__ Maps in, const bf16* v, bf16* y,
            float* lse) {
   if constexpr (has_wgmma) {
-    __shared__ AttendBarriers<S> there;
-    auto& m = swizzled_memory<AttendMemory<S>>();
+    __shared__ AttendBarriers<S> barriers;
+    auto& there = kept_at(barriers);
+    auto& m = kept_at(swizzled_memory<AttendMemory<S>>());
     if (threadIdx.x == 0) there.init();
     __syncthreads();
     const Turns<S::warpgroups> turns(this_warpgroup());
