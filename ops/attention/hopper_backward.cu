@@ -127,12 +127,13 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     own_d[r] = statistics.d[at.line * padded + at.first + row(r)];
   }
 
-  // Ahead, the warpgroup is asked for again and again: what follows from it would fill registers.
-  constexpr bool ahead = S::ahead && !drops;
+  // Ahead at 128 columns registers are scarce: the warpgroup is asked for again and again, as what
+  // follows from it would fill them, and dv has to wait for dS.
+  constexpr bool ahead = S::ahead && !drops, scarce = ahead && S::width > 64;
   const int group = this_warpgroup();
-  const auto first_row = [&] { return 64 * (ahead ? this_warpgroup() : group); };
+  const auto first_row = [&] { return 64 * (scarce ? this_warpgroup() : group); };
   const auto others = [&](int n) -> auto& {
-    return m.others[ahead ? uniform(n % S::stages) : n % S::stages];
+    return m.others[scarce ? uniform(n % S::stages) : n % S::stages];
   };
   const auto make_x = [&](int n) {
     there.others.wait(n);
@@ -203,13 +204,14 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<S, of
     const auto weights = [&](bool is_first) {
       make_z(n);
       weigh(n);
-      wait_for_products<0>(z);
+      if constexpr (of_keys) round(p, x);
+      if constexpr (!scarce) add_v(n);
+      wait_for_products<(of_keys && !scarce)>(z);
       hold(sums_x);
       if (!is_first) there.others.release(n - 1);
       differentiate(n);
-      if constexpr (of_keys) round(p, x);
       round(ds, z);
-      add_v(n);
+      if constexpr (scarce) add_v(n);
     };
     make_x(n);
     wait_for_products<0>(x);
@@ -280,7 +282,7 @@ struct GradientBlocks : Blocks<width, 2, cols, stages, own_stages> {
 };
 using OfQueries64 = GradientBlocks<64, 128, 3, 2, true>;
 using OfQueries128 = GradientBlocks<128, 128, 2, 1, false>;
-using OfKeys64 = GradientBlocks<64, 128, 2, 2, false>;
+using OfKeys64 = GradientBlocks<64, 64, 4, 2, true>;
 using OfKeys128 = GradientBlocks<128, 64, 4, 1, true>;
 
 template <class S, bool of_keys, bool drops>
