@@ -1,8 +1,6 @@
 #include "common/checkpoint.h"
 
 #include <algorithm>
-#include <array>
-#include <charconv>
 #include <cmath>
 
 #include "common/exit.h"
@@ -16,14 +14,9 @@ namespace {
 std::uint64_t number(const Description& metadata, const char* key) {
   const auto found = metadata.find(key);
   std::uint64_t value = 0;
-  bool ok = found != metadata.end();
-  if (ok) {
-    const std::string& s = found->second;
-    const auto [end, failed] = std::from_chars(s.data(), s.data() + s.size(), value);
-    ok = failed == std::errc{} && end == s.data() + s.size();
-  }
-  require(ok, Kind::format, "resume", text("no whole number under ", key, " in the checkpoint"),
-          "weights only", "a checkpoint to resume from");
+  require(found != metadata.end() && read_number(found->second, value), Kind::format, "resume",
+          text("no whole number under ", key, " in the checkpoint"), "weights only",
+          "a checkpoint to resume from");
   return value;
 }
 
@@ -57,16 +50,7 @@ Checkpoint load(const std::filesystem::path& path, const Maker& maker) {
   return load_safetensors(path);
 }
 
-template <class T>
-std::string shortest(T value) {
-  std::array<char, 32> digits;
-  return {digits.data(), std::to_chars(digits.begin(), digits.end(), value).ptr};
-}
-
 }  // namespace
-
-std::string shown(std::int64_t value) { return shortest(value); }
-std::string shown(double value) { return shortest(std::isnan(value) ? std::abs(value) : value); }
 
 void save_run(const std::filesystem::path& path, const Run& run) {
   Checkpoint checkpoint;
@@ -108,12 +92,10 @@ void load_run(const std::filesystem::path& path, Run& run, std::int64_t last_ste
 }
 
 double noted(const Run& run, const std::string& key, const std::filesystem::path& path) {
-  const std::string& s = run.notes.at(key);
   double value = 0;
-  const auto [end, failed] = std::from_chars(s.data(), s.data() + s.size(), value);
-  require(failed == std::errc{} && end == s.data() + s.size(), Kind::format, "resume",
-          text(path.string(), " does not say how its run stood: no number under ", key), s,
-          "a number");
+  require(read_number(run.notes.at(key), value), Kind::format, "resume",
+          text(path.string(), " does not say how its run stood: no number under ", key),
+          run.notes.at(key), "a number");
   return value;
 }
 

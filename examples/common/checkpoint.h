@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "common/text.h"
 #include "ebb/ebb.h"
 
 namespace example {
@@ -45,9 +46,5 @@ const std::string& described(const ebb::Checkpoint& checkpoint, const std::strin
 // The model's part of a checkpoint, for load_state(). Error `format` when it is not all finite:
 // such a net answers everything with NaN.
 ebb::nn::NamedTensors weights(const ebb::Checkpoint& checkpoint, const std::filesystem::path& path);
-
-// The shortest text that reads back as the same number, in every locale.
-std::string shown(std::int64_t value);
-std::string shown(double value);
 
 }  // namespace example

@@ -13,23 +13,8 @@ namespace example {
 
 int code_of(ebb::Kind kind) {
   using ebb::Kind;
-  switch (kind) {
-    case Kind::device:
-    case Kind::cuda:
-      return exit_code::device;
-    case Kind::io:
-    case Kind::oom:
-      return exit_code::io;
-    case Kind::shape:
-    case Kind::dtype:
-    case Kind::index:
-    case Kind::value:
-    case Kind::state:
-    case Kind::format:
-    case Kind::limit:
-      break;
-  }
-  return exit_code::bad_input;
+  if (kind == Kind::device || kind == Kind::cuda) return exit_code::device;
+  return kind == Kind::io || kind == Kind::oom ? exit_code::io : exit_code::bad_input;
 }
 
 namespace {

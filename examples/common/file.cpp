@@ -8,8 +8,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "ebb/core/error.h"
-
 namespace example {
 
 using ebb::Kind;
@@ -49,12 +47,6 @@ std::vector<std::string> data_folders() {
   if (const char* home = std::getenv("HOME"); home && *home)
     all.push_back(join(home, ".cache/ebb"));
   return all;
-}
-
-std::string listed(const std::vector<std::string>& paths) {
-  std::string out;
-  for (const std::string& path : paths) out += (out.empty() ? "" : ", ") + path;
-  return out;
 }
 
 File::File(std::string op, std::string path, std::int64_t limit)

@@ -8,6 +8,9 @@
 
 #include <sys/stat.h>
 
+#include "common/text.h"
+#include "ebb/core/error.h"
+
 namespace example {
 
 // A path as messages show it: in quotes, shortened when it is very long.
@@ -21,9 +24,6 @@ bool present(const std::string& path);
 
 // Where data is looked for when no other place is named: $EBB_DATA, data and ~/.cache/ebb.
 std::vector<std::string> data_folders();
-
-// "data, data/mnist"
-std::string listed(const std::vector<std::string>& paths);
 
 // Errors begin with `op` and name the path: `io` with the system's reason, `limit` for the size.
 class File {
@@ -48,5 +48,17 @@ class File {
   int descriptor_ = -1;
   struct stat before_ {};
 };
+
+// All of a file.
+template <class Bytes>  // std::string or std::vector<std::uint8_t>
+Bytes read_file(const std::string& op, const std::string& path, std::int64_t limit) {
+  File file(op, path, limit);
+  Bytes bytes(static_cast<std::size_t>(file.size()), {});
+  const std::size_t got = file.read(reinterpret_cast<std::uint8_t*>(bytes.data()), bytes.size());
+  file.check_unchanged();
+  ebb::require(got == bytes.size(), ebb::Kind::io, op,
+               ebb::text(quoted(path), " shrank while it was read"), got, bytes.size());
+  return bytes;
+}
 
 }  // namespace example

@@ -2,11 +2,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <iostream>
 
 #include "common/exit.h"
+#include "common/text.h"
 #include "ebb/core/error.h"
 
 namespace example {
@@ -18,19 +18,6 @@ namespace {
 
 std::string quoted(const std::string& value) { return "'" + value + "'"; }
 
-// The whole of `value` as a number: from_chars knows no locale and no leading blanks.
-template <class T>
-bool read_number(const std::string& value, T& number) {
-  const auto [end, failed] = std::from_chars(value.data(), value.data() + value.size(), number);
-  return failed == std::errc{} && end == value.data() + value.size();
-}
-
-std::string shown(double value) {
-  char digits[32];
-  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
-  return {digits, end};
-}
-
 bool contains(const Range& range, double value) {
   return (range.low_open ? value > range.low : value >= range.low) &&
          (range.high_open ? value < range.high : value <= range.high);
@@ -41,12 +28,6 @@ std::string described(const Range& range) {
   std::string out = "a finite number";
   if (range.low > -most) out += (range.low_open ? " above " : " of at least ") + shown(range.low);
   if (range.high < most) out += (range.high_open ? ", below " : ", at most ") + shown(range.high);
-  return out;
-}
-
-std::string joined(const std::vector<std::string>& words) {
-  std::string out;
-  for (const std::string& word : words) out += (out.empty() ? "" : ", ") + word;
   return out;
 }
 
@@ -107,10 +88,10 @@ void Flags::text(const std::string& name, std::string& value, const std::string&
 
 void Flags::choice(const std::string& name, std::string& value,
                    const std::vector<std::string>& choices, const std::string& help) {
-  impl_->add(name, "NAME", value, help + " (" + joined(choices) + ")",
+  impl_->add(name, "NAME", value, help + " (" + listed(choices) + ")",
              [=, &value](const std::string& given) {
                const bool ok = std::find(choices.begin(), choices.end(), given) != choices.end();
-               require(ok, Kind::value, name, "unknown", quoted(given), joined(choices));
+               require(ok, Kind::value, name, "unknown", quoted(given), listed(choices));
                value = given;
              });
 }

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 
 #include "common/font.h"
 #include "common/output.h"
+#include "common/text.h"
 #include "ebb/core/error.h"
 
 #define STB_IMAGE_WRITE_STATIC
@@ -152,23 +152,17 @@ Axis axis_over(const std::vector<Curve>& curves, std::vector<double> Curve::*val
   return axis;
 }
 
-std::string tick_text(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6g", value);
-  return text;
-}
-
 void draw_axes(Canvas& canvas, Box box, const Axis& x_axis, const Axis& y_axis) {
   for (const double tick : y_axis.ticks) {
     const int y = box.bottom - static_cast<int>(y_axis.share(tick) * (box.bottom - box.top));
     canvas.fill({box.left, y, box.right, y + 1}, faint);
-    const std::string words = tick_text(tick);
+    const std::string words = formatted("%.6g", tick);
     canvas.text(words, box.left - 10 - Canvas::text_width(words), y - Canvas::text_height / 2, ink);
   }
   for (const double tick : x_axis.ticks) {
     const int x = box.left + static_cast<int>(x_axis.share(tick) * (box.right - box.left));
     canvas.fill({x, box.top, x + 1, box.bottom}, faint);
-    const std::string words = tick_text(tick);
+    const std::string words = formatted("%.6g", tick);
     canvas.text(words, x - Canvas::text_width(words) / 2, box.bottom + 10, ink);
   }
   canvas.fill({box.left - 1, box.top, box.left + 1, box.bottom + 1}, ink);

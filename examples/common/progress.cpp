@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/text.h"
+
 namespace example {
 namespace {
 
@@ -31,19 +33,7 @@ int columns_of(std::FILE* out) {
   return known ? size.ws_col : 80;
 }
 
-std::string fixed(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
-}
-
-std::string percent(double part, int digits) { return fixed(100 * part, digits) + "%"; }
-
-std::string loss_text(double loss) {
-  char text[64];
-  std::snprintf(text, sizeof text, "loss %#.4g", loss);
-  return text;
-}
+std::string percent(double part, int digits) { return formatted("%.*f%%", digits, 100 * part); }
 
 std::string bar(double done, int cells, const Style& style) {
   const double filled = std::clamp(done, 0.0, 1.0) * cells;
@@ -60,7 +50,7 @@ std::string bar(double done, int cells, const Style& style) {
 
 // The figures after the bar, the most telling first.
 std::vector<std::string> figures(const Status& status, const std::string& unit) {
-  std::vector<std::string> out = {loss_text(status.loss)};
+  std::vector<std::string> out = {formatted("loss %#.4g", status.loss)};
   if (!std::isnan(status.accuracy)) out.push_back("accuracy " + percent(status.accuracy, 2));
   if (status.rate > 0) {
     out.push_back(with_commas(status.rate) + " " + unit + "/s");
@@ -85,28 +75,22 @@ bool unicode_locale() {
 }
 
 std::string with_commas(double count) {
-  std::string out = fixed(std::max(0.0, count), count < 10 ? 1 : 0);
+  std::string out = formatted("%.*f", count < 10 ? 1 : 0, std::max(0.0, count));
   const size_t digits = std::min(out.find('.'), out.size());
   for (size_t i = digits; i > 3; i -= 3) out.insert(i - 3, ",");
   return out;
 }
 
 std::string flops_text(double flops) {
-  char text[32];
   const bool tera = flops >= 0.9995e12;
-  std::snprintf(text, sizeof text, "%.3g %sFLOP/s", flops / (tera ? 1e12 : 1e9), tera ? "T" : "G");
-  return text;
+  return formatted("%.3g %sFLOP/s", flops / (tera ? 1e12 : 1e9), tera ? "T" : "G");
 }
 
 std::string clock_text(double seconds) {
   if (!(seconds >= 0 && seconds < 360000)) return "-:--";
   const auto whole = static_cast<int>(std::lround(seconds));
-  char text[32];
-  if (whole < 3600)
-    std::snprintf(text, sizeof text, "%d:%02d", whole / 60, whole % 60);
-  else
-    std::snprintf(text, sizeof text, "%d:%02d:%02d", whole / 3600, whole / 60 % 60, whole % 60);
-  return text;
+  if (whole < 3600) return formatted("%d:%02d", whole / 60, whole % 60);
+  return formatted("%d:%02d:%02d", whole / 3600, whole / 60 % 60, whole % 60);
 }
 
 std::string bar_text(const Status& status, const std::string& unit, const Style& style) {

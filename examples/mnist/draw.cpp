@@ -60,10 +60,7 @@ struct Hand {
   }
 };
 
-struct Dot {
-  float x, y;
-};
-using Line = std::vector<Dot>;
+using Line = std::vector<Point>;
 
 const Glyph& choose(Dice& dice, int digit) {
   float total = 0;
@@ -95,8 +92,8 @@ Line trace(const Stroke& stroke, float width, const Hand& hand, Dice& dice) {
   Line line;
   const std::size_t last = points.size() - 1;
   for (std::size_t i = 0; i < last; ++i) {
-    const Dot a = points[i > 0 ? i - 1 : 0], b = points[i], c = points[i + 1],
-              d = points[std::min(i + 2, last)];
+    const Point a = points[i > 0 ? i - 1 : 0], b = points[i], c = points[i + 1],
+                d = points[std::min(i + 2, last)];
     const auto curve = [](float a, float b, float c, float d, float t) {
       return b + .5f * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)));
     };
@@ -109,7 +106,7 @@ Line trace(const Stroke& stroke, float width, const Hand& hand, Dice& dice) {
 }
 
 // A smooth warp of the plane, then stretch, slant and turn.
-Dot move(Dot p, const Hand& hand) {
+Point move(Point p, const Hand& hand) {
   const auto& wx = hand.wobble_x;
   const auto& wy = hand.wobble_y;
   float x = p.x + 2 * wx[0] * p.x * p.y + 2 * wx[1] * p.y * p.y + 2 * wx[2] * p.x * p.x;
@@ -122,7 +119,7 @@ Dot move(Dot p, const Hand& hand) {
 }
 
 // The pen's mark between two dots: full within the radius, fading over one pixel at the edge.
-void mark(Gray& ink, Dot a, Dot b, float radius) {
+void mark(Gray& ink, Point a, Point b, float radius) {
   const float reach = radius + .5f, full = (radius - .5f) * (radius - .5f);
   const int x0 = std::max(0, static_cast<int>(std::min(a.x, b.x) - reach));
   const int y0 = std::max(0, static_cast<int>(std::min(a.y, b.y) - reach));
@@ -147,7 +144,7 @@ Gray render(std::vector<Line>& lines, const Hand& hand) {
   constexpr float fine = 3, size = 20 * fine;
   float low_x = 1e9f, low_y = 1e9f, high_x = -1e9f, high_y = -1e9f;
   for (const Line& line : lines)
-    for (const Dot p : line) {
+    for (const Point p : line) {
       low_x = std::min(low_x, p.x);
       low_y = std::min(low_y, p.y);
       high_x = std::max(high_x, p.x);
@@ -171,7 +168,7 @@ void draw_one(int digit, Dice dice, std::uint8_t* pixels) {
   std::vector<Line> lines;
   for (const Stroke& stroke : glyph.strokes) {
     lines.push_back(trace(stroke, glyph.width, hand, dice));
-    for (Dot& p : lines.back()) p = move(p, hand);
+    for (Point& p : lines.back()) p = move(p, hand);
   }
   const Gray ink = render(lines, hand);
   const std::array<float, area> placed = frame(ink, ink_box(ink, .5f));

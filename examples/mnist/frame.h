@@ -16,14 +16,11 @@ struct Gray {
   int height = 0;
   std::vector<float> values;
 
-  float at(int x, int y) const {
-    return values[static_cast<std::size_t>(y) * static_cast<std::size_t>(width) +
-                  static_cast<std::size_t>(x)];
-  }
-  float& at(int x, int y) {
-    return values[static_cast<std::size_t>(y) * static_cast<std::size_t>(width) +
-                  static_cast<std::size_t>(x)];
-  }
+  float at(int x, int y) const { return values[index(x, y)]; }
+  float& at(int x, int y) { return values[index(x, y)]; }
+
+ private:
+  std::size_t index(int x, int y) const { return static_cast<std::size_t>(y * width + x); }
 };
 
 // Half-open: x0 <= x < x1.

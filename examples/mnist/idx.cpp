@@ -122,22 +122,8 @@ std::string magic_text(const std::array<std::uint8_t, 4>& magic) {
 }
 
 std::string_view element_type(int code) {
-  switch (code) {
-    case 0x08:
-      return "u8";
-    case 0x09:
-      return "i8";
-    case 0x0B:
-      return "i16";
-    case 0x0C:
-      return "i32";
-    case 0x0D:
-      return "f32";
-    case 0x0E:
-      return "f64";
-    default:
-      return "";
-  }
+  constexpr std::string_view from_8[] = {"u8", "i8", "", "i16", "i32", "f32", "f64"};
+  return 8 <= code && code < 15 ? from_8[code - 8] : "";
 }
 
 void read_header(Source& source, const std::string& path, std::uint8_t* to, std::size_t n) {

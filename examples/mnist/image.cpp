@@ -11,17 +11,12 @@
 
 // Only what is needed of stb_image, and none of it visible to other files: nearly all its known
 // faults are in the formats left out here.
-namespace {
-constexpr int longest_side = 8192;
-constexpr std::int64_t most_pixels = std::int64_t{64} << 20;
-constexpr std::int64_t largest_file = std::int64_t{64} << 20;
-}  // namespace
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_PNG
 #define STBI_ONLY_JPEG
 #define STBI_NO_STDIO
-#define STBI_MAX_DIMENSIONS longest_side
+#define STBI_MAX_DIMENSIONS mnist::longest_side
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #if __has_include(<stb/stb_image.h>)
@@ -36,20 +31,11 @@ namespace mnist {
 using ebb::Kind;
 using ebb::require;
 using ebb::text;
-using example::File;
 using example::quoted;
 
 namespace {
 
-std::vector<std::uint8_t> read_all(const std::string& path) {
-  File file("image", path, largest_file);
-  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(file.size()));
-  const std::size_t got = file.read(bytes.data(), bytes.size());
-  file.check_unchanged();
-  require(got == bytes.size(), Kind::io, "image", text(quoted(path), " shrank while it was read"),
-          text(got, " bytes"), text(bytes.size()));
-  return bytes;
-}
+constexpr std::int64_t largest_file = std::int64_t{64} << 20;
 
 std::string_view format_of(const std::vector<std::uint8_t>& bytes) {
   const std::string_view start(reinterpret_cast<const char*>(bytes.data()),
@@ -66,12 +52,6 @@ std::string_view format_of(const std::vector<std::uint8_t>& bytes) {
   if (start.starts_with("II*") || start.starts_with("MM")) return "TIFF";
   if (start.size() > 1 && start[0] == 'P' && start[1] >= '1' && start[1] <= '7') return "PNM";
   return "something else";
-}
-
-void check_size(std::int64_t width, std::int64_t height, const std::string& path) {
-  require(width <= longest_side && height <= longest_side && width * height <= most_pixels,
-          Kind::limit, "image", text(quoted(path), " is too large"), text(width, "x", height),
-          text("at most ", longest_side, " a side, ", most_pixels, " pixels"));
 }
 
 // The size that a JPEG's frame header declares; stb_image would call it an unknown format if it is
@@ -118,12 +98,12 @@ std::vector<std::uint8_t> laid_over_white(const stbi_uc* rgba, std::size_t plane
 }  // namespace
 
 Image read_image(const std::string& path) {
-  std::vector<std::uint8_t> bytes = read_all(path);
+  auto bytes = example::read_file<std::vector<std::uint8_t>>("image", path, largest_file);
   const std::string_view format = format_of(bytes);
   require(format == "PNG" || format == "JPEG", Kind::format, "image",
           text(quoted(path), " is not supported"), format, "a PNG or a JPEG");
   if (format == "PNG") {
-    check_png(bytes, path, longest_side, most_pixels);
+    check_png(bytes, path);
     complete_palette(bytes);
   } else {
     check_jpeg(bytes, path);

@@ -51,8 +51,7 @@ struct Header {
   int depth, color, interlace;
 };
 
-Header read_header(const Chunk& chunk, const std::string& path, int longest_side,
-                   std::int64_t most_pixels) {
+Header read_header(const Chunk& chunk, const std::string& path) {
   require(chunk.type == "IHDR" && chunk.size == 13, Kind::format, "image",
           text(quoted(path), ": a PNG must begin with its header"), text("chunk ", chunk.type),
           "IHDR of 13 bytes");
@@ -60,11 +59,7 @@ Header read_header(const Chunk& chunk, const std::string& path, int longest_side
   const Header header{big_endian(d), big_endian(d + 4), d[8], d[9], d[12]};
   require(header.width > 0 && header.height > 0, Kind::format, "image",
           text(quoted(path), " has no pixels"), text(header.width, "x", header.height), "");
-  require(header.width <= longest_side && header.height <= longest_side &&
-              header.width * header.height <= most_pixels,
-          Kind::limit, "image", text(quoted(path), " is too large"),
-          text(header.width, "x", header.height),
-          text("at most ", longest_side, " a side, ", most_pixels, " pixels"));
+  check_size(header.width, header.height, path);
   constexpr std::array<std::uint32_t, 7> depths = {0x10116, 0, 0x10100, 0x116, 0x10100, 0, 0x10100};
   const bool color = header.color <= 6 && header.depth <= 16;
   require(
@@ -88,13 +83,8 @@ std::int64_t unpacked_size(const Header& header) {
   struct Pass {
     int x, y, step_x, step_y;
   };
-  constexpr std::array<Pass, 7> adam7 = {{{0, 0, 8, 8},
-                                          {4, 0, 8, 8},
-                                          {0, 4, 4, 8},
-                                          {2, 0, 4, 4},
-                                          {0, 2, 2, 4},
-                                          {1, 0, 2, 2},
-                                          {0, 1, 1, 2}}};
+  constexpr Pass adam7[] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4, 4},
+                            {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}};
   std::int64_t sum = 0;
   for (const Pass& p : adam7)
     sum += size((header.width - p.x + p.step_x - 1) / p.step_x,
@@ -141,15 +131,20 @@ class Probe {
 
 }  // namespace
 
+void check_size(std::int64_t width, std::int64_t height, const std::string& path) {
+  require(width <= longest_side && height <= longest_side && width * height <= most_pixels,
+          Kind::limit, "image", text(quoted(path), " is too large"), text(width, "x", height),
+          text("at most ", longest_side, " a side, ", most_pixels, " pixels"));
+}
+
 bool is_png(const std::vector<std::uint8_t>& bytes) {
   return bytes.size() >= signature.size() &&
          std::equal(signature.begin(), signature.end(), bytes.begin());
 }
 
-void check_png(const std::vector<std::uint8_t>& bytes, const std::string& path, int longest_side,
-               std::int64_t most_pixels) {
+void check_png(const std::vector<std::uint8_t>& bytes, const std::string& path) {
   std::size_t at = signature.size();
-  const Header header = read_header(next_chunk(bytes, at, path), path, longest_side, most_pixels);
+  const Header header = read_header(next_chunk(bytes, at, path), path);
   Probe pixels(unpacked_size(header));
   for (;;) {
     const Chunk chunk = next_chunk(bytes, at, path);

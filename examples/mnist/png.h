@@ -8,12 +8,17 @@
 
 namespace mnist {
 
+inline constexpr int longest_side = 8192;
+inline constexpr std::int64_t most_pixels = std::int64_t{64} << 20;
+
+// Error `limit`, naming the path, for a picture larger than that.
+void check_size(std::int64_t width, std::int64_t height, const std::string& path);
+
 bool is_png(const std::vector<std::uint8_t>& bytes);
 
 // Errors `format` and `limit`, naming the path; nothing is allocated by the sizes it declares.
 // What follows the end chunk is not looked at (a PNG may carry a zip behind it).
-void check_png(const std::vector<std::uint8_t>& bytes, const std::string& path, int longest_side,
-               std::int64_t most_pixels);
+void check_png(const std::vector<std::uint8_t>& bytes, const std::string& path);
 
 // Fills a checked PNG's palette up with black to its 256 entries, as libpng does: stb_image shows
 // memory that nobody has written for an index beyond the palette.

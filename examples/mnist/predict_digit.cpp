@@ -1,11 +1,11 @@
 // Tells the digit on a picture: reads a PNG or JPEG, makes it look like MNIST's, asks a trained
 // net.
 #include <algorithm>
-#include <cstdio>
 
 #include "common/exit.h"
 #include "common/flags.h"
 #include "common/output.h"
+#include "common/text.h"
 #include "mnist/image.h"
 #include "mnist/model.h"
 #include "mnist/terminal.h"
@@ -46,12 +46,10 @@ void print(const std::string& path, const std::array<float, area>& ink,
   std::ranges::transform(ink, pixels.begin(),
                          [](float v) { return static_cast<std::uint8_t>(255 * v + 0.5f); });
   std::string text = show(pixels.data());
-  for (int digit = 0; digit < classes; ++digit) {
-    char part[32];
-    std::snprintf(part, sizeof part, "%d %6.2f %%%s", digit,
-                  100 * probabilities[static_cast<size_t>(digit)], digit % 5 == 4 ? "\n" : "   ");
-    text += part;
-  }
+  for (int digit = 0; digit < classes; ++digit)
+    text +=
+        example::formatted("%d %6.2f %%%s", digit, 100 * probabilities[static_cast<size_t>(digit)],
+                           digit % 5 == 4 ? "\n" : "   ");
   const auto best = std::ranges::max_element(probabilities) - probabilities.begin();
   example::put(text + path + ": " + std::to_string(best) + "\n", true);
 }

@@ -91,10 +91,9 @@ std::uint32_t checksum(const Digits& digits) {
 }
 
 int report(double accuracy, double target) {
-  char line[64];
-  std::snprintf(line, sizeof line, "test accuracy %.2f %% (target %.2f %%)", 100 * accuracy,
-                target);
-  return example::report_target(100 * accuracy >= target, line);
+  return example::report_target(
+      100 * accuracy >= target,
+      example::formatted("test accuracy %.2f %% (target %.2f %%)", 100 * accuracy, target));
 }
 
 int train(const Options& o, ebb::Device device) {

@@ -1,7 +1,5 @@
 #include "mnist/trainer.h"
 
-#include <cstdio>
-
 #include "mnist/accuracy.h"
 #include "mnist/model.h"
 
@@ -83,14 +81,13 @@ example::Json Trainer::figures() const {
 
 Trainer::Report Trainer::end_section(const Section& section) {
   test_accuracy_ = accuracy(*model_, test_);
-  char line[128];
-  std::snprintf(line, sizeof line, ": test accuracy %.2f %%, %.2f s, %s images/s",
-                100 * test_accuracy_, section.seconds, example::with_commas(section.rate).c_str());
+  const std::string rate = example::with_commas(section.rate);
   return {{{"epoch", epoch()},
            {"test_accuracy", test_accuracy_},
            {"seconds", section.seconds},
            {"images_per_second", section.rate}},
-          stage() + line};
+          stage() + example::formatted(": test accuracy %.2f %%, %.2f s, %s images/s",
+                                       100 * test_accuracy_, section.seconds, rate.c_str())};
 }
 
 std::vector<example::Panel> Trainer::panels(const std::vector<example::Json>& records) const {

@@ -31,16 +31,6 @@ std::int64_t number(const Json& json, const char* key, const std::filesystem::pa
   return value;
 }
 
-// Which of the two it is.
-bool is_second(const Json& json, const char* key, const char* first, const char* second,
-               const std::filesystem::path& path) {
-  const auto found = json.find(key);
-  const bool ok = found != json.end() && (*found == first || *found == second);
-  require(ok, Kind::format, "load_model", text(path.string(), " describes a net with a bad ", key),
-          given(json, key), text(first, " or ", second));
-  return *found == second;
-}
-
 nn::TransformerOptions parse(const std::string& description, const std::filesystem::path& path) {
   const Json json = Json::parse(description, nullptr, false);
   require(json.is_object(), Kind::format, "load_model",
@@ -52,8 +42,12 @@ nn::TransformerOptions parse(const std::string& description, const std::filesyst
   o.layers = number(json, "layers", path);
   o.heads = number(json, "heads", path);
   o.width = number(json, "width", path);
-  const auto second = [&](const char* key, const char* a, const char* b) {
-    return is_second(json, key, a, b, path);
+  const auto second = [&](const char* key, const char* a, const char* b) {  // which of the two
+    const auto found = json.find(key);
+    require(found != json.end() && (*found == a || *found == b), Kind::format, "load_model",
+            text(path.string(), " describes a net with a bad ", key), given(json, key),
+            text(a, " or ", b));
+    return *found == b;
   };
   if (second("positions", "learned", "rotary")) o.positions = nn::Positions::rotary;
   if (second("feed_forward", "gelu", "swiglu")) o.feed_forward = nn::FeedForwardKind::swiglu;

@@ -10,8 +10,6 @@ namespace transformer {
 // that are not in the list.
 double peak_flops(ebb::Device device);
 
-std::string device_name(ebb::Device device);
-
 namespace gpu {
 std::string device_name(ebb::Device device);
 }

@@ -1,22 +1,16 @@
 #include "transformer/task.h"
 
 #include <algorithm>
-#include <cstdio>
 
 namespace transformer {
 
 using namespace ebb;
+using example::formatted;
 using example::shown;
 
 namespace {
 
 Tensor flat(const Tensor& logits) { return reshape(logits, {-1, logits.size(-1)}); }
-
-std::string fixed(const char* format, double value) {
-  char out[64];
-  std::snprintf(out, sizeof out, format, value);
-  return out;
-}
 
 // Evaluation is not recorded, and drops nothing.
 class Evaluating {
@@ -58,7 +52,7 @@ class TextTask : public Task {
   bool better(double a, double b) const override { return a < b; }
   std::string key() const override { return "validation_loss"; }
   std::string line(double measured) const override {
-    return fixed("validation loss %.4f", measured);
+    return formatted("validation loss %.4f", measured);
   }
   std::string about() const override {
     return path_ + ": " + shown(training_.numel()) + " characters to train on, " +
@@ -115,7 +109,7 @@ class ProblemTask : public Task {
   bool better(double a, double b) const override { return a > b; }
   std::string key() const override { return "exact"; }
   std::string line(double measured) const override {
-    return fixed("exact answers %.2f %%", measured) + " of " + shown(count()) + " unseen";
+    return formatted("exact answers %.2f %% of ", measured) + shown(count()) + " unseen";
   }
   std::string about() const override {
     return std::string(problems_.skill == Skill::addition ? "addition" : "sort") + " of " +

@@ -25,16 +25,6 @@ std::string find() {
              "--text FILE, or what examples/transformer/download.sh fetches");
 }
 
-std::string read(const std::string& path) {
-  example::File file("text", path, gibibyte);
-  std::string bytes(static_cast<size_t>(file.size()), '\0');
-  const size_t got = file.read(reinterpret_cast<std::uint8_t*>(bytes.data()), bytes.size());
-  require(got == bytes.size(), Kind::io, "text",
-          ebb::text(quoted(path), " shrank while it was read"), got, bytes.size());
-  file.check_unchanged();
-  return bytes;
-}
-
 }  // namespace
 
 Tokens Text::training() const {
@@ -47,7 +37,7 @@ Tokens Text::validation() const {
 
 Text load_text(const std::string& given) {
   const std::string path = given.empty() ? find() : given;
-  const std::string bytes = read(path);
+  const auto bytes = example::read_file<std::string>("text", path, gibibyte);
   require(!bytes.empty(), Kind::value, "text", ebb::text(quoted(path), " is empty"), "0 characters",
           "a text");
   const size_t nul = bytes.find('\0');

@@ -102,11 +102,8 @@ bool parse(int argc, char** argv, Options& o, ebb::Device& device) {
 int report(const Task& task, double measured, double target) {
   std::string line = task.line(measured);
   if (std::isnan(target)) return example::report_target(true, line);
-  char text[64];
-  const bool of_text = task.better(0, 1);
-  std::snprintf(text, sizeof text, of_text ? " (target %.2f)" : " (target %.2f %%)", target);
-  return example::report_target(!task.better(target, measured) && !std::isnan(measured),
-                                line + text);
+  line += example::formatted(" (target %.2f", target) + (task.better(0, 1) ? ")" : " %)");
+  return example::report_target(!task.better(target, measured) && !std::isnan(measured), line);
 }
 
 int train(const Options& o, std::unique_ptr<Task> task, ebb::Device device) {
