@@ -1,18 +1,14 @@
 // generate from outside, on models that train_transformer has made.
 #include "tiny_text.h"
-#include "twins.h"
 
 using namespace transformer::test;
-using ebb::test::Program;
 
 namespace {
 
 std::string said(const TinyText& tiny, const Words& more) {
-  Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", "cpu"};
-  words.insert(words.end(), more.begin(), more.end());
-  const Ended ended = tiny.generate(words);
-  CHECK(ended.err == "");
-  CHECK(ended.code == 0);
+  const Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", "cpu"};
+  const Ended ended = tiny.generate(joined(words, more));
+  check_success(ended);
   return ended.out;
 }
 
@@ -22,11 +18,7 @@ TEST_CASE("generate: a seed gives its text, shown at once or at the end") {
   const TinyText tiny;
   REQUIRE(tiny.train().code == 0);
   const Words words = {"--prompt", "the tide é", "--max-new-tokens", "70", "--temperature", "1.5"};
-  const auto with = [&](const Words& more) {
-    Words all = words;
-    all.insert(all.end(), more.begin(), more.end());
-    return said(tiny, all);
-  };
+  const auto with = [&](const Words& more) { return said(tiny, joined(words, more)); };
   const std::string text = with({"--seed", "3"});
   CHECK(text.starts_with("the tide é"));
   CHECK(text.ends_with("\n"));
@@ -76,13 +68,11 @@ TEST_CASE("generate: what cannot be written ends it") {
   const Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", "cpu"};
   auto around = tiny.around();
   around.output = "/dev/full";
-  check_refused(ebb::test::run_program("generate", words, around), 7, {"output", "No space"});
-  Words endless = words;  // far longer than the test waits
-  endless.insert(endless.end(), {"--prompt", "tide", "--max-new-tokens", "1000000000"});
-  for (const bool stream : {false, true}) {
-    CAPTURE(stream);
-    if (stream) endless.emplace_back("--stream");
-    Program program("generate", endless, tiny.around());
+  check_refused(run_program("generate", words, around), 7, {"output", "No space"});
+  const Words endless = joined(words, {"--prompt", "tide", "--max-new-tokens", "1000000000"});
+  for (const Words& more : {Words{}, Words{"--stream"}}) {  // far longer than the test waits
+    CAPTURE(more);
+    Program program("generate", joined(endless, more), tiny.around());
     CHECK(program.shows("tide"));
     program.close_output();
     check_refused(program.end(), 7, {"output", "Broken pipe"});

@@ -11,8 +11,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zlib.h>
 
+#include "bytes.h"
 #include "ebb/core/error.h"
 #include "folder.h"
 #include "mnist/data.h"
@@ -22,6 +22,7 @@
 #include "twins.h"
 
 using namespace mnist;
+using namespace mnist::test;
 using ebb::Kind;
 using ebb::test::check_error;
 using ebb::test::Stopwatch;
@@ -29,14 +30,12 @@ namespace fs = std::filesystem;
 
 namespace {
 
-using Bytes = std::vector<std::uint8_t>;
-
 struct Folder : ebb::test::Folder {
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 
   std::string write(const std::string& name, const Bytes& bytes) const {
     fs::create_directories((path / name).parent_path());
-    ebb::test::write(path / name, {bytes.begin(), bytes.end()});
+    ebb::test::write(path / name, text_of(bytes));
     return *this / name;
   }
 };
@@ -57,37 +56,10 @@ struct Setting {
   }
 };
 
-Bytes idx(const std::vector<std::uint32_t>& shape, const Bytes& data, std::uint8_t type = 8) {
-  Bytes out = {0, 0, type, static_cast<std::uint8_t>(shape.size())};
-  for (const std::uint32_t n : shape)
-    for (const int shift : {24, 16, 8, 0}) out.push_back(static_cast<std::uint8_t>(n >> shift));
-  out.insert(out.end(), data.begin(), data.end());
-  return out;
-}
-
-Bytes pack(const Bytes& bytes) {
-  z_stream stream{};
-  REQUIRE(deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 9, Z_DEFAULT_STRATEGY) == Z_OK);
-  Bytes out(deflateBound(&stream, bytes.size()) + 64);
-  stream.next_in = const_cast<std::uint8_t*>(bytes.data());
-  stream.avail_in = static_cast<uInt>(bytes.size());
-  stream.next_out = out.data();
-  stream.avail_out = static_cast<uInt>(out.size());
-  REQUIRE(deflate(&stream, Z_FINISH) == Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
-
 Bytes count_up(std::size_t n, std::size_t modulus = 251) {
   Bytes out(n);
   for (std::size_t i = 0; i < n; ++i) out[i] = static_cast<std::uint8_t>(i % modulus);
   return out;
-}
-
-Bytes joined(Bytes a, const Bytes& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
 }
 
 const Bytes small = idx({2, 3, 4}, count_up(24));
@@ -99,9 +71,9 @@ void write_mnist(const Folder& folder, const std::string& where, std::uint32_t c
     const Bytes labels = idx({count}, count_up(count, 10));
     const std::string end = packed ? ".gz" : "";
     folder.write(where + half + "-images" + joint + "idx3-ubyte" + end,
-                 packed ? pack(images) : images);
+                 packed ? zipped(images) : images);
     folder.write(where + half + "-labels" + joint + "idx1-ubyte" + end,
-                 packed ? pack(labels) : labels);
+                 packed ? zipped(labels) : labels);
   }
 }
 
@@ -116,8 +88,8 @@ long peak_kib() {
 TEST_CASE("idx: raw and gzip files load alike, whatever their names say") {
   const Folder folder;
   for (const std::string& path :
-       {folder.write("raw", small), folder.write("packed.gz", pack(small)),
-        folder.write("raw.gz", small), folder.write("packed", pack(small))}) {
+       {folder.write("raw", small), folder.write("packed.gz", zipped(small)),
+        folder.write("raw.gz", small), folder.write("packed", zipped(small))}) {
     const Idx got = read_idx(path, 3);
     CHECK(got.shape == std::vector<std::int64_t>{2, 3, 4});
     CHECK(got.data == count_up(24));
@@ -154,7 +126,7 @@ TEST_CASE("idx: strange paths are io errors with the name escaped on one line") 
 
 TEST_CASE("idx: a file cut anywhere is refused, raw or packed") {
   const Folder folder;
-  const Bytes packed = pack(small);
+  const Bytes packed = zipped(small);
   for (std::size_t n = 0; n < small.size(); ++n)
     check_error(Kind::format, {"cut", n < 16 ? "truncated header" : "does not hold the data"}, [&] {
       read_idx(
@@ -175,7 +147,7 @@ TEST_CASE("idx: headers that lie are refused before memory is taken") {
                           std::size_t rank) {
     for (const bool packed : {false, true})
       check_error(kind, {part},
-                  [&] { read_idx(folder.write("file", packed ? pack(bytes) : bytes), rank); });
+                  [&] { read_idx(folder.write("file", packed ? zipped(bytes) : bytes), rank); });
   };
   refuse(Kind::format, "magic 0x89504E47", {0x89, 'P', 'N', 'G', 0, 0, 0, 0}, 1);
   refuse(Kind::format, "magic 0x00000A01", idx({1}, {1}, 0x0A), 1);
@@ -199,18 +171,18 @@ TEST_CASE("idx: bytes left over are refused: raw, after the stream, a second mem
   check_error(Kind::format, {"24 declared", "25 bytes present"},
               [&] { read_idx(folder.write("a", joined(small, {0})), 3); });
   check_error(Kind::format, {"after the end of the gzip stream"},
-              [&] { read_idx(folder.write("b", joined(pack(small), {0})), 3); });
+              [&] { read_idx(folder.write("b", joined(zipped(small), {0})), 3); });
   check_error(Kind::format, {"after the end of the gzip stream"},
-              [&] { read_idx(folder.write("c", joined(pack(small), pack(small))), 3); });
+              [&] { read_idx(folder.write("c", joined(zipped(small), zipped(small))), 3); });
   check_error(Kind::limit, {"unpacks to more"},
-              [&] { read_idx(folder.write("d", pack(joined(small, {0}))), 3); });
+              [&] { read_idx(folder.write("d", zipped(joined(small, {0}))), 3); });
   check_error(Kind::format, {"gzip within gzip"},
-              [&] { read_idx(folder.write("e", pack(pack(small))), 3); });
+              [&] { read_idx(folder.write("e", zipped(zipped(small))), 3); });
 }
 
 TEST_CASE("idx: each damage to a gzip stream has its own message") {
   const Folder folder;
-  const Bytes good = pack(small);
+  const Bytes good = zipped(small);
   const auto damaged = [&](std::size_t at, std::uint8_t flip, const std::string& part) {
     Bytes bytes = good;
     bytes[at] ^= flip;
@@ -226,11 +198,11 @@ TEST_CASE("idx: each damage to a gzip stream has its own message") {
 
 TEST_CASE("idx: a gzip bomb stops at the declared size, quickly and in little memory") {
   const Folder folder;
-  const Bytes bomb = pack(joined(idx({1, 28, 28}, {}), Bytes(std::size_t{100} << 20)));
+  const Bytes bomb = zipped(joined(idx({1, 28, 28}, {}), Bytes(std::size_t{100} << 20)));
   const std::string path = folder.write("bomb", bomb);
-  const Bytes honest = pack(joined(idx({0xFFFF, 0xFFFF}, {}), Bytes(1000)));
+  const Bytes honest = zipped(joined(idx({0xFFFF, 0xFFFF}, {}), Bytes(1000)));
   const std::string large = folder.write("large", honest);
-  const Bytes lying = pack(joined(idx({1u << 30}, {}), Bytes(std::size_t{2} << 20)));
+  const Bytes lying = zipped(joined(idx({1u << 30}, {}), Bytes(std::size_t{2} << 20)));
   const std::string missing = folder.write("missing", lying);
   const long before = peak_kib();
   const Stopwatch watch;

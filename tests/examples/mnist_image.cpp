@@ -5,8 +5,6 @@
 #include <cmath>
 #include <filesystem>
 
-#include <zlib.h>
-
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
 #pragma GCC diagnostic push
@@ -18,6 +16,7 @@
 #endif
 #pragma GCC diagnostic pop
 
+#include "bytes.h"
 #include "ebb/core/error.h"
 #include "folder.h"
 #include "mnist/draw.h"
@@ -26,6 +25,7 @@
 #include "twins.h"
 
 using namespace mnist;
+using namespace mnist::test;
 using ebb::Kind;
 using ebb::test::check_error;
 using ebb::test::Stopwatch;
@@ -33,62 +33,17 @@ namespace fs = std::filesystem;
 
 namespace {
 
-using Bytes = std::vector<std::uint8_t>;
-
 // One file in a folder of its own, gone at the end.
 struct TemporaryFile {
   ebb::test::Folder folder;
   std::string path;
   explicit TemporaryFile(const Bytes& bytes, const std::string& name = "picture")
       : path(folder.path / name) {
-    ebb::test::write(path, {bytes.begin(), bytes.end()});
+    ebb::test::write(path, text_of(bytes));
   }
 };
 
-void append(Bytes& out, const Bytes& more) { out.insert(out.end(), more.begin(), more.end()); }
-
-Bytes big_endian(std::uint32_t n) {
-  return {static_cast<std::uint8_t>(n >> 24), static_cast<std::uint8_t>(n >> 16),
-          static_cast<std::uint8_t>(n >> 8), static_cast<std::uint8_t>(n)};
-}
-
-Bytes chunk(const std::string& type, const Bytes& data) {
-  Bytes body(type.begin(), type.end());
-  append(body, data);
-  Bytes out = big_endian(static_cast<std::uint32_t>(data.size()));
-  append(out, body);
-  append(out, big_endian(static_cast<std::uint32_t>(
-                  crc32(0, body.data(), static_cast<uInt>(body.size())))));
-  return out;
-}
-
-Bytes deflated(const Bytes& bytes) {
-  uLongf size = compressBound(bytes.size());
-  Bytes out(size);
-  REQUIRE(compress2(out.data(), &size, bytes.data(), bytes.size(), 9) == Z_OK);
-  out.resize(size);
-  return out;
-}
-
-struct Png {
-  std::uint32_t width, height;
-  std::uint8_t depth, color;
-  Bytes lines;       // each with its filter byte
-  Bytes extra = {};  // whole chunks between header and pixels
-  std::uint8_t interlace = 0;
-
-  Bytes bytes() const {
-    Bytes out = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
-    Bytes header = big_endian(width);
-    append(header, big_endian(height));
-    append(header, {depth, color, 0, 0, interlace});
-    append(out, chunk("IHDR", header));
-    append(out, extra);
-    append(out, chunk("IDAT", deflated(lines)));
-    append(out, chunk("IEND", {}));
-    return out;
-  }
-};
+void append(Bytes& out, const Bytes& more) { out = joined(std::move(out), more); }
 
 Image read(const Bytes& bytes, const std::string& name = "picture") {
   const TemporaryFile file(bytes, name);

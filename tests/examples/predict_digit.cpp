@@ -1,42 +1,20 @@
 // predict_digit from outside: what it says of pictures, and which pictures and checkpoints it
 // refuses.
-#include <zlib.h>
-
 #include "tiny_mnist.h"
-#include "twins.h"
 
 using namespace mnist;
 using namespace mnist::test;
-using ebb::test::Ended;
 
 namespace {
-
-using Words = std::vector<std::string>;
-
-std::string big_endian(std::size_t n) {
-  return {static_cast<char>(n >> 24), static_cast<char>(n >> 16), static_cast<char>(n >> 8),
-          static_cast<char>(n)};
-}
-
-std::string chunk(const std::string& type, const std::string& data) {
-  const std::string body = type + data;
-  return big_endian(data.size()) + body +
-         big_endian(
-             crc32(0, reinterpret_cast<const Bytef*>(body.data()), static_cast<uInt>(body.size())));
-}
 
 // An 8-bit gray PNG; `pixels` may be fewer than it says.
 std::string png(std::size_t width, std::size_t height, const std::string& pixels) {
   std::string lines;
   for (std::size_t at = 0; at < pixels.size(); at += width)
     lines += '\0' + pixels.substr(at, width);
-  uLongf size = compressBound(lines.size());
-  std::string data(size, '\0');
-  REQUIRE(compress(reinterpret_cast<Bytef*>(data.data()), &size,
-                   reinterpret_cast<const Bytef*>(lines.data()), lines.size()) == Z_OK);
-  data.resize(size);
-  const std::string header = big_endian(width) + big_endian(height) + std::string{8, 0, 0, 0, 0};
-  return "\x89PNG\r\n\x1a\n" + chunk("IHDR", header) + chunk("IDAT", data) + chunk("IEND", "");
+  return text_of(Png{static_cast<std::uint32_t>(width), static_cast<std::uint32_t>(height), 8, 0,
+                     bytes_of(lines)}
+                     .bytes());
 }
 
 // A digit four times as large, in the middle of a picture; or its negative.
@@ -53,9 +31,8 @@ std::string picture_of(const std::uint8_t* digit, bool dark_on_light) {
 }
 
 Ended predict(const Tiny& tiny, const Words& images, const std::string& device = "cpu") {
-  Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", device};
-  words.insert(words.end(), images.begin(), images.end());
-  return ebb::test::run_program("predict_digit", words, tiny.around());
+  const Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", device};
+  return run_program("predict_digit", joined(words, images), tiny.around());
 }
 
 }  // namespace
@@ -71,7 +48,7 @@ TEST_CASE("predict_digit: tells drawn digits, dark on light as light on dark") {
     write(tiny.path / light.back(), picture_of(digits.pixels.data() + i * area, false));
     write(tiny.path / dark.back(), picture_of(digits.pixels.data() + i * area, true));
   }
-  for (const ebb::Device device : ebb::test::devices()) {
+  for (const ebb::Device device : devices()) {
     const std::string name = device.is_cuda() ? "auto" : "cpu";
     const Ended on_dark = predict(tiny, light, name), on_light = predict(tiny, dark, name);
     CHECK(on_dark.code == 0);
@@ -161,5 +138,5 @@ TEST_CASE("predict_digit: an answer that cannot be written is exit code 7") {
   auto around = tiny.around();
   around.output = "/dev/full";
   const Words words = {"--checkpoint", tiny.checkpoint().string(), "--device", "cpu", "three.png"};
-  check_refused(ebb::test::run_program("predict_digit", words, around), 7, {"output", "No space"});
+  check_refused(run_program("predict_digit", words, around), 7, {"output", "No space"});
 }

@@ -2,29 +2,13 @@
 // however often it is stopped. See train_mnist_errors.cpp for what it refuses.
 #include "metrics.h"
 #include "tiny_mnist.h"
-#include "twins.h"
 
 using namespace mnist::test;
-using ebb::test::computed;
-using ebb::test::Ended;
-using ebb::test::metrics;
-using ebb::test::Program;
 namespace fs = std::filesystem;
 
 namespace {
 
-using Words = std::vector<std::string>;
-
-// "cpu", and "auto" where that is something else.
-Words device_names() {
-  return ebb::test::devices().size() > 1 ? Words{"cpu", "auto"} : Words{"cpu"};
-}
-
-void check_success(const Ended& ended) {
-  CHECK(ended.err == "");
-  CHECK(ended.code == 0);
-  CHECK(ended.out.find("\ntest accuracy ") != std::string::npos);
-}
+std::string last_line(const Ended& ended) { return ended.out.substr(ended.out.rfind("test acc")); }
 
 // Interrupts each run as soon as it has shown a step, until one of them reaches the end. Returns
 // how often a run was stopped before that.
@@ -54,6 +38,7 @@ TEST_CASE("train_mnist: a run ends with its accuracy and leaves checkpoint, metr
     const Tiny tiny;
     const Ended ended = tiny.train({"--device", device, "--epochs", "3", "--batch-size", "8"});
     check_success(ended);
+    CHECK(ended.out.find("\ntest accuracy ") != std::string::npos);
     CHECK(ended.out.find(" images/s\n") != std::string::npos);
     CHECK(ended.out.find("(target 0.00 %)\n") != std::string::npos);
     CHECK(names_in(tiny.path / "out") ==
@@ -101,9 +86,7 @@ TEST_CASE("train_mnist: the number of threads does not change a bit") {
     for (const std::string threads : {"1", "2"}) {
       auto around = tiny.around();
       around.environment = {"OMP_NUM_THREADS=" + threads};
-      check_success(ebb::test::run_program(
-          "train_mnist", tiny.words({"--model", model, "--epochs", "1", "--out", threads}),
-          around));
+      check_success(tiny.train({"--model", model, "--epochs", "1", "--out", threads}, around));
     }
     CHECK(same_bytes(tiny.checkpoint("1"), tiny.checkpoint("2")));
   }
@@ -136,11 +119,10 @@ TEST_CASE("train_mnist: interrupted and resumed, a run reaches the same bytes") 
 
 TEST_CASE("train_mnist: killed and resumed, a run reaches the same bytes") {
   const Tiny tiny;
-  const Words more = {"--epochs", "3"};
   check_success(tiny.train({"--epochs", "3", "--out", "whole"}));
   for (const useconds_t pause : {0, 50000}) {
     fs::remove_all(tiny.path / "out");
-    Program program("train_mnist", tiny.words(more), tiny.around());
+    Program program("train_mnist", tiny.words({"--epochs", "3"}), tiny.around());
     CHECK(program.shows("epoch 1/3: "));
     usleep(pause);
     program.send(SIGKILL);
@@ -159,8 +141,7 @@ TEST_CASE("train_mnist: a finished run that is resumed tells its accuracy again"
   const std::string bytes = read(tiny.checkpoint());
   const Ended again = tiny.train({"--resume"});
   check_success(again);
-  const auto last_line = [](const std::string& out) { return out.substr(out.rfind("test acc")); };
-  CHECK(last_line(first.out) == last_line(again.out));
+  CHECK(last_line(first) == last_line(again));
   CHECK(read(tiny.checkpoint()) == bytes);
 }
 
@@ -180,8 +161,7 @@ TEST_CASE("train_mnist: --eval measures a checkpoint as its run did, and writes 
   const std::string bytes = read(tiny.checkpoint());
   const Ended measured = tiny.train({"--eval", tiny.checkpoint().string(), "--out", "unused"});
   check_success(measured);
-  const auto last_line = [](const std::string& out) { return out.substr(out.rfind("test acc")); };
-  CHECK(last_line(measured.out) == last_line(trained.out));
+  CHECK(last_line(measured) == last_line(trained));
   CHECK(names_in(tiny.path) == before);
   CHECK(read(tiny.checkpoint()) == bytes);
   const Ended missed = tiny.train({"--eval", tiny.checkpoint().string(), "--target", "100"});
@@ -192,8 +172,7 @@ TEST_CASE("train_mnist: --dry-run takes one step and writes nothing") {
   for (const std::string& device : device_names()) {
     const Tiny tiny;
     const Ended ended = tiny.train({"--device", device, "--dry-run"});
-    CHECK(ended.code == 0);
-    CHECK(ended.err == "");
+    check_success(ended);
     CHECK(ended.out.find("one step: loss ") != std::string::npos);
     CHECK(names_in(tiny.path) == Words{"digits"});
   }
@@ -201,10 +180,8 @@ TEST_CASE("train_mnist: --dry-run takes one step and writes nothing") {
 
 TEST_CASE("train_mnist: without data it says where it looked, how to get it, and draws digits") {
   const Tiny tiny;
-  const Ended ended =
-      ebb::test::run_program("train_mnist", {"--device", "cpu", "--dry-run"}, tiny.around());
-  CHECK(ended.code == 0);
-  CHECK(ended.err == "");
+  const Ended ended = run_program("train_mnist", {"--device", "cpu", "--dry-run"}, tiny.around());
+  check_success(ended);
   for (const std::string part : {"not found in: data", "/.cache/ebb", "examples/mnist/download.sh",
                                  "60000 digits to train on, 10000 to test on: drawn digits"})
     CHECK_MESSAGE(ended.out.find(part) != std::string::npos, part << " in " << ended.out);
@@ -220,7 +197,7 @@ TEST_CASE("train_mnist: a reader that goes away does not end the run") {
 }
 
 TEST_CASE("train_mnist: --help shows no number where the net or the data decide") {
-  const Ended ended = ebb::test::run_program("train_mnist", {"--help"});
+  const Ended ended = run_program("train_mnist", {"--help"});
   CHECK(ended.code == 0);
   for (const std::string flag : {"--lr X", "--target X"}) {
     CHECK(ended.out.find(flag + " ") != std::string::npos);

@@ -1,128 +1,63 @@
 // What train_mnist refuses: each with one line on stderr that names the thing, and its exit code.
 #include <sys/stat.h>
-#include <zlib.h>
 
 #include <functional>
 
 #include "tiny_mnist.h"
-#include "twins.h"
 
 using namespace mnist::test;
-using ebb::test::Ended;
-using ebb::test::Program;
 namespace fs = std::filesystem;
 
 namespace {
 
-using Words = std::vector<std::string>;
+using Change = std::function<std::string(std::string)>;
 
-std::string packed(const std::string& bytes) {
-  z_stream stream{};
-  REQUIRE(deflateInit2(&stream, 1, Z_DEFLATED, 15 + 16, 9, Z_DEFAULT_STRATEGY) == Z_OK);
-  std::string out(deflateBound(&stream, bytes.size()) + 64, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
-  stream.avail_in = static_cast<uInt>(bytes.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  REQUIRE(deflate(&stream, Z_FINISH) == Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
-
-// A refused run leaves nothing in --out but what was there.
-void check_run_refused(const Tiny& tiny, const Words& more, int code, const Words& parts) {
-  const std::string before = read(tiny.checkpoint());
-  check_refused(tiny.train(more), code, parts);
-  CHECK(read(tiny.checkpoint()) == before);
-  CHECK_FALSE(fs::exists(tiny.checkpoint().string() + ".tmp"));
-  CHECK_FALSE(fs::exists(tiny.path / "out/run.lock"));
-}
-
-struct Damage {
-  const char* name;
-  std::function<void(const fs::path& folder)> apply;
-  int code;
-  Words parts;
-};
-
-void replace(const fs::path& path, const std::function<std::string(std::string)>& change) {
-  write(path, change(read(path)));
-}
+void replace(const fs::path& path, const Change& change) { write(path, change(read(path))); }
 
 std::string with_byte(std::string bytes, std::size_t at, char value) {
   bytes.at(at) = value;
   return bytes;
 }
-
-const std::vector<Damage>& damages() {
-  const auto on = [](const char* file, const std::function<std::string(std::string)>& change) {
-    return [=](const fs::path& folder) { replace(folder / file, change); };
-  };
-  const auto cut = [](std::size_t n) {
-    return [n](const std::string& s) { return s.substr(0, n); };
-  };
-  static const std::vector<Damage> all = {
-      {"missing", [](const fs::path& f) { fs::remove(f / train_labels); }, 7, {"training labels"}},
-      {"a folder",
-       [](const fs::path& f) {
-         fs::remove(f / train_labels), fs::create_directory(f / train_labels);
-       },
-       7,
-       {train_labels}},
-      {"empty", on(train_images, cut(0)), 3, {train_images}},
-      {"header cut", on(train_images, cut(9)), 3, {train_images}},
-      {"data cut", on(train_images, cut(5000)), 3, {train_images}},
-      {"a byte too many", on(train_labels, [](auto s) { return s + "x"; }), 3, {train_labels}},
-      {"wrong magic",
-       on(train_images, [](auto s) { return with_byte(s, 0, 7); }),
-       3,
-       {train_images}},
-      {"floats", on(train_images, [](auto s) { return with_byte(s, 2, 13); }), 3, {train_images}},
-      {"lying", on(train_images, [](auto s) { return with_byte(s, 4, 127); }), 3, {train_images}},
-      {"one label fewer",
-       on(train_labels,
-          [](const std::string& s) { return with_byte(s, 7, '\xa9').substr(0, s.size() - 1); }),
-       3,
-       {"170 images, 169 labels"}},
-      {"swapped",
-       [](const fs::path& f) {
-         fs::rename(f / train_images, f / "x"), fs::rename(f / train_labels, f / train_images);
-         fs::rename(f / "x", f / train_labels);
-       },
-       3,
-       {train_images}},
-      {"label 10",
-       on(train_labels, [](auto s) { return with_byte(s, 8 + 17, 10); }),
-       3,
-       {train_labels, "label 10 at item 17"}},
-      {"27 columns",
-       on(train_images, [](auto s) { return with_byte(s, 15, 27).substr(0, 16 + 170 * 28 * 27); }),
-       3,
-       {train_images, "28x27"}},
-      {"gz cut",
-       on(train_images,
-          [](auto s) {
-            s = packed(s);
-            return s.substr(0, s.size() / 2);
-          }),
-       3,
-       {train_images}},
-      {"gz with a wrong CRC",
-       on(train_images,
-          [](auto s) {
-            s = packed(s);
-            return with_byte(s, s.size() - 8, static_cast<char>(~s[s.size() - 8]));
-          }),
-       3,
-       {train_images}},
-      {"gz that holds more",
-       on(train_images, [](auto s) { return packed(s + std::string(99, 0)); }),
-       3,
-       {train_images}},
-  };
-  return all;
+Change byte(std::size_t at, char value) {
+  return [=](const std::string& s) { return with_byte(s, at, value); };
 }
+Change cut(std::size_t n) {
+  return [=](const std::string& s) { return s.substr(0, n); };
+}
+
+std::string gzipped(const std::string& bytes) { return text_of(zipped(bytes_of(bytes))); }
+Change gzip(const Change& change) {
+  return [=](const std::string& s) { return change(gzipped(s)); };
+}
+
+struct Damage {
+  const char* name;
+  const char* file;
+  Change change;
+  std::string part = "";  // of the message, beside the file's name
+};
+
+const Damage damages[] = {
+    {"empty", train_images, cut(0)},
+    {"header cut", train_images, cut(9)},
+    {"data cut", train_images, cut(5000)},
+    {"a byte too many", train_labels, [](const std::string& s) { return s + "x"; }},
+    {"wrong magic", train_images, byte(0, 7)},
+    {"floats", train_images, byte(2, 13)},
+    {"lying", train_images, byte(4, 127)},
+    {"one label fewer", train_labels,
+     [](const std::string& s) { return with_byte(s, 7, '\xa9').substr(0, s.size() - 1); },
+     "170 images, 169 labels"},
+    {"label 10", train_labels, byte(8 + 17, 10), "label 10 at item 17"},
+    {"27 columns", train_images,
+     [](const std::string& s) { return with_byte(s, 15, 27).substr(0, 16 + 170 * 28 * 27); },
+     "28x27"},
+    {"gz cut", train_images, gzip([](auto s) { return s.substr(0, s.size() / 2); })},
+    {"gz with a wrong CRC", train_images,
+     gzip([](auto s) { return with_byte(s, s.size() - 8, static_cast<char>(~s[s.size() - 8])); })},
+    {"gz that holds more", train_images,
+     [](const std::string& s) { return gzipped(s + std::string(99, 0)); }},
+};
 
 // A checkpoint with a header of our choice.
 std::string safetensors(const std::string& header, std::size_t data) {
@@ -139,23 +74,32 @@ std::string two_tensors(const char* first, const char* second) {
 }  // namespace
 
 TEST_CASE("train_mnist: each damage to the data is refused by the name of the file") {
-  for (const Damage& damage : damages()) {
+  for (const Damage& damage : damages) {
     CAPTURE(damage.name);
     const Tiny tiny;
-    damage.apply(tiny.data);
-    check_run_refused(tiny, {}, damage.code, damage.parts);
+    replace(tiny.data / damage.file, damage.change);
+    check_run_refused(tiny, {}, 3, {damage.file, damage.part});
     CHECK_FALSE(fs::exists(tiny.path / "out"));
   }
   const Tiny tiny;
+  fs::rename(tiny.data / train_labels, tiny.data / "x");
+  check_run_refused(tiny, {}, 7, {"training labels"});
+  fs::create_directory(tiny.data / train_labels);
+  check_run_refused(tiny, {}, 7, {train_labels});
+  fs::remove(tiny.data / train_labels);
+  fs::rename(tiny.data / train_images, tiny.data / train_labels);
+  fs::rename(tiny.data / "x", tiny.data / train_images);
+  check_run_refused(tiny, {}, 3, {train_images});  // swapped
+  CHECK_FALSE(fs::exists(tiny.path / "out"));
   check_run_refused(tiny, {"--data", "nowhere"}, 7, {"nowhere", "download.sh"});
-  check_run_refused(tiny, {"--batch-size", "171"}, 3, {"--batch-size", "171 of 170"});
+  check_run_refused(Tiny(), {"--batch-size", "171"}, 3, {"--batch-size", "171 of 170"});
 }
 
 TEST_CASE("train_mnist: packed files train to the same bytes") {
   const Tiny tiny;
   CHECK(tiny.train({"--out", "raw"}).code == 0);
   for (const char* file : {train_images, train_labels}) {
-    write((tiny.data / file).string() + ".gz", packed(read(tiny.data / file)));
+    write((tiny.data / file).string() + ".gz", gzipped(read(tiny.data / file)));
     fs::remove(tiny.data / file);
   }
   CHECK(tiny.train().code == 0);
@@ -198,9 +142,8 @@ TEST_CASE("train_mnist: a checkpoint of another run or another net does not resu
       {{"--epochs", "3"}, "epochs"}, {{"--lr", "0.001"}, "lr"},
       {{"--no-augment"}, "augment"}, {{"--model", "reference"}, "model"}};
   for (const auto& [flags, key] : others) {
-    Words more = flags;
-    more.emplace_back("--resume");
-    check_run_refused(tiny, more, 3, {"of another run", "its " + key + " differs"});
+    check_run_refused(tiny, joined(flags, {"--resume"}), 3,
+                      {"of another run", "its " + key + " differs"});
   }
   replace(tiny.data / train_images, [](auto s) { return with_byte(s, 16, 1); });
   check_run_refused(tiny, {"--resume"}, 3, {"of another run", "data_crc32"});
@@ -222,44 +165,24 @@ TEST_CASE("train_mnist: a checkpoint of another run or another net does not resu
 
 TEST_CASE("train_mnist: unknown flags and values are refused by name") {
   const Tiny tiny;
-  const std::vector<Words> refused = {{"--epochs", "abc"},
-                                      {"--epochs", "1e99"},
-                                      {"--epochs", "-1"},
-                                      {"--epochs", "0"},
-                                      {"--epochs", ""},
-                                      {"--epochs", "1.5"},
-                                      {"--batch-size", "0"},
-                                      {"--lr", "nan"},
-                                      {"--lr", "inf"},
-                                      {"--lr", "-1"},
-                                      {"--lr", "0"},
-                                      {"--lr", "1e999"},
-                                      {"--lr", "0,1"},
-                                      {"--seed", "-1"},
-                                      {"--seed", "99999999999999999999"},
-                                      {"--out", ""},
-                                      {"--data", ""},
-                                      {"--model", "resnet"},
-                                      {"--model", ""},
-                                      {"--device", "tpu"},
-                                      {"--device", ""},
-                                      {"--device", "cuda:x"},
-                                      {"--device", "cuda:-1"},
-                                      {"--target", "101"},
-                                      {"--eval", ""},
-                                      {"--epoch", "3"},
-                                      {"--epochs"},
-                                      {"--epochs", "2", "--epochs", "3"},
-                                      {"--resume", "--resume"},
-                                      {"--resume=maybe"},
-                                      {"--epochs", "a\nb"},
-                                      {"--unknown\nflag"}};
-  for (const Words& words : refused) {
+  check_flags_refused(tiny, {{"--epochs", {"abc", "1e99", "-1", "0", "", "1.5", "a\nb"}},
+                             {"--batch-size", {"0"}},
+                             {"--lr", {"nan", "inf", "-1", "0", "1e999", "0,1"}},
+                             {"--seed", {"-1", "99999999999999999999"}},
+                             {"--out", {""}},
+                             {"--data", {""}},
+                             {"--model", {"resnet", ""}},
+                             {"--device", {"tpu", "", "cuda:x", "cuda:-1"}},
+                             {"--target", {"101"}},
+                             {"--eval", {""}},
+                             {"--epoch", {"3"}}});
+  for (const Words& words :
+       {Words{"--epochs"}, Words{"--epochs", "2", "--epochs", "3"}, Words{"--resume", "--resume"},
+        Words{"--resume=maybe"}, Words{"--unknown\nflag"}, Words{"stray"}}) {
     CAPTURE(words);
     const std::string name = words[0].substr(0, words[0].find_first_of("=\n"));
-    check_refused(ebb::test::run_program("train_mnist", words, tiny.around()), 2, {name});
+    check_refused(run_program("train_mnist", words, tiny.around()), 2, {name});
   }
-  check_refused(ebb::test::run_program("train_mnist", {"stray"}, tiny.around()), 2, {"stray"});
   check_refused(tiny.train({"--dry-run", "--resume"}), 2, {"--dry-run: not with --resume"});
   CHECK_FALSE(fs::exists(tiny.path / "out"));
 }
@@ -270,8 +193,7 @@ TEST_CASE("train_mnist: a device that is not there is refused with exit code 4")
   if (ebb::cuda_device_count() == 0) check_run_refused(tiny, {"--device", "cuda"}, 4, {"cuda"});
   auto around = tiny.around();
   around.environment = {"CUDA_VISIBLE_DEVICES="};
-  check_refused(ebb::test::run_program("train_mnist", tiny.words({"--device", "cuda"}), around), 4,
-                {"cuda"});
+  check_refused(tiny.train({"--device", "cuda"}, around), 4, {"cuda"});
   CHECK_FALSE(fs::exists(tiny.path / "out"));
 }
 
@@ -313,13 +235,12 @@ TEST_CASE("train_mnist: with stdout and the like closed, its files hold what the
   REQUIRE(tiny.train({"--out", "open"}).code == 0);
   auto around = tiny.around();
   around.closed = true;
-  CHECK(ebb::test::run_program("train_mnist", tiny.words({}), around).code == 0);
+  CHECK(tiny.train({}, around).code == 0);
   CHECK(same_bytes(tiny.checkpoint(), tiny.checkpoint("open")));
   CHECK(names_in(tiny.path / "out") == names_in(tiny.path / "open"));
   CHECK(read(tiny.path / "out/metrics.jsonl").starts_with("{\"step\":"));
   check_run_refused(tiny, {"--resume", "--lr", "1"}, 3, {"of another run"});
-  CHECK(ebb::test::run_program("train_mnist", tiny.words({"--resume", "--lr", "1"}), around).code ==
-        3);
+  CHECK(tiny.train({"--resume", "--lr", "1"}, around).code == 3);
   CHECK(same_bytes(tiny.checkpoint(), tiny.checkpoint("open")));
 }
 
@@ -336,21 +257,11 @@ TEST_CASE("train_mnist: a second run in the same --out is refused, the first goe
 TEST_CASE("train_mnist: a full disk ends the run with the old checkpoint intact") {
   const Tiny tiny;
   REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
-  const std::string old = read(tiny.checkpoint());
-  for (const std::size_t limit :
-       {std::size_t{0}, std::size_t{100}, std::size_t{50000}, old.size() - 1}) {
-    CAPTURE(limit);
-    auto around = tiny.around();
-    around.file_limit = limit;
-    check_refused(ebb::test::run_program("train_mnist", tiny.words({}), around), 7, {"out"});
-    CHECK(read(tiny.checkpoint()) == old);
-    CHECK_FALSE(fs::exists(tiny.checkpoint().string() + ".tmp"));
-    CHECK_FALSE(fs::exists(tiny.path / "out/run.lock"));
-  }
+  check_full_disk_refused(tiny, {}, {0, 100, 50000, read(tiny.checkpoint()).size() - 1});
 }
 
 TEST_CASE("train_mnist: a loss that is not a number ends the run, the last checkpoint stays") {
-  for (const ebb::Device device : ebb::test::devices()) {
+  for (const ebb::Device device : devices()) {
     const Tiny tiny;
     REQUIRE(tiny.train({"--epochs", "1"}).code == 0);
     const std::string name = device.is_cuda() ? "cuda" : "cpu";

@@ -2,24 +2,10 @@
 // bytes, however often it is stopped. See train_transformer_errors.cpp for what it refuses.
 #include "metrics.h"
 #include "tiny_text.h"
-#include "twins.h"
 
 using namespace transformer::test;
-using ebb::test::computed;
-using ebb::test::metrics;
-using ebb::test::Program;
-namespace fs = std::filesystem;
 
 namespace {
-
-Words device_names() {
-  return ebb::test::devices().size() > 1 ? Words{"cpu", "auto"} : Words{"cpu"};
-}
-
-void check_success(const Ended& ended) {
-  CHECK(ended.err == "");
-  CHECK(ended.code == 0);
-}
 
 // Stops each run once it has shown that line, and goes on with the next.
 void train_in_parts(const TinyText& tiny, const Words& more, const Words& lines) {
@@ -37,9 +23,7 @@ void train_in_parts(const TinyText& tiny, const Words& more, const Words& lines)
     CHECK(ended.code == 130);
     CHECK(ended.out.find("stopped at step ") != std::string::npos);
   }
-  Words last = more;
-  last.emplace_back("--resume");
-  check_success(tiny.train(last));
+  check_success(tiny.train(joined(more, {"--resume"})));
 }
 
 }  // namespace
@@ -100,9 +84,7 @@ TEST_CASE("train_transformer: the number of threads and recomputation do not cha
   for (const std::string threads : {"1", "2"}) {
     auto around = tiny.around();
     around.environment = {"OMP_NUM_THREADS=" + threads};
-    check_success(ebb::test::run_program(
-        "train_transformer",
-        tiny.words({"--out", threads, "--dropout", "0.1", "--batch-size", "16"}), around));
+    check_success(tiny.train({"--out", threads, "--dropout", "0.1", "--batch-size", "16"}, around));
   }
   check_success(
       tiny.train({"--out", "again", "--dropout", "0.1", "--batch-size", "16", "--recompute"}));
@@ -120,10 +102,9 @@ TEST_CASE("train_transformer: interrupted and resumed, a run reaches the same by
       CAPTURE(more);
       const TinyText tiny;
       const auto words = [&](const std::string& out) {
-        Words all = {"--out",       out,    "--device",        device,
-                     "--max-iters", "3000", "--eval-interval", "700"};
-        all.insert(all.end(), more.begin(), more.end());
-        return all;
+        return joined(
+            {"--out", out, "--device", device, "--max-iters", "3000", "--eval-interval", "700"},
+            more);
       };
       check_success(tiny.train(words("whole")));
       // In the middle of the first interval, and of a later one.
@@ -154,17 +135,13 @@ TEST_CASE("train_transformer: a new run leaves nothing of an older one, a resume
 TEST_CASE("train_transformer: killed and resumed, a run reaches the same bytes") {
   const TinyText tiny;
   const Words more = {"--max-iters", "600", "--eval-interval", "100", "--dropout", "0.2"};
-  Words whole = more;
-  whole.insert(whole.end(), {"--out", "whole"});
-  check_success(tiny.train(whole));
+  check_success(tiny.train(joined(more, {"--out", "whole"})));
   Program program("train_transformer", tiny.words(more), tiny.around());
   CHECK(program.shows("step 200/600: "));
   program.send(SIGKILL);
   const int code = program.end().code;
   CHECK((code == -SIGKILL || code == 0));
-  Words again = more;
-  again.emplace_back("--resume");
-  check_success(tiny.train(again));
+  check_success(tiny.train(joined(more, {"--resume"})));
   CHECK(same_bytes(tiny.checkpoint("whole"), tiny.checkpoint()));
 }
 
@@ -178,9 +155,7 @@ TEST_CASE("train_transformer: problems are measured, and a missed target is exit
     CHECK(missed.out.find("exact answers ") != std::string::npos);
     CHECK(missed.out.find(task == "sort" ? "(target 100.00 %)" : "(target 99.00 %)") !=
           std::string::npos);
-    Words reached = more;
-    reached.insert(reached.end(), {"--target", "0", "--resume"});
-    check_success(tiny.train(reached));
+    check_success(tiny.train(joined(more, {"--target", "0", "--resume"})));
   }
 }
 
@@ -207,9 +182,7 @@ TEST_CASE("train_transformer: --dry-run takes one step and writes nothing") {
   for (const Words& more : {Words{}, Words{"--task", "addition"}, Words{"--task", "sort"},
                             Words{"--grad-accum", "3", "--grad-clip", "0"}}) {
     const TinyText tiny;
-    Words words = more;
-    words.emplace_back("--dry-run");
-    const Ended ended = tiny.train(words);
+    const Ended ended = tiny.train(joined(more, {"--dry-run"}));
     check_success(ended);
     CHECK(ended.out.find("one step: loss ") != std::string::npos);
     CHECK(names_in(tiny.path) == Words{"text.txt"});
@@ -228,7 +201,7 @@ TEST_CASE("train_transformer: parts of a step add up to the step") {
 }
 
 TEST_CASE("train_transformer: --help shows the defaults, but no number where the task decides") {
-  const Ended ended = ebb::test::run_program("train_transformer", {"--help"});
+  const Ended ended = run_program("train_transformer", {"--help"});
   check_success(ended);
   CHECK(ended.out.find("--lr X=0.003 ") != std::string::npos);
   CHECK(ended.out.find("--target X ") != std::string::npos);

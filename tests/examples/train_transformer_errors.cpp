@@ -4,22 +4,11 @@
 
 #include "ebb/core/safetensors.h"
 #include "tiny_text.h"
-#include "twins.h"
 
 using namespace transformer::test;
-using ebb::test::Program;
 namespace fs = std::filesystem;
 
 namespace {
-
-// A refused run leaves nothing in --out but what was there.
-void check_run_refused(const TinyText& tiny, const Words& more, int code, const Words& parts) {
-  const std::string before = read(tiny.checkpoint());
-  check_refused(tiny.train(more), code, parts);
-  CHECK(read(tiny.checkpoint()) == before);
-  CHECK_FALSE(fs::exists(tiny.checkpoint().string() + ".tmp"));
-  CHECK_FALSE(fs::exists(tiny.path / "out/run.lock"));
-}
 
 // A checkpoint as it was, but for what `change` does.
 template <class F>
@@ -44,7 +33,7 @@ TEST_CASE("train_transformer: a text that will not do is refused by its name") {
   refused("fine so far \xff and so on, for some time", 3, {"not UTF-8", "byte 12"});
   check_run_refused(tiny, {"--text", "nowhere"}, 7, {"nowhere"});
   check_run_refused(tiny, {"--text", tiny.path.string()}, 7, {"a directory"});
-  check_refused(ebb::test::run_program("train_transformer", {"--task", "text"}, tiny.around()), 7,
+  check_refused(run_program("train_transformer", {"--task", "text"}, tiny.around()), 7,
                 {"data/tinyshakespeare/input.txt", "/.cache/ebb/tinyshakespeare/input.txt",
                  "examples/transformer/download.sh"});
   CHECK_FALSE(fs::exists(tiny.path / "out"));
@@ -56,9 +45,9 @@ TEST_CASE("train_transformer: the text is found where data is kept") {
   fs::copy(tiny.text, tiny.path / "kept/tinyshakespeare/input.txt");
   auto around = tiny.around();
   around.environment = {"EBB_DATA=kept"};
-  const Ended ended = ebb::test::run_program(
-      "train_transformer", {"--task", "text", "--config", "tiny", "--dry-run", "--device", "cpu"},
-      around);
+  const Ended ended =
+      run_program("train_transformer",
+                  {"--task", "text", "--config", "tiny", "--dry-run", "--device", "cpu"}, around);
   CHECK(ended.code == 0);
   CHECK(ended.out.find("kept/tinyshakespeare/input.txt: ") != std::string::npos);
 }
@@ -73,42 +62,34 @@ TEST_CASE("train_transformer: a net that cannot be is refused") {
 
 TEST_CASE("train_transformer: unknown flags and values are refused by name") {
   const TinyText tiny;
-  const std::vector<Words> refused = {{"--task", "poetry"},
-                                      {"--config", "huge"},
-                                      {"--dtype", "f16"},
-                                      {"--architecture", "rnn"},
-                                      {"--device", "tpu"},
-                                      {"--digits", "1"},
-                                      {"--digits", "10"},
-                                      {"--n-layer", "0"},
-                                      {"--n-embd", "-4"},
-                                      {"--n-head", "four"},
-                                      {"--dropout", "1"},
-                                      {"--dropout", "nan"},
-                                      {"--max-iters", "0"},
-                                      {"--max-iters", "10000001"},
-                                      {"--batch-size", "1e9"},
-                                      {"--grad-accum", "0"},
-                                      {"--lr", "0"},
-                                      {"--min-lr", "-1"},
-                                      {"--warmup-iters", "-1"},
-                                      {"--weight-decay", "inf"},
-                                      {"--beta2", "1"},
-                                      {"--grad-clip", "-1"},
-                                      {"--eval-interval", "0"},
-                                      {"--seed", "-1"},
-                                      {"--out", ""},
-                                      {"--eval", ""},
-                                      {"--text", "x"},        // of the other task
-                                      {"--block-size", "8"},  // too
-                                      {"--iters", "3"},
-                                      {"--lr", "1", "--lr", "2"},
-                                      {"--resume=maybe"}};
-  for (const Words& words : refused) {
-    CAPTURE(words);
-    const std::string name = words[0].substr(0, words[0].find('='));
-    check_refused(ebb::test::run_program("train_transformer", words, tiny.around()), 2, {name});
-  }
+  check_flags_refused(tiny, {{"--task", {"poetry"}},
+                             {"--config", {"huge"}},
+                             {"--dtype", {"f16"}},
+                             {"--architecture", {"rnn"}},
+                             {"--device", {"tpu"}},
+                             {"--digits", {"1", "10"}},
+                             {"--n-layer", {"0"}},
+                             {"--n-embd", {"-4"}},
+                             {"--n-head", {"four"}},
+                             {"--dropout", {"1", "nan"}},
+                             {"--max-iters", {"0", "10000001"}},
+                             {"--batch-size", {"1e9"}},
+                             {"--grad-accum", {"0"}},
+                             {"--lr", {"0"}},
+                             {"--min-lr", {"-1"}},
+                             {"--warmup-iters", {"-1"}},
+                             {"--weight-decay", {"inf"}},
+                             {"--beta2", {"1"}},
+                             {"--grad-clip", {"-1"}},
+                             {"--eval-interval", {"0"}},
+                             {"--seed", {"-1"}},
+                             {"--out", {""}},
+                             {"--eval", {""}},
+                             {"--text", {"x"}},        // of the other task
+                             {"--block-size", {"8"}},  // too
+                             {"--iters", {"3"}}});
+  check_refused(tiny.train({"--lr", "1", "--lr", "2"}), 2, {"--lr"});
+  check_refused(tiny.train({"--resume=maybe"}), 2, {"--resume"});
   check_refused(tiny.train({"--digits", "3"}), 2, {"--digits"});
   CHECK_FALSE(fs::exists(tiny.path / "out"));
 }
@@ -118,7 +99,7 @@ TEST_CASE("train_transformer: a device that is not there is refused with exit co
   auto around = tiny.around();
   around.environment = {"CUDA_VISIBLE_DEVICES="};
   for (const std::string program : {"train_transformer", "generate"})
-    check_refused(ebb::test::run_program(program, {"--device", "cuda"}, around), 4, {"cuda"});
+    check_refused(run_program(program, {"--device", "cuda"}, around), 4, {"cuda"});
 }
 
 TEST_CASE("train_transformer: an --out that cannot be written, or is in use, is refused") {
@@ -137,15 +118,7 @@ TEST_CASE("train_transformer: an --out that cannot be written, or is in use, is 
 TEST_CASE("train_transformer: a full disk ends the run with the old checkpoint intact") {
   const TinyText tiny;
   REQUIRE(tiny.train().code == 0);
-  const std::string old = read(tiny.checkpoint());
-  for (const std::size_t limit : {std::size_t{0}, std::size_t{5000}, old.size() - 1}) {
-    CAPTURE(limit);
-    auto around = tiny.around();
-    around.file_limit = limit;
-    check_refused(ebb::test::run_program("train_transformer", tiny.words({"--seed", "1"}), around),
-                  7, {"out"});
-    CHECK(read(tiny.checkpoint()) == old);
-  }
+  check_full_disk_refused(tiny, {"--seed", "1"}, {0, 5000, read(tiny.checkpoint()).size() - 1});
 }
 
 TEST_CASE("train_transformer: a loss that is not a number ends the run with exit code 6") {
@@ -173,9 +146,8 @@ TEST_CASE("train_transformer: a checkpoint of another run does not resume") {
                                                              {{"--task", "sort"}, "task"}};
   for (const auto& [flags, key] : others) {
     CAPTURE(key);
-    Words more = flags;
-    more.emplace_back("--resume");
-    check_run_refused(tiny, more, 3, {"of another run", "its " + key + " differs"});
+    check_run_refused(tiny, joined(flags, {"--resume"}), 3,
+                      {"of another run", "its " + key + " differs"});
   }
   std::string text = read(tiny.text);
   std::swap(text[0], text[1]);
@@ -283,9 +255,7 @@ TEST_CASE("generate: a prompt that will not do is refused") {
   const TinyText tiny;
   REQUIRE(tiny.train({"--max-iters", "2"}).code == 0);
   const auto refused = [&](const Words& more, int code, const Words& parts) {
-    Words words = {"--checkpoint", tiny.checkpoint().string()};
-    words.insert(words.end(), more.begin(), more.end());
-    const Ended ended = tiny.generate(words);
+    const Ended ended = tiny.generate(joined({"--checkpoint", tiny.checkpoint().string()}, more));
     check_refused(ended, code, parts);
     CHECK(ended.out == "");
   };
