@@ -1,11 +1,13 @@
 // Element-wise maps on the GPU: y[i] = f(x[i], …).
 //
 //   struct Square { template <class T> __device__ T operator()(T x) const { return x * x; } };
-//   map<T>("square", Square{}, n, y, x);
+//   map("square", Square{}, y, x);                                  tensors of one dtype
+//   map<T>("square", Square{}, n, y, x);                            pointers
+//   map<Silu>("silu", y, x);                                        Silu<T>{}: a formula for each T
 //
 // A formula with several results returns them as Values<T, n>, and goes to several outputs:
 //
-//   map<T>("swiglu", SwigluGradients{}, n, Pointers<T, 2>{{dgate, dup}}, gate, up, dy);
+//   map<SwigluGradients>("swiglu", std::tie(dgate, dup), gate, up, dy);
 //
 // A thread maps one pack of 16 bytes, a block one contiguous tile: with full multiprocessors enough
 // bytes are in flight, and the smaller the tiles, the closer together lie those that run at a time.
@@ -13,9 +15,11 @@
 // one operand is over before that counts, and two packs need fewer blocks. The last tile, and
 // pointers that are not 16-byte aligned, go element by element.
 #pragma once
+#include <tuple>
 #include <utility>
 
 #include "ebb/core/cuda.cuh"
+#include "ebb/core/tensor.h"
 
 namespace ebb::gpu {
 
@@ -146,6 +150,34 @@ void map(std::string_view op, const F& f, std::int64_t n, Pointers<T, outputs> y
 template <class T, class F, class... X>
 void map(std::string_view op, const F& f, std::int64_t n, T* y, const X*... x) {
   map<T>(op, f, n, Pointers<T, 1>{{y}}, x...);
+}
+
+// Of tensors, by the formula make(T{}).
+template <class Make, class... Y, class... X>
+void map_tensors(std::string_view op, const Make& make, const std::tuple<Y&...>& y, const X&... x) {
+  visit<float, double, bf16>(std::get<0>(y).dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const auto to = [](auto&... t) { return Pointers<T, sizeof...(Y)>{{t.template data<T>()...}}; };
+    map<T>(op, make(zero), std::get<0>(y).numel(), std::apply(to, y), x.template data<T>()...);
+  });
+}
+template <class F, class... Y, class... X>
+void map(std::string_view op, const F& f, const std::tuple<Y&...>& y, const X&... x) {
+  map_tensors(
+      op, [&](auto) { return f; }, y, x...);
+}
+template <class F, class... X>
+void map(std::string_view op, const F& f, Tensor& y, const X&... x) {
+  map(op, f, std::tie(y), x...);
+}
+template <template <class> class F, class... Y, class... X>
+void map(std::string_view op, const std::tuple<Y&...>& y, const X&... x) {
+  map_tensors(
+      op, [](auto zero) { return F<decltype(zero)>(); }, y, x...);
+}
+template <template <class> class F, class... X>
+void map(std::string_view op, Tensor& y, const X&... x) {
+  map<F>(op, std::tie(y), x...);
 }
 
 }  // namespace ebb::gpu

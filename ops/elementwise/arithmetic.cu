@@ -207,30 +207,21 @@ void gpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
 }
 
 void gpu::arithmetic_with_number(Sign sign, const Tensor& x, double s, bool s_first, Tensor& y) {
-  visit<float, double, bf16>(y.dtype(), "arithmetic", [&](auto zero) {
-    using T = decltype(zero);
-    using C = Compute<T>;
-    with_formula(sign, [&](auto f) {
-      map<T>("arithmetic", WithNumber<decltype(f), C>{f, static_cast<C>(s), s_first}, x.numel(),
-             y.data<T>(), x.data<T>());
-    });
+  with_formula(sign, [&](auto f) {
+    const auto make = [&](auto zero) {
+      using C = Compute<decltype(zero)>;
+      return WithNumber<decltype(f), C>{f, static_cast<C>(s), s_first};
+    };
+    map_tensors("arithmetic", make, std::tie(y), x);
   });
 }
 
 void gpu::mul_backward(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, Tensor& db) {
-  visit<float, double, bf16>(dy.dtype(), "mul", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("mul", MulBackward{}, dy.numel(), Pointers<T, 2>{{da.data<T>(), db.data<T>()}},
-           a.data<T>(), b.data<T>(), dy.data<T>());
-  });
+  map("mul", MulBackward{}, std::tie(da, db), a, b, dy);
 }
 
 void gpu::div_backward(const Tensor& y, const Tensor& b, const Tensor& dy, Tensor& da, Tensor& db) {
-  visit<float, double, bf16>(dy.dtype(), "div", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("div", DivBackward{}, dy.numel(), Pointers<T, 2>{{da.data<T>(), db.data<T>()}},
-           y.data<T>(), b.data<T>(), dy.data<T>());
-  });
+  map("div", DivBackward{}, std::tie(da, db), y, b, dy);
 }
 
 }  // namespace ebb

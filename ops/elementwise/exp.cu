@@ -20,18 +20,10 @@ struct ExpBackward {
 
 }  // namespace
 
-void gpu::exp_forward(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "exp", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("exp", Exp{}, x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::exp_forward(const Tensor& x, Tensor& y) { map("exp", Exp{}, y, x); }
 
 void gpu::exp_backward(const Tensor& y, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(dy.dtype(), "exp", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("exp", ExpBackward{}, dy.numel(), dx.data<T>(), y.data<T>(), dy.data<T>());
-  });
+  map("exp", ExpBackward{}, dx, y, dy);
 }
 
 }  // namespace ebb

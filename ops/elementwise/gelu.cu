@@ -47,30 +47,14 @@ struct GeluErfBackward {
   }
 };
 
-template <template <class> class Formula>
-void forward(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "gelu", [&](auto zero) {
-    using T = decltype(zero);
-    gpu::map<T>("gelu", Formula<T>(), x.numel(), y.data<T>(), x.data<T>());
-  });
-}
-
-template <template <class> class Formula>
-void backward(const Tensor& x, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(x.dtype(), "gelu", [&](auto zero) {
-    using T = decltype(zero);
-    gpu::map<T>("gelu", Formula<T>(), x.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
-  });
-}
-
 }  // namespace
 
 void gpu::gelu(const Tensor& x, bool approximate, Tensor& y) {
-  approximate ? forward<GeluTanh>(x, y) : forward<GeluErf>(x, y);
+  approximate ? map<GeluTanh>("gelu", y, x) : map<GeluErf>("gelu", y, x);
 }
 
 void gpu::gelu_backward(const Tensor& x, const Tensor& dy, bool approximate, Tensor& dx) {
-  approximate ? backward<GeluTanhBackward>(x, dy, dx) : backward<GeluErfBackward>(x, dy, dx);
+  approximate ? map<GeluTanhBackward>("gelu", dx, x, dy) : map<GeluErfBackward>("gelu", dx, x, dy);
 }
 
 }  // namespace ebb

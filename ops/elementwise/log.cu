@@ -20,18 +20,10 @@ struct LogBackward {
 
 }  // namespace
 
-void gpu::log(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "log", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("log", Log{}, x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::log(const Tensor& x, Tensor& y) { map("log", Log{}, y, x); }
 
 void gpu::log_backward(const Tensor& x, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(dy.dtype(), "log", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("log", LogBackward{}, dy.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
-  });
+  map("log", LogBackward{}, dx, x, dy);
 }
 
 }  // namespace ebb

@@ -32,18 +32,10 @@ struct MishBackward {
 
 }  // namespace
 
-void gpu::mish(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "mish", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("mish", Mish<T>(), x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::mish(const Tensor& x, Tensor& y) { map<Mish>("mish", y, x); }
 
 void gpu::mish_backward(const Tensor& x, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(dy.dtype(), "mish", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("mish", MishBackward<T>(), dy.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
-  });
+  map<MishBackward>("mish", dx, x, dy);
 }
 
 }  // namespace ebb

@@ -20,18 +20,10 @@ struct ReluBackward {
 
 }  // namespace
 
-void gpu::relu(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "relu", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("relu", Relu{}, x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::relu(const Tensor& x, Tensor& y) { map("relu", Relu{}, y, x); }
 
 void gpu::relu_backward(const Tensor& y, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(dy.dtype(), "relu", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("relu", ReluBackward{}, dy.numel(), dx.data<T>(), y.data<T>(), dy.data<T>());
-  });
+  map("relu", ReluBackward{}, dx, y, dy);
 }
 
 }  // namespace ebb

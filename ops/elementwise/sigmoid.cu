@@ -23,18 +23,10 @@ struct SigmoidBackward {
 
 }  // namespace
 
-void gpu::sigmoid(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "sigmoid", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("sigmoid", Sigmoid<T>(), x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::sigmoid(const Tensor& x, Tensor& y) { map<Sigmoid>("sigmoid", y, x); }
 
 void gpu::sigmoid_backward(const Tensor& y, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(dy.dtype(), "sigmoid", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("sigmoid", SigmoidBackward{}, dy.numel(), dx.data<T>(), y.data<T>(), dy.data<T>());
-  });
+  map("sigmoid", SigmoidBackward{}, dx, y, dy);
 }
 
 }  // namespace ebb

@@ -25,18 +25,10 @@ struct SiluBackward {
 
 }  // namespace
 
-void gpu::silu(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "silu", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("silu", Silu<T>(), x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::silu(const Tensor& x, Tensor& y) { map<Silu>("silu", y, x); }
 
 void gpu::silu_backward(const Tensor& x, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(x.dtype(), "silu", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("silu", SiluBackward<T>(), x.numel(), dx.data<T>(), x.data<T>(), dy.data<T>());
-  });
+  map<SiluBackward>("silu", dx, x, dy);
 }
 
 }  // namespace ebb

@@ -20,18 +20,10 @@ struct SqrtBackward {
 
 }  // namespace
 
-void gpu::sqrt(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "sqrt", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("sqrt", Sqrt{}, x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::sqrt(const Tensor& x, Tensor& y) { map("sqrt", Sqrt{}, y, x); }
 
 void gpu::sqrt_backward(const Tensor& y, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(dy.dtype(), "sqrt", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("sqrt", SqrtBackward{}, dy.numel(), dx.data<T>(), y.data<T>(), dy.data<T>());
-  });
+  map("sqrt", SqrtBackward{}, dx, y, dy);
 }
 
 }  // namespace ebb

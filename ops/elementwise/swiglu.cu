@@ -30,20 +30,12 @@ struct SwigluGradients {
 }  // namespace
 
 void gpu::swiglu(const Tensor& gate, const Tensor& up, Tensor& y) {
-  visit<float, double, bf16>(gate.dtype(), "swiglu", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("swiglu", Swiglu<T>(), gate.numel(), y.data<T>(), gate.data<T>(), up.data<T>());
-  });
+  map<Swiglu>("swiglu", y, gate, up);
 }
 
 void gpu::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dy, Tensor& dgate,
                           Tensor& dup) {
-  visit<float, double, bf16>(gate.dtype(), "swiglu", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("swiglu", SwigluGradients<T>(), gate.numel(),
-           Pointers<T, 2>{{dgate.data<T>(), dup.data<T>()}}, gate.data<T>(), up.data<T>(),
-           dy.data<T>());
-  });
+  map<SwigluGradients>("swiglu", std::tie(dgate, dup), gate, up, dy);
 }
 
 }  // namespace ebb

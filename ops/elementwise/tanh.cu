@@ -21,6 +21,9 @@ struct TanhForBf16 {
   }
 };
 
+template <class T>
+using TanhFor = std::conditional_t<std::is_same_v<T, bf16>, TanhForBf16, Tanh>;
+
 struct TanhBackward {
   template <class T>
   __device__ T operator()(T y, T dy) const {
@@ -30,19 +33,10 @@ struct TanhBackward {
 
 }  // namespace
 
-void gpu::tanh(const Tensor& x, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "tanh", [&](auto zero) {
-    using T = decltype(zero);
-    using Formula = std::conditional_t<std::is_same_v<T, bf16>, TanhForBf16, Tanh>;
-    map<T>("tanh", Formula{}, x.numel(), y.data<T>(), x.data<T>());
-  });
-}
+void gpu::tanh(const Tensor& x, Tensor& y) { map<TanhFor>("tanh", y, x); }
 
 void gpu::tanh_backward(const Tensor& y, const Tensor& dy, Tensor& dx) {
-  visit<float, double, bf16>(dy.dtype(), "tanh", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>("tanh", TanhBackward{}, dy.numel(), dx.data<T>(), y.data<T>(), dy.data<T>());
-  });
+  map("tanh", TanhBackward{}, dx, y, dy);
 }
 
 }  // namespace ebb

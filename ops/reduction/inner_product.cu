@@ -39,17 +39,14 @@ void gpu::inner_product(const Tensor& a, const Tensor& b, Tensor& y) {
 
 void gpu::inner_product_backward(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da,
                                  Tensor& db) {
-  visit<float, double, bf16>(a.dtype(), "inner_product", [&](auto zero) {
+  const auto make = [&](auto zero) {
     using T = decltype(zero);
-    const Scaled<T> scaled{dy.data<T>()};
-    const std::int64_t n = a.numel();
-    if (da.defined() && db.defined()) {
-      const Pointers<T, 2> both{{da.data<T>(), db.data<T>()}};
-      return map<T>("inner_product", scaled, n, both, a.data<T>(), b.data<T>());
-    }
-    if (da.defined()) map<T>("inner_product", scaled, n, da.data<T>(), b.data<T>());
-    if (db.defined()) map<T>("inner_product", scaled, n, db.data<T>(), a.data<T>());
-  });
+    return Scaled<T>{dy.data<T>()};
+  };
+  if (da.defined() && db.defined())
+    return map_tensors("inner_product", make, std::tie(da, db), a, b);
+  if (da.defined()) map_tensors("inner_product", make, std::tie(da), b);
+  if (db.defined()) map_tensors("inner_product", make, std::tie(db), a);
 }
 
 }  // namespace ebb
