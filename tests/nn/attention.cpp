@@ -3,6 +3,7 @@
 #include "ebb/nn/transformer.h"
 #include "ebb/ops/attention/flash_attention.h"
 #include "ebb/ops/shape/reshape.h"
+#include "state.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -38,18 +39,26 @@ TEST_CASE("attention: dropout is of the weights, and in training only") {
                 [&] { MultiHeadAttention(4, 1, {.dropout = p}); });
 }
 
+TEST_CASE("attention: without a mask every position sees all, and a cache makes no sense") {
+  MultiHeadAttention attention(8, 2, {.causal = false});
+  const Tensor x = randn({1, 4, 8}, 11, Dtype::f32);
+  for (const double w : values(attention.maps(x))) CHECK(w > 0);
+  nn::KeysValues seen;
+  check_error(Kind::value, {"MultiHeadAttention"}, [&] { attention.forward(x, seen); });
+  check_error(Kind::value, {"heads must divide the width", "3 heads of 8"},
+              [] { MultiHeadAttention(8, 3); });
+  check_error(Kind::shape, {"MultiHeadAttention: x has the wrong rank"}, [&] {
+    attention(zeros({4, 8}));
+  });
+}
+
 TEST_CASE("attention: a transformer's dropout reaches it, under the names it had") {
   const nn::TransformerOptions options{
       .vocabulary = 5, .context = 6, .layers = 3, .heads = 2, .width = 8, .dropout = 0.5};
   nn::TransformerOptions none = options;
   none.dropout = 0;
   nn::Transformer model(options), plain(none);
-  const auto names = [](nn::Transformer& m) {
-    std::vector<std::string> out;
-    for (const auto& [name, t] : m.state()) out.push_back(name);
-    return out;
-  };
-  CHECK(names(model) == names(plain));
+  CHECK(names(model.state()) == names(plain.state()));
   const Tensor tokens = zeros({1, 6}, {Dtype::i32});
   manual_seed(2);
   model(tokens);

@@ -1,6 +1,7 @@
 #include "ebb/nn/adamw.h"
 #include "ebb/nn/layers.h"
 #include "ebb/nn/sgd.h"
+#include "state.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -21,12 +22,6 @@ Tensor slot(const nn::Optimizer& optimizer, const std::string& name) {
   for (const auto& [own, t] : optimizer.state())
     if (own == name) return t;
   return {};
-}
-
-nn::NamedTensors copies(const nn::Optimizer& optimizer) {
-  nn::NamedTensors all;
-  for (const auto& [name, t] : optimizer.state()) all.emplace_back(name, t.clone());
-  return all;
 }
 
 }  // namespace
@@ -98,7 +93,7 @@ TEST_CASE("masters: state goes out and in, before or after the weights, to the s
       auto optimizer = std::make_unique<nn::AdamW>(Tensors{p});
       for (int t = 0; t < 6; ++t) {
         if (order && t == 3) {
-          const nn::NamedTensors state = copies(*optimizer);
+          const nn::NamedTensors state = copies(optimizer->state());
           CHECK(state.size() == 3);
           const Tensor weights = p.clone();
           const std::int64_t steps = optimizer->steps();

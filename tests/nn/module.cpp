@@ -1,6 +1,7 @@
 #include "ebb/nn/module.h"
 
 #include "ebb/nn/layers.h"
+#include "state.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -18,12 +19,6 @@ struct Block : nn::Module {
     p.buffer("count", count);
   }
 };
-
-std::vector<std::string> names(const nn::NamedTensors& tensors) {
-  std::vector<std::string> all;
-  for (const auto& [name, t] : tensors) all.push_back(name);
-  return all;
-}
 
 }  // namespace
 
@@ -114,6 +109,37 @@ TEST_CASE("module: moving keeps the identity of parameters") {
   }
 }
 
+TEST_CASE("module: converting keeps identities, values and gradients; integers stay") {
+  for (const Device device : devices()) {
+    struct Counted : nn::Module {
+      nn::Linear linear{3, 2};
+      Tensor count = zeros({1}, {.dtype = Dtype::i32});
+      Tensor mean = ones({2});
+      Tensor forward(const Tensor& x) override { return linear(x); }
+      void parts(nn::Parts& p) override {
+        p("linear", linear);
+        p.buffer("count", count);
+        p.buffer("mean", mean);
+      }
+    } module;
+    module.to(device);
+    const Tensor weight = module.linear.weight;
+    const std::vector<double> before = values(weight);
+    module(ones({1, 3}, {.device = device})).backward(ones({1, 2}, {.device = device}));
+    module.to(Dtype::f64);
+    CHECK(weight.same_as(module.linear.weight));
+    CHECK(weight.dtype() == Dtype::f64);
+    CHECK(weight.requires_grad());
+    CHECK(weight.grad().dtype() == Dtype::f64);
+    CHECK(values(weight) == before);
+    CHECK(module.count.dtype() == Dtype::i32);
+    CHECK(module.mean.dtype() == Dtype::f64);
+    module(ones({1, 3}, {Dtype::f64, device})).backward(ones({1, 2}, {Dtype::f64, device}));
+    CHECK(values(weight.grad())[0] == 2);
+    check_error(Kind::dtype, {"Module::to"}, [&] { module.to(Dtype::u8); });
+  }
+}
+
 TEST_CASE("layers: initial weights fill the range that fan-in allows") {
   manual_seed(7);
   nn::Linear linear(100, 50);
@@ -132,6 +158,26 @@ TEST_CASE("layers: initial weights fill the range that fan-in allows") {
   CHECK(-0.1 <= conv_low);
   CHECK(conv_high <= 0.1);
   CHECK(conv_high >= 0.099);
+}
+
+TEST_CASE("layers: embedding, layer norm and rms norm have PyTorch's initial values") {
+  manual_seed(2);
+  nn::Embedding table(200, 50);
+  double square = 0;
+  for (const double v : values(table.weight)) square += v * v / 10000;
+  CHECK(std::abs(square - 1) <= 0.06);  // 4 deviations of the mean of 10,000 squares
+  CHECK(table(tensor<std::int32_t>({0, 199, 7, 7}, {2, 2})).shape() == Shape{2, 2, 50});
+  nn::LayerNorm norm(6);
+  nn::RMSNorm rms(6);
+  const Tensor x = randn({4, 6}, 3, Dtype::f32);
+  CHECK(values(norm(x)) == values(layer_norm(x, ones({6}), zeros({6}))));
+  CHECK(values(rms(x)) == values(rms_norm(x, ones({6}))));
+  CHECK(names(norm.state()) == std::vector<std::string>{"weight", "bias"});
+  nn::LayerNorm bare(6, 1e-5, false);
+  CHECK(names(bare.state()) == std::vector<std::string>{"weight"});
+  check_error(Kind::value, {"Embedding: bad rows"}, [] { nn::Embedding(0, 3); });
+  check_error(Kind::value, {"LayerNorm: bad width"}, [] { nn::LayerNorm(0); });
+  check_error(Kind::value, {"RMSNorm: bad width"}, [] { nn::RMSNorm(-1); });
 }
 
 TEST_CASE("layers: bad sizes are refused by name") {

@@ -2,6 +2,7 @@
 
 #include "ebb/nn/adamw.h"
 #include "ebb/nn/sgd.h"
+#include "state.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -142,12 +143,10 @@ TEST_CASE("optimizers: state goes out and in, and continues to the same bits") {
       auto optimizer = std::make_unique<nn::AdamW>(Tensors{p});
       for (int t = 0; t < 6; ++t) {
         if (interrupted && t == 3) {
-          nn::NamedTensors copies;
-          for (const auto& [name, slot] : optimizer->state())
-            copies.emplace_back(name, slot.clone());
+          const nn::NamedTensors state = copies(optimizer->state());
           const auto steps = optimizer->steps();
           optimizer = std::make_unique<nn::AdamW>(Tensors{p});
-          optimizer->load_state(copies, steps);
+          optimizer->load_state(state, steps);
         }
         p.set_grad(randn({100}, 30 + t, Dtype::f32, device));
         optimizer->step(0.01);

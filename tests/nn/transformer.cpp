@@ -2,6 +2,7 @@
 
 #include "ebb/nn/adamw.h"
 #include "slow_transformer.h"
+#include "state.h"
 #include "twins.h"
 
 using namespace ebb;
@@ -73,12 +74,6 @@ class Assign : public nn::Parts {
  private:
   Tensors::const_iterator next_;
 };
-
-std::vector<std::string> names(nn::Module& module) {
-  std::vector<std::string> all;
-  for (const auto& [name, t] : module.state()) all.push_back(name);
-  return all;
-}
 
 std::vector<double> gradients(nn::Module& module) {
   std::vector<double> all;
@@ -238,13 +233,13 @@ TEST_CASE("transformer: a tied head's gradient is the sum of both uses") {
     free(input).backward(dy);
     check_close(tied.tok.weight.grad(), free.tok.weight.grad() + free.head->weight.grad(),
                 {1e-14, 1e-14}, "tok.weight");
-    CHECK(names(tied).size() + 1 == names(free).size());
+    CHECK(names(tied.state()).size() + 1 == names(free.state()).size());
   }
 }
 
 TEST_CASE("transformer: names are those that a Python user expects") {
   Transformer model(tiny);
-  const std::vector<std::string> found = names(model);
+  const std::vector<std::string> found = names(model.state());
   CHECK(std::vector<std::string>(found.begin(), found.begin() + 8) ==
         std::vector<std::string>{"tok.weight", "pos.weight", "blocks.0.norm1.weight",
                                  "blocks.0.attention.qkv.weight", "blocks.0.attention.proj.weight",
@@ -252,7 +247,7 @@ TEST_CASE("transformer: names are those that a Python user expects") {
                                  "blocks.0.feed_forward.down.weight"});
   CHECK(found.back() == "norm.weight");
   Transformer other(llama());
-  const std::vector<std::string> llamas = names(other);
+  const std::vector<std::string> llamas = names(other.state());
   CHECK(std::ranges::count(llamas, "pos.weight") == 0);
   CHECK(std::ranges::count(llamas, "blocks.1.feed_forward.gate.weight") == 1);
   CHECK(llamas.back() == "head.weight");
@@ -325,70 +320,6 @@ TEST_CASE("transformer: misuse has one line each, and the next call works") {
     check_error(Kind::shape, {"Transformer: tokens have the wrong rank", "[3]"},
                 [&] { model(tokens({3}, 5, 1, device)); });
     CHECK(model(tokens({1, 6}, 5, 1, device)).shape() == Shape{1, 6, 5});
-  }
-}
-
-TEST_CASE("attention: without a mask every position sees all, and a cache makes no sense") {
-  nn::MultiHeadAttention attention(8, 2, {.causal = false});
-  const Tensor x = randn({1, 4, 8}, 11, Dtype::f32);
-  for (const double w : values(attention.maps(x))) CHECK(w > 0);
-  nn::KeysValues seen;
-  check_error(Kind::value, {"MultiHeadAttention"}, [&] { attention.forward(x, seen); });
-  check_error(Kind::value, {"heads must divide the width", "3 heads of 8"},
-              [] { nn::MultiHeadAttention(8, 3); });
-  check_error(Kind::shape, {"MultiHeadAttention: x has the wrong rank"}, [&] {
-    attention(zeros({4, 8}));
-  });
-}
-
-TEST_CASE("layers: embedding, layer norm and rms norm have PyTorch's initial values") {
-  manual_seed(2);
-  nn::Embedding table(200, 50);
-  double square = 0;
-  for (const double v : values(table.weight)) square += v * v / 10000;
-  CHECK(std::abs(square - 1) <= 0.06);  // 4 deviations of the mean of 10,000 squares
-  CHECK(table(tokens({3, 4}, 200, 1)).shape() == Shape{3, 4, 50});
-  nn::LayerNorm norm(6);
-  nn::RMSNorm rms(6);
-  const Tensor x = randn({4, 6}, 3, Dtype::f32);
-  CHECK(values(norm(x)) == values(layer_norm(x, ones({6}), zeros({6}))));
-  CHECK(values(rms(x)) == values(rms_norm(x, ones({6}))));
-  CHECK(names(norm) == std::vector<std::string>{"weight", "bias"});
-  nn::LayerNorm bare(6, 1e-5, false);
-  CHECK(names(bare) == std::vector<std::string>{"weight"});
-  check_error(Kind::value, {"Embedding: bad rows"}, [] { nn::Embedding(0, 3); });
-  check_error(Kind::value, {"LayerNorm: bad width"}, [] { nn::LayerNorm(0); });
-  check_error(Kind::value, {"RMSNorm: bad width"}, [] { nn::RMSNorm(-1); });
-}
-
-TEST_CASE("module: converting keeps identities, values and gradients; integers stay") {
-  for (const Device device : devices()) {
-    struct Counted : nn::Module {
-      nn::Linear linear{3, 2};
-      Tensor count = zeros({1}, {.dtype = Dtype::i32});
-      Tensor mean = ones({2});
-      Tensor forward(const Tensor& x) override { return linear(x); }
-      void parts(nn::Parts& p) override {
-        p("linear", linear);
-        p.buffer("count", count);
-        p.buffer("mean", mean);
-      }
-    } module;
-    module.to(device);
-    const Tensor weight = module.linear.weight;
-    const std::vector<double> before = values(weight);
-    module(ones({1, 3}, {.device = device})).backward(ones({1, 2}, {.device = device}));
-    module.to(Dtype::f64);
-    CHECK(weight.same_as(module.linear.weight));
-    CHECK(weight.dtype() == Dtype::f64);
-    CHECK(weight.requires_grad());
-    CHECK(weight.grad().dtype() == Dtype::f64);
-    CHECK(values(weight) == before);
-    CHECK(module.count.dtype() == Dtype::i32);
-    CHECK(module.mean.dtype() == Dtype::f64);
-    module(ones({1, 3}, {Dtype::f64, device})).backward(ones({1, 2}, {Dtype::f64, device}));
-    CHECK(values(weight.grad())[0] == 2);
-    check_error(Kind::dtype, {"Module::to"}, [&] { module.to(Dtype::u8); });
   }
 }
 
