@@ -34,10 +34,9 @@ struct LongRows {
 
 // The row that a cluster is at; a Row as in rows.cuh.
 template <class T, int inputs, int threads, bool packed_>
-class LongRow {
+class LongRow : public RowSteps<LongRow<T, inputs, threads, packed_>, T> {
  public:
   using C = Compute<T>;
-  using Wide = double;
   static constexpr bool packed = packed_;
   static constexpr int width = pack_size<T>;
   static constexpr int per_thread = threads == 1024 ? 1 : 2 / inputs;  // packs in a chunk
@@ -96,26 +95,6 @@ class LongRow {
       });
     }
   }
-  template <class F>
-  __device__ void each(F f) {
-    windows([&](auto visit) { visit(f); });
-  }
-  template <class F>
-  __device__ C max(F f) {
-    C m = -std::numeric_limits<C>::infinity();
-    each([&](int col, auto... x) { m = Max{}(f(col, x...), m); });
-    return reduce(Max{}, m);
-  }
-  template <class Total = C, class F>
-  __device__ Total sum(F f) {
-    double total = 0;
-    windows([&](auto visit) {
-      C part = 0;
-      visit([&](int col, auto... x) { part += f(col, x...); });
-      total += static_cast<double>(part);
-    });
-    return static_cast<Total>(reduce(Sum{}, total));
-  }
 
   template <class Op, class A>
   __device__ A reduce(Op op, A a) {
@@ -137,13 +116,7 @@ class LongRow {
     return a;
   }
 
-  // y[row, column] = f(column, x…), the last step.
-  template <class F>
-  __device__ void write(T* y, F f) {
-    write_packs(y, [&](int) { return [&](int, int col, auto... x) { return f(col, x...); }; });
-  }
-  // The same with pack(first column)(j, column, x…), where j counts elements of a pack. Warps take
-  // turns to fetch what comes in the place of a chunk that all have read.
+  // The last step. Warps take turns to fetch what comes in the place of a chunk that all have read.
   template <class F>
   __device__ void write_packs(T* y, F pack) {
     const int warp = static_cast<int>(threadIdx.x) / warp_size;

@@ -20,10 +20,10 @@
 // Compute<T>, where one of the largest numbers may overflow, and windows in double where there are
 // several. All orders are fixed.
 #pragma once
-#include <limits>
 #include <utility>
 
 #include "ebb/ops/packs.cuh"
+#include "ebb/ops/row_steps.cuh"
 #include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
@@ -80,12 +80,12 @@ enum class Held { by_group, by_cluster, nowhere };
 // `packed` rows begin at 16 bytes and are a multiple of that long. Of others, the last threads have
 // the edges beside their packs: an element before those that begin at 16 bytes, and one behind.
 template <class T, int inputs, int group, int packs, Held held, bool packed_>
-class Row {
+class Row : public RowSteps<Row<T, inputs, group, packs, held, packed_>, T,
+                            std::conditional_t<held != Held::nowhere, Compute<T>, double>> {
  public:
   using C = Compute<T>;
   static constexpr bool packed = packed_;
   static constexpr bool in_registers = held != Held::nowhere;
-  using Wide = std::conditional_t<in_registers, C, double>;  // what windows are added in
   using Index = std::conditional_t<in_registers, int, std::int64_t>;
 
   // Threads beyond the last row get an empty one: they take part in reductions and write nothing.
@@ -132,12 +132,6 @@ class Row {
     });
   }
 
-  // f(column, x…) for each element this thread sees.
-  template <class F>
-  __device__ void each(F f) {
-    windows([&](auto visit) { visit(f); });
-  }
-
   template <class Op, class A>
   __device__ A reduce(Op op, A a) const {
     if constexpr (group <= warp_size) {
@@ -149,32 +143,8 @@ class Row {
     }
   }
 
-  template <class F>
-  __device__ C max(F f) {
-    C m = -std::numeric_limits<C>::infinity();
-    each([&](Index col, auto... x) { m = Max{}(f(col, x...), m); });
-    return reduce(Max{}, m);
-  }
-
-  template <class Total = C, class F>
-  __device__ Total sum(F f) {
-    using A = std::conditional_t<std::is_same_v<Total, double>, double, Wide>;
-    A total = 0;
-    windows([&](auto visit) {
-      C part = 0;
-      visit([&](Index col, auto... x) { part += f(col, x...); });
-      total += part;
-    });
-    return static_cast<Total>(reduce(Sum{}, total));
-  }
-
-  // y[row, column] = f(column, x…)
-  template <class F>
-  __device__ void write(T* y, F f) {
-    write_packs(y, [&](Index) { return [&](int, Index col, auto... x) { return f(col, x...); }; });
-  }
-  // The same with pack(first column)(j, column, x…), where j counts elements of a pack; those at
-  // the edges are packs of one.
+  // y[row, column] = pack(first column)(j, column, x…), where j counts elements of a pack; those
+  // at the edges are packs of one.
   template <class F>
   __device__ void write_packs(T* y, F pack) {
     y += begin_ + before();

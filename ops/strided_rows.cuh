@@ -1,20 +1,18 @@
 // Lines along a dimension that is not the last, on the GPU: the bodies of rows.cuh for
 // [outer, n, inner] along n.
 #pragma once
-#include <limits>
 #include <utility>
 
-#include "ebb/core/cuda.cuh"
+#include "ebb/ops/row_steps.cuh"
 
 namespace ebb::gpu {
 
 // One (outer, inner) pair; blockDim.x neighbouring pairs a block, blockDim.y threads on each, both
 // powers of two.
 template <class T, int inputs>
-class StridedRow {
+class StridedRow : public RowSteps<StridedRow<T, inputs>, T> {
  public:
   using C = Compute<T>;
-  using Wide = double;
 
   __device__ StridedRow(std::int64_t outer, std::int64_t n, std::int64_t inner,
                         const T* const (&x)[inputs])
@@ -46,11 +44,6 @@ class StridedRow {
     }
   }
 
-  template <class F>
-  __device__ void each(F f) {
-    windows([&](auto visit) { visit(f); });
-  }
-
   // A tree over threadIdx.y; every thread of the pair gets the result.
   template <class Op, class A>
   __device__ A reduce(Op op, A a) const {
@@ -66,23 +59,16 @@ class StridedRow {
     return partial[threadIdx.x];
   }
 
-  template <class F>
-  __device__ C max(F f) {
-    C m = -std::numeric_limits<C>::infinity();
-    each([&](std::int64_t k, auto... x) { m = Max{}(f(k, x...), m); });
-    return reduce(Max{}, m);
-  }
-
   template <class Total = C, class F>
   __device__ Total sum(F f) {
     double total = 0;
-    each([&](std::int64_t k, auto... x) { total += f(k, x...); });
+    this->each([&](std::int64_t k, auto... x) { total += f(k, x...); });
     return static_cast<Total>(reduce(Sum{}, total));
   }
 
   template <class F>
   __device__ void write(T* y, F f) {
-    each([&](std::int64_t k, auto... x) { y[offset_ + k * inner_] = narrow<T>(f(k, x...)); });
+    this->each([&](std::int64_t k, auto... x) { y[offset_ + k * inner_] = narrow<T>(f(k, x...)); });
   }
 
  private:
