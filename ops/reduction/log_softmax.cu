@@ -33,18 +33,11 @@ struct LogSoftmaxBackward {
 }  // namespace
 
 void gpu::log_softmax(const Tensor& x, const View& v, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "log_softmax", [&](auto zero) {
-    using T = decltype(zero);
-    lines<T>("log_softmax", LogSoftmax<T>{y.data<T>()}, v, y.data<T>(), x.data<T>());
-  });
+  lines<LogSoftmax>("log_softmax", v, y, x);
 }
 
 void gpu::log_softmax_backward(const Tensor& y, const Tensor& dy, const View& v, Tensor& dx) {
-  visit<float, double, bf16>(y.dtype(), "log_softmax", [&](auto zero) {
-    using T = decltype(zero);
-    lines<T>("log_softmax", LogSoftmaxBackward<T>{dx.data<T>()}, v, dx.data<T>(), y.data<T>(),
-             dy.data<T>());
-  });
+  lines<LogSoftmaxBackward>("log_softmax", v, dx, y, dy);
 }
 
 }  // namespace ebb

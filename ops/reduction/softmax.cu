@@ -31,19 +31,10 @@ struct SoftmaxBackward {
 
 }  // namespace
 
-void gpu::softmax(const Tensor& x, const View& v, Tensor& y) {
-  visit<float, double, bf16>(x.dtype(), "softmax", [&](auto zero) {
-    using T = decltype(zero);
-    lines<T>("softmax", Softmax<T>{y.data<T>()}, v, y.data<T>(), x.data<T>());
-  });
-}
+void gpu::softmax(const Tensor& x, const View& v, Tensor& y) { lines<Softmax>("softmax", v, y, x); }
 
 void gpu::softmax_backward(const Tensor& y, const Tensor& dy, const View& v, Tensor& dx) {
-  visit<float, double, bf16>(y.dtype(), "softmax", [&](auto zero) {
-    using T = decltype(zero);
-    lines<T>("softmax", SoftmaxBackward<T>{dx.data<T>()}, v, dx.data<T>(), y.data<T>(),
-             dy.data<T>());
-  });
+  lines<SoftmaxBackward>("softmax", v, dx, y, dy);
 }
 
 }  // namespace ebb

@@ -81,4 +81,14 @@ void lines(std::string_view op, const Body& body, const View& v, const T* y, con
   strided_rows<T>(op, body, v.outer, v.n, v.inner, x...);
 }
 
+// Of tensors, by the body Body<T>{y}.
+template <template <class> class Body, class... X>
+void lines(std::string_view op, const View& v, Tensor& y, const X&... x) {
+  visit<float, double, bf16>(y.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    T* const to = y.data<T>();
+    lines<T>(op, Body<T>{to}, v, to, x.template data<T>()...);
+  });
+}
+
 }  // namespace ebb::gpu
