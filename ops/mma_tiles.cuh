@@ -118,64 +118,43 @@ struct AcrossK {
 
   // A warp's first row or column is a multiple of what it has, a power of 2: so the chunk that
   // lies d after another of its chunks is found at index ^ d.
-  class Rows {
-   public:
-    __device__ static Chunk<T>& at(AcrossK& slab, int k, int chunk) { return slab.at(k, chunk); }
-    __device__ explicit Rows(int first) {
-      const int l = lane_id();
-      if constexpr (wide) {
-        at_[0] = index(l % 4, first / 4 + l / 16);
-        at_[1] = index(l % 4 + 4, first / 4 + l / 16);
-      } else {
-        at_[0] = index(l / 16 * 8 + l % 8, first / 8 + l / 8 % 2);
-      }
-    }
-    __device__ void load(unsigned (&a)[4], const AcrossK& slab, int block, int step) const {
-      if constexpr (wide) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int chunk = (at_[i / 2] + step * 8 * chunks) ^ (block * 4 + i % 2 * 2);
-          a[i] = slab.bits(chunk * 4 + lane_id() / 4 % 4);
-        }
-        round_to_tf32<raw>(a);
-      } else {
-        load_transposed(a, slab.data + ((at_[0] + step * 16 * chunks) ^ block * 2));
-      }
-    }
-
-   private:
-    int at_[wide ? 2 : 1];
-  };
-
-  class Cols {
+  // Of a fragment's four quarters the second lies along the rows of the left operand, and along k
+  // of the right one.
+  template <bool left>
+  class Operand {
    public:
     static constexpr int adjacent = 2;
     __device__ static Chunk<T>& at(AcrossK& slab, int k, int chunk) { return slab.at(k, chunk); }
-    __device__ explicit Cols(int first) {
+    __device__ explicit Operand(int first) {
       const int l = lane_id();
       if constexpr (wide) {
         at_[0] = index(l % 4, first / 4 + l / 16);
         at_[1] = index(l % 4 + 4, first / 4 + l / 16);
       } else {
-        at_[0] = index(l / 8 % 2 * 8 + l % 8, first / 8 + l / 16);
+        at_[0] = left ? index(l / 16 * 8 + l % 8, first / 8 + l / 8 % 2)
+                      : index(l / 8 % 2 * 8 + l % 8, first / 8 + l / 16);
       }
     }
-    __device__ void load(unsigned (&b)[4], const AcrossK& slab, int pair, int step) const {
+    __device__ void load(unsigned (&x)[4], const AcrossK& slab, int block, int step) const {
       if constexpr (wide) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int chunk = (at_[i % 2] + step * 8 * chunks) ^ (pair * 4 + i / 2 * 2);
-          b[i] = slab.bits(chunk * 4 + lane_id() / 4 % 4);
+          const int second = i % 2, third = i / 2;
+          const int chunk = (at_[left ? third : second] + step * 8 * chunks) ^
+                            (block * 4 + (left ? second : third) * 2);
+          x[i] = slab.bits(chunk * 4 + lane_id() / 4 % 4);
         }
-        round_to_tf32<raw>(b);
+        round_to_tf32<raw>(x);
       } else {
-        load_transposed(b, slab.data + ((at_[0] + step * 16 * chunks) ^ pair * 2));
+        load_transposed(x, slab.data + ((at_[0] + step * 16 * chunks) ^ block * 2));
       }
     }
 
    private:
     int at_[wide ? 2 : 1];
   };
+  using Rows = Operand<true>;
+  using Cols = Operand<false>;
 };
 
 template <class T, class Tile, class A, class B>
