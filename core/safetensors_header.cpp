@@ -1,7 +1,7 @@
 #include "ebb/core/safetensors_header.h"
 
 #include <algorithm>
-#include <array>
+#include <iterator>
 
 #include "ebb/core/error.h"
 #include "ebb/core/utf8.h"
@@ -15,19 +15,9 @@ struct Type {
   std::string_view name;
   std::int64_t bytes;
 };
-constexpr std::array<Type, 13> types = {{{"F32", 4},
-                                         {"F64", 8},
-                                         {"BF16", 2},
-                                         {"I32", 4},
-                                         {"U8", 1},
-                                         {"I64", 8},
-                                         {"F16", 2},
-                                         {"BOOL", 1},
-                                         {"I8", 1},
-                                         {"I16", 2},
-                                         {"U16", 2},
-                                         {"U32", 4},
-                                         {"U64", 8}}};
+constexpr Type types[] = {{"F32", 4}, {"F64", 8}, {"BF16", 2}, {"I32", 4}, {"U8", 1},
+                          {"I64", 8}, {"F16", 2}, {"BOOL", 1}, {"I8", 1},  {"I16", 2},
+                          {"U16", 2}, {"U32", 4}, {"U64", 8}};
 
 // Reads exactly the JSON that a header may hold, so that nesting is bounded by the grammar.
 class Parser {
@@ -322,7 +312,7 @@ const char* name_fault(std::string_view name) {
 
 std::int64_t element_bytes(std::string_view dtype) {
   const auto found = std::ranges::find(types, dtype, &Type::name);
-  return found == types.end() ? 0 : found->bytes;
+  return found == std::end(types) ? 0 : found->bytes;
 }
 
 Header parse_header(const std::string& path, std::string_view json, std::int64_t data_bytes) {
