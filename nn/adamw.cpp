@@ -24,28 +24,24 @@ AdamW::AdamW(const std::vector<Group>& groups, AdamWOptions options)
 }
 
 void AdamW::update(const Batch& batch, const Tensor& numbers) {
-  run<cpu::adamw, gpu::adamw>(numbers.device(), options_, numbers, batch.parameters,
-                              batch.gradients, batch.masters, batch.slots[0], batch.slots[1],
-                              batch.decay);
+  run<cpu::adamw, gpu::adamw>(numbers.device(), options_, numbers, batch);
 }
 
 // (1 − β₂) g · g, not (1 − β₂) · g²: the square alone overflows f32 from |g| = 2·10¹⁹ on.
-void cpu::adamw(const AdamWOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
-                const Tensors& masters, const Tensors& m, const Tensors& v,
-                const std::vector<double>& decay) {
+void cpu::adamw(const AdamWOptions& o, const Tensor& numbers, const Batch& batch) {
   const StepNumbers s = *static_cast<const StepNumbers*>(numbers.raw());
-  for_each_update("adamw", p, g, masters,
+  for_each_update("adamw", batch,
                   [&]<class T>(T* w, const T* dw, std::int64_t n, size_t t, std::int64_t begin) {
                     const auto size = static_cast<T>(s.size);
                     const auto root = static_cast<T>(s.root);
                     const auto gradient = ebb::cpu::array(dw, n);
                     auto weights = ebb::cpu::array(w, n);
-                    auto mean = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
-                    auto square = ebb::cpu::array(Tensor(v[t]).data<T>() + begin, n);
+                    auto mean = ebb::cpu::array(Tensor(batch.slots[0][t]).data<T>() + begin, n);
+                    auto square = ebb::cpu::array(Tensor(batch.slots[1][t]).data<T>() + begin, n);
                     mean = static_cast<T>(o.beta1) * mean + static_cast<T>(1 - o.beta1) * gradient;
                     square = static_cast<T>(o.beta2) * square +
                              (static_cast<T>(1 - o.beta2) * gradient) * gradient;
-                    weights = static_cast<T>(1 - s.rate * decay[t]) * weights -
+                    weights = static_cast<T>(1 - s.rate * batch.decay[t]) * weights -
                               size * mean / (square.sqrt() * root + static_cast<T>(o.eps));
                   });
 }

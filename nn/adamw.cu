@@ -36,11 +36,9 @@ struct Adam {
 
 }  // namespace
 
-void gpu::adamw(const AdamWOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
-                const Tensors& masters, const Tensors& m, const Tensors& v,
-                const std::vector<double>& decay) {
+void gpu::adamw(const AdamWOptions& o, const Tensor& numbers, const Batch& batch) {
   const auto* const step = static_cast<const StepNumbers*>(numbers.raw());
-  for_each_update<2>("adamw", p, g, masters, {m, v}, decay, [&](auto zero) {
+  for_each_update<2>("adamw", batch, [&](auto zero) {
     using T = decltype(zero);
     const auto number = [](double x) { return static_cast<T>(x); };
     return Adam<T>{

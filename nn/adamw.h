@@ -25,9 +25,7 @@ class AdamW : public Optimizer {
   AdamWOptions options_;
 };
 
-using AdamWUpdate = void(const AdamWOptions& options, const Tensor& numbers, const Tensors& p,
-                         const Tensors& g, const Tensors& masters, const Tensors& m,
-                         const Tensors& v, const std::vector<double>& decay);
+using AdamWUpdate = void(const AdamWOptions& options, const Tensor& numbers, const Batch& batch);
 namespace cpu {
 AdamWUpdate adamw;
 }

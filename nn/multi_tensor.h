@@ -31,15 +31,15 @@ void for_each_chunk(const Tensors& tensors, F&& f) {
 // Calls f(weights, gradient, n, tensor's index, first element) for chunks of n elements: of f32 and
 // f64 parameters where they lie, of bf16 ones with their masters and the gradient in f32.
 template <class F>
-void for_each_update(const char* op, const Tensors& p, const Tensors& g, const Tensors& masters,
-                     F&& f) {
+void for_each_update(const char* op, const Batch& batch, F&& f) {
+  const Tensors &p = batch.parameters, &g = batch.gradients;
   const auto update = [&](size_t t, std::int64_t begin, std::int64_t n, auto zero) {
     using T = decltype(zero);
     T* weights = Tensor(p[t]).data<T>() + begin;
     if constexpr (!std::is_same_v<T, bf16>) {
       f(weights, g[t].data<T>() + begin, n, t, begin);
     } else {
-      float* master = Tensor(masters[t]).data<float>() + begin;
+      float* master = Tensor(batch.masters[t]).data<float>() + begin;
       float gradient[chunk_size];
       visit<float, bf16>(g[t].dtype(), op, [&](auto of) {
         const auto* from = g[t].data<decltype(of)>() + begin;

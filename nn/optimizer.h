@@ -25,6 +25,15 @@ struct Group {
 // Matrices and tables decay by weight_decay; vectors (biases, norms' weights) do not. As GPT-2's.
 std::vector<Group> decay_groups(Module& module, double weight_decay);
 
+// What an update works on: parameters that have a gradient, with their slots and decay.
+struct Batch {
+  Tensors parameters;
+  Tensors gradients;
+  Tensors masters;             // undefined where the parameter is not bf16
+  std::vector<Tensors> slots;  // slots[s][parameter]
+  std::vector<double> decay;
+};
+
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -51,14 +60,6 @@ class Optimizer {
   Optimizer(const char* name, const std::vector<Group>& groups, std::vector<std::string> slots,
             Betas betas);
 
-  // What an update works on: parameters that have a gradient, with their slots and decay.
-  struct Batch {
-    Tensors parameters;
-    Tensors gradients;
-    Tensors masters;             // undefined where the parameter is not bf16
-    std::vector<Tensors> slots;  // slots[s][parameter]
-    std::vector<double> decay;
-  };
   // `numbers` are the step's StepNumbers, on the parameters' device.
   virtual void update(const Batch& batch, const Tensor& numbers) = 0;
 

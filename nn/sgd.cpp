@@ -19,28 +19,25 @@ SGD::SGD(const std::vector<Group>& groups, SGDOptions options)
 }
 
 void SGD::update(const Batch& batch, const Tensor& numbers) {
-  run<cpu::sgd, gpu::sgd>(numbers.device(), options_, numbers, batch.parameters, batch.gradients,
-                          batch.masters, batch.slots[0], batch.decay);
+  run<cpu::sgd, gpu::sgd>(numbers.device(), options_, numbers, batch);
 }
 
-void cpu::sgd(const SGDOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
-              const Tensors& masters, const Tensors& m, const std::vector<double>& decay) {
+void cpu::sgd(const SGDOptions& o, const Tensor& numbers, const Batch& batch) {
   const double step = static_cast<const StepNumbers*>(numbers.raw())->rate;
-  for_each_update("sgd", p, g, masters,
-                  [&]<class T>(T* w, const T* dw, std::int64_t n, size_t t, std::int64_t begin) {
-                    const auto rate = static_cast<T>(step);
-                    const auto momentum = static_cast<T>(o.momentum);
-                    auto weights = ebb::cpu::array(w, n);
-                    auto velocity = ebb::cpu::array(Tensor(m[t]).data<T>() + begin, n);
-                    const auto gradient =
-                        ebb::cpu::array(dw, n) + static_cast<T>(decay[t]) * weights;
-                    velocity = momentum * velocity + gradient;
-                    if (o.nesterov) {
-                      weights -= rate * (gradient + momentum * velocity);
-                    } else {
-                      weights -= rate * velocity;
-                    }
-                  });
+  for_each_update(
+      "sgd", batch, [&]<class T>(T* w, const T* dw, std::int64_t n, size_t t, std::int64_t begin) {
+        const auto rate = static_cast<T>(step);
+        const auto momentum = static_cast<T>(o.momentum);
+        auto weights = ebb::cpu::array(w, n);
+        auto velocity = ebb::cpu::array(Tensor(batch.slots[0][t]).data<T>() + begin, n);
+        const auto gradient = ebb::cpu::array(dw, n) + static_cast<T>(batch.decay[t]) * weights;
+        velocity = momentum * velocity + gradient;
+        if (o.nesterov) {
+          weights -= rate * (gradient + momentum * velocity);
+        } else {
+          weights -= rate * velocity;
+        }
+      });
 }
 
 }  // namespace ebb::nn

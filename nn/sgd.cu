@@ -24,10 +24,9 @@ struct Sgd {
 
 }  // namespace
 
-void gpu::sgd(const SGDOptions& o, const Tensor& numbers, const Tensors& p, const Tensors& g,
-              const Tensors& masters, const Tensors& m, const std::vector<double>& decay) {
+void gpu::sgd(const SGDOptions& o, const Tensor& numbers, const Batch& batch) {
   const auto* const step = static_cast<const StepNumbers*>(numbers.raw());
-  for_each_update<1>("sgd", p, g, masters, {m}, decay, [&](auto zero) {
+  for_each_update<1>("sgd", batch, [&](auto zero) {
     using T = decltype(zero);
     return Sgd<T>{step, static_cast<T>(o.momentum), o.nesterov};
   });

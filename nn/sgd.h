@@ -23,9 +23,7 @@ class SGD : public Optimizer {
   SGDOptions options_;
 };
 
-using SGDUpdate = void(const SGDOptions& options, const Tensor& numbers, const Tensors& p,
-                       const Tensors& g, const Tensors& masters, const Tensors& m,
-                       const std::vector<double>& decay);
+using SGDUpdate = void(const SGDOptions& options, const Tensor& numbers, const Batch& batch);
 namespace cpu {
 SGDUpdate sgd;
 }

@@ -28,11 +28,10 @@ std::vector<X> chosen(const std::vector<X>& all, const std::vector<size_t>& whic
 }
 
 // Calls f(decay, p, g, slots…) for every element of every parameter, in T, f32 for bf16; `make`
-// makes f of T{}. Slots are given as a list of lists, one for each S.
+// makes f of T{}.
 template <int slots, class Make>
-void for_each_update(const char* op, const Tensors& p, const Tensors& g, const Tensors& masters,
-                     const std::array<Tensors, slots>& lists, const std::vector<double>& decay,
-                     Make&& make) {
+void for_each_update(const char* op, const Batch& batch, Make&& make) {
+  const Tensors &p = batch.parameters, &g = batch.gradients;
   const auto of = [&](Dtype parameter, Dtype gradient) {
     std::vector<size_t> which;
     for (size_t i = 0; i < p.size(); ++i)
@@ -46,13 +45,14 @@ void for_each_update(const char* op, const Tensors& p, const Tensors& g, const T
     const std::vector<size_t> which = of(dtype_of<T>, dtype_of<G>);
     if (which.empty()) return;
     const auto some = [&](const Tensors& all) { return chosen(all, which); };
-    const std::vector<double> numbers = chosen(decay, which);
+    const std::vector<double> numbers = chosen(batch.decay, which);
     if constexpr (std::is_same_v<T, bf16>) {
       multi_map<T, const G, float, decltype(k, S{})...>(
-          op, OnMaster{make(S{})}, {some(p), some(g), some(masters), some(lists[k])...}, numbers);
+          op, OnMaster{make(S{})}, {some(p), some(g), some(batch.masters), some(batch.slots[k])...},
+          numbers);
     } else {
-      multi_map<T, const G, decltype(k, S{})...>(op, make(S{}),
-                                                 {some(p), some(g), some(lists[k])...}, numbers);
+      multi_map<T, const G, decltype(k, S{})...>(
+          op, make(S{}), {some(p), some(g), some(batch.slots[k])...}, numbers);
     }
   };
   constexpr auto each = std::make_index_sequence<slots>{};
