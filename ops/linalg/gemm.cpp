@@ -1,12 +1,13 @@
 #include "ebb/ops/linalg/gemm.h"
 
 #include <array>
+#include <bit>
 #include <cstring>
 #include <utility>
 
 #include "ebb/core/parallel.h"
 #include "ebb/ops/elementwise/gelu.h"
-#include "ebb/ops/simd.h"
+#include "ebb/ops/linalg/cpu_dots.h"
 
 // A packet given to a template loses its alignment attribute, which no one needs there.
 #pragma GCC diagnostic ignored "-Wignored-attributes"
@@ -42,49 +43,74 @@ struct View {
   const T* at(std::int64_t i, std::int64_t j) const { return data + i * row + j * column; }
 };
 
-// sums of rows × block_columns over k; a is read at a[i * row + k * column], b row by row.
-template <class T, int rows, int row, int column>
-void kernel(std::int64_t k, const T* a, const T* b, std::int64_t b_step, const T* start, bool add,
-            T* y, std::int64_t y_step) {
+// Panels of b, block_columns wide: column `first` starts at data + first * column, its rows are
+// `row` apart.
+template <class T>
+struct Panels {
+  const T* data;
+  std::int64_t column, row;
+  const T* at(std::int64_t first) const { return data + first * column; }
+};
+
+// sums of rows × so many vectors over k; a is read at a[i * row + k * column], b row by row.
+template <class T, int rows, int row, int column, int vectors>
+void kernel(std::int64_t k, const T* a, const Panels<T>& panels, std::int64_t columns,
+            const T* start, bool add, T* y, std::int64_t y_step) {
   using P = Packet<T>;
   constexpr int l = lanes<T>;
-  P sums[rows][2];
+  P sums[rows][vectors];
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) sums[i][0] = sums[i][1] = simd::pset1<P>(T(0));
-  for (std::int64_t j = 0; j < k; ++j, a += column, b += b_step) {
-    const P b0 = simd::ploadu<P>(b);
-    const P b1 = simd::ploadu<P>(b + l);
+  for (auto& sum : sums)
+    for (P& part : sum) part = simd::pset1<P>(T(0));
+  const T* b = panels.data;
+  const std::int64_t panel = block_columns<T> * panels.column;
+  for (std::int64_t j = 0; j < k; ++j, a += column, b += panels.row) {
+    P right[vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) right[v] = simd::ploadu<P>(b + v / 2 * panel + v % 2 * l);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const P x = simd::pset1<P>(a[i * row]);
-      sums[i][0] = simd::pmadd(x, b0, sums[i][0]);
-      sums[i][1] = simd::pmadd(x, b1, sums[i][1]);
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sums[i][v] = simd::pmadd(x, right[v], sums[i][v]);
     }
   }
+  const bool whole = columns == vectors * l;
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i, y += y_step) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      P sum = sums[i][h];
-      if (start) sum = simd::padd(sum, simd::ploadu<P>(start + h * l));
-      if (add) sum = simd::padd(sum, simd::ploadu<P>(y + h * l));
-      simd::pstoreu(y + h * l, sum);
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      auto sum = Simd<T>::of(sums[i][v]);
+      T* to = y + v * l;
+      if (start) sum = sum + Simd<T>::load(start + v * l);
+      if (whole || (v + 1) * l <= columns) {
+        (add ? Simd<T>::load(to) + sum : sum).store(to);
+      } else {
+        (add ? Simd<T>::load(to, columns - v * l) + sum : sum).store(to, columns - v * l);
+      }
     }
   }
 }
 
 template <class T>
-using Kernel = void (*)(std::int64_t, const T*, const T*, std::int64_t, const T*, bool, T*,
+using Kernel = void (*)(std::int64_t, const T*, const Panels<T>&, std::int64_t, const T*, bool, T*,
                         std::int64_t);
 
-// The kernel for this many rows, 1 to block_rows.
+// Few rows take as many vectors as there are registers for sums.
+constexpr int most_vectors(int rows) {
+  return rows > 4 ? 2 : std::bit_floor(static_cast<unsigned>(2 * block_rows / rows));
+}
+
+// The kernel for this many rows, 1 to block_rows, and 1, 2 or most_vectors(rows) vectors.
 template <class T, int row, int column>
-Kernel<T> kernel_for(std::int64_t rows) {
+Kernel<T> kernel_for(std::int64_t rows, std::int64_t vectors) {
   static constexpr auto all = []<size_t... i>(std::index_sequence<i...>) {
-    return std::array<Kernel<T>, sizeof...(i)>{kernel<T, static_cast<int>(i) + 1, row, column>...};
+    return std::array{
+        std::array<Kernel<T>, 3>{kernel<T, i + 1, row, column, 1>, kernel<T, i + 1, row, column, 2>,
+                                 kernel<T, i + 1, row, column, most_vectors(i + 1)>}...};
   }
   (std::make_index_sequence<block_rows>{});
-  return all[static_cast<size_t>(rows - 1)];
+  return all[static_cast<size_t>(rows - 1)][vectors > 2 ? 2 : static_cast<size_t>(vectors - 1)];
 }
 
 // A whole block is a few registers; a call of memmove would take longer.
@@ -116,11 +142,10 @@ void pack_b(const View<T>& b, std::int64_t k, std::int64_t columns, T* out) {
       simd::ptranspose(square);
       for (int j = 0; j < l; ++j) simd::pstoreu(out + (i + j) * width + whole, square.packet[j]);
     }
-    for (; i < k; ++i)
-      for (int j = 0; j < l; ++j) out[i * width + whole + j] = *b.at(i, whole + j);
+    for (; i < k; ++i) cpu::gather_row(b.at(i, whole), b.column, l, out + i * width + whole);
   }
-  for (std::int64_t j = whole; j < columns; ++j)
-    for (std::int64_t i = 0; i < k; ++i) out[i * width + j] = *b.at(i, j);
+  for (std::int64_t i = 0; i < k && whole < columns; ++i)
+    cpu::gather_row(b.at(i, whole), b.column, columns - whole, out + i * width + whole);
 }
 
 // One task: y[rows, columns] from a and b over k; `add` to what is there. Everything but the
@@ -142,19 +167,11 @@ T* scratch(std::int64_t size) {
   return memory.data();
 }
 
-// Panels of b: column `first` of the tile starts at data + first * column, its rows are `row`
-// apart.
-template <class T>
-struct Panels {
-  const T* data;
-  std::int64_t column, row;
-  const T* at(std::int64_t first) const { return data + first * column; }
-};
-
-// a, k deep: rows one after another when a lies so, else blocks of block_rows for each k.
+// a, k deep: rows one after another when a lies so, else (`row` is 1) blocks of block_rows for each
+// k.
 template <class T>
 void pack_a(const View<T>& a, std::int64_t k, std::int64_t rows, T* out) {
-  if (a.column == 1) {
+  if (a.row != 1) {
     for (std::int64_t i = 0; i < rows; ++i)  // by whole registers: `step` leaves room for one more
       for (std::int64_t j = 0; j < k; j += lanes<T>)
         Simd<T>::load(a.at(i, j), k - j).store(out + i * step + j);
@@ -172,25 +189,17 @@ void pack_a(const View<T>& a, std::int64_t k, std::int64_t rows, T* out) {
 template <class T, int row, int column>
 void multiply_rows(const Task<T>& t, std::int64_t k, std::int64_t i, const T* a, const Panels<T>& b,
                    const T* bias, bool add) {
-  constexpr int width = block_columns<T>;
+  constexpr int l = lanes<T>;
   const std::int64_t rows = std::min<std::int64_t>(block_rows, t.rows - i);
-  const Kernel<T> multiply = kernel_for<T, row, column>(rows);
-  for (std::int64_t first = 0; first < t.columns; first += width) {
-    const std::int64_t columns = std::min<std::int64_t>(width, t.columns - first);
-    T* y = t.y + i * t.y_step + first;
-    const T* start = bias ? bias + first : nullptr;
-    if (columns == width) {
-      multiply(k, a, b.at(first), b.row, start, add, y, t.y_step);
-      continue;
-    }
-    T edge[block_rows * width];
-    for (std::int64_t r = 0; r < rows && add; ++r)
-      for (std::int64_t c = 0; c < width; c += lanes<T>)
-        Simd<T>::load(y + r * t.y_step + c, columns - c).store(edge + r * width + c);
-    multiply(k, a, b.at(first), b.row, start, add, edge, width);
-    for (std::int64_t r = 0; r < rows; ++r)
-      for (std::int64_t c = 0; c < columns; c += lanes<T>)
-        Simd<T>::load(edge + r * width + c).store(y + r * t.y_step + c, columns - c);
+  const std::int64_t most = most_vectors(static_cast<int>(rows));
+  std::int64_t columns;
+  for (std::int64_t first = 0; first < t.columns; first += columns) {
+    const std::int64_t left = t.columns - first;
+    const std::int64_t vectors = left >= most * l ? most : left > l ? 2 : 1;
+    columns = std::min(left, vectors * l);
+    kernel_for<T, row, column>(rows, vectors)(k, a, {b.at(first), b.column, b.row}, columns,
+                                              bias ? bias + first : nullptr, add,
+                                              t.y + i * t.y_step + first, t.y_step);
   }
 }
 
@@ -213,7 +222,7 @@ void run_task(const Task<T>& t) {
         in_place ? Panels<T>{t.b.at(d, 0), 1, t.b.row} : Panels<T>{packed_b, depth, width};
     const T* start = t.bias && d == 0 ? bias : nullptr;
     for (std::int64_t i = 0; i < t.rows; i += block_rows) {
-      if (t.a.column == 1)
+      if (t.a.row != 1)
         multiply_rows<T, step, 1>(t, k, i, packed_a + i * step, b, start, d > 0);
       else
         multiply_rows<T, 1, block_rows>(t, k, i, packed_a + i * depth, b, start, d > 0);
@@ -266,38 +275,20 @@ void fill_rows(const GemmSize& s, const T* bias, T* y) {
   }
 }
 
-// Vectors of ten thousands of elements are summed in parts, so that rounding stays small.
+// Matrices of a few numbers each: the products take less time than packing them.
 template <class T>
-T dot(const T* a, const T* b, std::int64_t n) {
-  using P = Packet<T>;
-  constexpr std::int64_t l = lanes<T>, part = 8192;
-  double total = 0;
-  for (std::int64_t first = 0; first < n; first += part) {
-    const std::int64_t last = std::min(n, first + part);
-    P sums[4] = {};
-    std::int64_t k = first;
-    for (; k + 4 * l <= last; k += 4 * l)
-      for (int j = 0; j < 4; ++j)
-        sums[j] =
-            simd::pmadd(simd::ploadu<P>(a + k + j * l), simd::ploadu<P>(b + k + j * l), sums[j]);
-    for (; k + l <= last; k += l)
-      sums[0] = simd::pmadd(simd::ploadu<P>(a + k), simd::ploadu<P>(b + k), sums[0]);
-    T sum = simd::predux(simd::padd(simd::padd(sums[0], sums[1]), simd::padd(sums[2], sums[3])));
-    for (; k < last; ++k) sum += a[k] * b[k];
-    total += static_cast<double>(sum);
-  }
-  return static_cast<T>(total);
-}
-
-// A matrix by a vector: y[i] = row i · v + bias, whose elements are `bias_step` apart.
-template <class T>
-void multiply_vector(const GemmSize& s, const T* matrix, const T* vector, std::int64_t rows,
-                     const T* bias, std::int64_t bias_step, T* y) {
-  constexpr std::int64_t worth_a_thread = 1 << 15;
-  parallel_for(s.batch * rows, worth_a_thread / s.k, [=](std::int64_t begin, std::int64_t end) {
+void multiply_tiny(const GemmSize& s, const T* a, const T* b, const T* bias, T* y) {
+  const std::int64_t a_row = s.transpose_a ? 1 : s.k, a_column = s.transpose_a ? s.m : 1;
+  const std::int64_t b_row = s.transpose_b ? 1 : s.n, b_column = s.transpose_b ? s.k : 1;
+  parallel_for(s.batch, (1 << 14) / (s.m * s.n * s.k), [=](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i)
-      y[i] = dot(matrix + i * s.k, vector + i / rows * s.k, s.k) +
-             (bias ? bias[i % rows * bias_step] : T(0));
+      for (std::int64_t r = 0; r < s.m; ++r)
+        for (std::int64_t c = 0; c < s.n; ++c) {
+          T sum = bias ? bias[c] : T(0);
+          const T *left = a + i * s.m * s.k + r * a_row, *right = b + i * s.k * s.n + c * b_column;
+          for (std::int64_t k = 0; k < s.k; ++k) sum += left[k * a_column] * right[k * b_row];
+          y[(i * s.m + r) * s.n + c] = sum;
+        }
   });
 }
 
@@ -308,9 +299,13 @@ void cpu::multiply(const GemmSize& s, const T* a, const T* b, const T* bias, T* 
   const std::int64_t size = s.batch * s.m * s.n;
   if (size == 0) return;
   if (s.k == 0) return fill_rows(s, bias, y);
-  if (s.n == 1 && !s.transpose_a) return multiply_vector(s, a, b, s.m, bias, 0, y);
-  if (s.n == 1 && !bias) return multiply<T>({s.batch, 1, s.m, s.k}, b, a, nullptr, y);
-  if (s.m == 1 && s.transpose_b) return multiply_vector(s, b, a, s.n, bias, 1, y);
+  if (s.batch > 1 && s.m * s.n * s.k <= 64) return multiply_tiny(s, a, b, bias, y);
+  if (Dots<T>::fit(s)) return Dots<T>(s, a, b, bias, y)();
+  if (s.n == 1 && s.m > 1) {
+    multiply<T>({s.batch, 1, s.m, s.k, false, !s.transpose_a}, b, a, nullptr, y);
+    if (bias) array(y, size) += *bias;
+    return;
+  }
   const Cut cut(s, tile_columns<T>);
   const std::int64_t tasks = s.batch * cut.down * cut.across * cut.deep;
   constexpr std::int64_t worth_a_thread = 1 << 18;  // multiplications; a result is worth 16

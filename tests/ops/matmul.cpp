@@ -77,22 +77,44 @@ TEST_CASE("matmul: twins agree at ragged, 1 and 0 sizes, and where k is cut in c
 }
 
 TEST_CASE("matmul: CPU blocks give the product of the definition") {
-  const std::int64_t m = 19, n = 70, k = 1030;
-  for (const MatmulOptions o : all_flags) {
-    const Tensor a = randn(shape_of(m, k, o.transpose_a), 10);
-    const Tensor b = randn(shape_of(k, n, o.transpose_b), 11);
-    const auto va = values(a);
-    const auto vb = values(b);
-    std::vector<double> y(static_cast<size_t>(m * n));
-    for (std::int64_t i = 0; i < m; ++i)
-      for (std::int64_t j = 0; j < n; ++j)
-        for (std::int64_t l = 0; l < k; ++l)
-          y[static_cast<size_t>(i * n + j)] +=
-              va[static_cast<size_t>(o.transpose_a ? l * m + i : i * k + l)] *
-              vb[static_cast<size_t>(o.transpose_b ? j * k + l : l * n + j)];
-    for (const Device device : devices())
-      check_close(matmul(a.to(device), b.to(device), o), tensor(y, {m, n}), {1e-11, 0}, "matmul");
-  }
+  const std::int64_t sizes[][3] = {{19, 70, 1030}, {3, 5, 9001}, {70, 1, 33},  {90, 1, 70},
+                                   {7, 300, 200},  {1, 530, 40}, {2, 600, 40}, {3, 530, 300},
+                                   {30, 12, 90},   {8, 1, 2100}, {40, 1, 1}};
+  for (const auto& [m, n, k] : sizes)
+    for (const MatmulOptions o : all_flags) {
+      const Tensor a = randn(shape_of(m, k, o.transpose_a), 10);
+      const Tensor b = randn(shape_of(k, n, o.transpose_b), 11);
+      const auto va = values(a);
+      const auto vb = values(b);
+      std::vector<double> y(static_cast<size_t>(m * n));
+      for (std::int64_t i = 0; i < m; ++i)
+        for (std::int64_t j = 0; j < n; ++j)
+          for (std::int64_t l = 0; l < k; ++l)
+            y[static_cast<size_t>(i * n + j)] +=
+                va[static_cast<size_t>(o.transpose_a ? l * m + i : i * k + l)] *
+                vb[static_cast<size_t>(o.transpose_b ? j * k + l : l * n + j)];
+      for (const Device device : devices())
+        check_close(matmul(a.to(device), b.to(device), o), tensor(y, {m, n}), {1e-11, 0}, "matmul");
+    }
+}
+
+TEST_CASE("matmul: a product of a batch is that of its matrices") {
+  const std::int64_t sizes[][3] = {{3, 3, 3}, {2, 5, 4}, {3, 3, 9001}, {1, 4, 8}};
+  for (const auto& [m, n, k] : sizes)
+    for (const MatmulOptions o : all_flags) {
+      const Shape of_a = shape_of(m, k, o.transpose_a), of_b = shape_of(k, n, o.transpose_b);
+      const Tensor a = randn({7, of_a[0], of_a[1]}, 12), b = randn({7, of_b[0], of_b[1]}, 13);
+      for (const Device device : devices()) {
+        const Tensor all = matmul(a.to(device), b.to(device), o).to(cpu_device);
+        for (std::int64_t i = 0; i < 7; ++i) {
+          const auto one = [&](const Tensor& x, const Shape& shape) {
+            return reshape(slice(x, 0, i, i + 1), shape);
+          };
+          check_close(one(all, {m, n}), matmul(one(a, of_a), one(b, of_b), o), {1e-12, 1e-12, true},
+                      "matmul");
+        }
+      }
+    }
 }
 
 TEST_CASE("matmul: no inner dimension gives zeros, and infinity times zero is NaN") {
