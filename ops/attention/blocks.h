@@ -41,14 +41,13 @@ enum class Sees {
 // What becomes of the sums.
 enum class Store { set, add, scale_and_add };
 
-// y[group, packets · lanes] = (scale · y) + a b. a's rows are columns in memory when it is turned.
-template <class T, int packets, Sees sees, bool turned>
+// y[rows, packets · lanes] = (scale · y) + a b. a's rows are columns in memory when it is turned.
+template <class T, int packets, Sees sees, bool turned, int rows>
 void product(std::int64_t k, Block<const T> a, Block<const T> b, Block<T> y, Store store,
              const T* scale) {
   using P = Packet<T>;
   namespace simd = Eigen::internal;
   constexpr int l = lanes<T>;
-  constexpr int rows = group<T>;
   const std::int64_t row = turned ? 1 : a.step;
   const std::int64_t column = turned ? a.step : 1;
   P sums[rows][packets];
@@ -59,12 +58,12 @@ void product(std::int64_t k, Block<const T> a, Block<const T> b, Block<T> y, Sto
   const T* z = b.data;
   const auto term = [&](int first, int last) __attribute__((always_inline)) {
     P right[packets];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int p = 0; p < packets; ++p) right[p] = simd::ploadu<P>(z + p * l);
 #pragma GCC unroll 8
     for (int r = first; r < last; ++r) {
       const P left = simd::pset1<P>(x[r * row]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int p = 0; p < packets; ++p) sums[r][p] = simd::pmadd(left, right[p], sums[r][p]);
     }
     x += column;
@@ -81,7 +80,7 @@ void product(std::int64_t k, Block<const T> a, Block<const T> b, Block<T> y, Sto
   }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int p = 0; p < packets; ++p) {
       T* to = y.at(r, p * l);
       P sum = sums[r][p];
@@ -93,31 +92,33 @@ void product(std::int64_t k, Block<const T> a, Block<const T> b, Block<T> y, Sto
   }
 }
 
-// The same for a group of any number of columns.
-template <class T, Sees sees, bool turned = false>
+// The same for any number of columns.
+template <class T, Sees sees, bool turned = false, int rows = group<T>>
 void multiply(std::int64_t k, Block<const T> a, Block<const T> b, std::int64_t columns, Block<T> y,
               Store store = Store::set, const T* scale = nullptr) {
-  constexpr int l = lanes<T>;
+  constexpr int l = lanes<T>, most = rows == 1 ? 4 : 2;
   std::int64_t c = 0;
-  for (; c + l < columns; c += 2 * l)
-    product<T, 2, sees, turned>(k, a, b.from(0, c), y.from(0, c), store, scale);
-  if (c < columns) product<T, 1, sees, turned>(k, a, b.from(0, c), y.from(0, c), store, scale);
+  for (; c + (most - 1) * l < columns; c += most * l)
+    product<T, most, sees, turned, rows>(k, a, b.from(0, c), y.from(0, c), store, scale);
+  for (; c < columns; c += l)
+    product<T, 1, sees, turned, rows>(k, a, b.from(0, c), y.from(0, c), store, scale);
+}
+
+// The lanes c … of a row that lie before n.
+template <class T>
+Mask<T> before(std::int64_t n, std::int64_t c) {
+  return Simd<T>::of(Eigen::internal::plset<Packet<T>>(T(c))) < Simd<T>(T(n));
 }
 
 // The first n of a register, the others 0.
 template <class T>
 Simd<T> load_up_to(const T* p, std::int64_t n) {
   if (n >= lanes<T>) return Simd<T>::load(p);
-  T padded[lanes<T>] = {};
-  std::copy_n(p, std::max<std::int64_t>(n, 0), padded);
-  return Simd<T>::load(padded);
+  return select(before<T>(n, 0), Simd<T>::load(p, n), T(0));
 }
 template <class T>
 void store_up_to(Simd<T> x, T* p, std::int64_t n) {
-  if (n >= lanes<T>) return x.store(p);
-  T all[lanes<T>];
-  x.store(all);
-  std::copy_n(all, n, p);
+  n >= lanes<T> ? x.store(p) : x.store(p, n);
 }
 
 // to = scale · from, rows × columns of it, and zeros down to a whole group.

@@ -44,8 +44,8 @@ Block<T> rows_of(const FlashAttentionSize& s, std::int64_t head, T* x, std::int6
   return {x + head / s.heads * length * row + head % s.heads * s.head_dim, row};
 }
 
-// How a group of queries, the first of them i, sees the n keys from j on.
-template <class T>
+// How a group of queries, or one, the first of them i, sees the n keys from j on.
+template <class T, int rows = group<T>>
 struct View {
   bool is_causal;
   std::int64_t i, j, n;
@@ -53,23 +53,18 @@ struct View {
   std::int64_t visible(int r) const {  // to the r-th of them
     return is_causal ? std::clamp<std::int64_t>(i + r + 1 - j, 0, n) : n;
   }
-  std::int64_t columns() const { return round_up(visible(group<T> - 1), lanes<T>); }
+  std::int64_t columns() const { return round_up(visible(rows - 1), lanes<T>); }
 
   // y = (scale · y) + weights · values, over what each query sees.
   void weigh(const Block<T>& weights, const Block<T>& values, const Block<T>& y,
              Store store = Store::set, const T* scale = nullptr) const {
     if (visible(0) < n)
-      multiply<T, Sees::up_to_own>(visible(0), weights, values, values.step, y, store, scale);
+      multiply<T, Sees::up_to_own, false, rows>(visible(0), weights, values, values.step, y, store,
+                                                scale);
     else
-      multiply<T, Sees::all>(n, weights, values, values.step, y, store, scale);
+      multiply<T, Sees::all, false, rows>(n, weights, values, values.step, y, store, scale);
   }
 };
-
-// The lanes c … of a row that lie before n.
-template <class T>
-Mask<T> before(std::int64_t n, std::int64_t c) {
-  return Simd<T>::of(simd::plset<cpu::Packet<T>>(T(c))) < Simd<T>(T(n));
-}
 
 template <class T>
 T largest(const T* x, std::int64_t n) {

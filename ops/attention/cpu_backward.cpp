@@ -48,8 +48,8 @@ class Differentiate {
       copy_rows<T>(k.from(j), n, s_.head_dim, T(1), k_);
       copy_turned<T>(k.from(j), n, s_.head_dim, turned_k_);
       copy_turned<T>(v.from(j), n, s_.head_dim, turned_v_);
-      std::fill_n(dk_.data, tile * width_, T(0));
-      std::fill_n(dv_.data, tile * width_, T(0));
+      std::fill_n(dk_.data, round_up(n, group<T>) * width_, T(0));
+      std::fill_n(dv_.data, round_up(n, group<T>) * width_, T(0));
       const std::int64_t first = s_.is_causal ? std::max(j, t_.first_q) : t_.first_q;
       for (std::int64_t i = first; i < t_.end_q; i += tile) block(i, j, n);
       if (!t_.of_keys) continue;
@@ -89,8 +89,8 @@ class Differentiate {
     }
     if (t_.of_queries) put_rows(dq_, count, T(s_.scale), dq_out_.from(i), j == 0);
     for (std::int64_t c = 0; c < n && t_.of_keys; c += group<T>) {
-      add_to_keys(p_, dy_rows_, dv_, i, j, c, round_up(count, group<T>));
-      add_to_keys(ds_, q_, dk_, i, j, c, round_up(count, group<T>));
+      add_to_keys(p_, dy_rows_, dv_, i, j, c, count);
+      add_to_keys(ds_, q_, dk_, i, j, c, count);
     }
   }
 
@@ -103,11 +103,15 @@ class Differentiate {
     const T scale = T(s_.dropout.scale);
     if (drops) Kept<T>(s_, t_.head)(view.i, view.j, columns, kept_);
     for (int g = 0; g < group<T>; ++g) {
-      const bool real = r + g < count;
-      const std::int64_t n = real ? view.visible(g) : 0;
-      const Simd<T> top = real ? top_[view.i + g] : T(0), d = real ? d_[view.i + g] : T(0);
       T* const p = p_.at(r + g);
       T* const ds = ds_.at(r + g);
+      if (r + g >= count) {
+        std::fill_n(p, columns, T(0));
+        std::fill_n(ds, columns, T(0));
+        continue;
+      }
+      const std::int64_t n = view.visible(g);
+      const Simd<T> top = top_[view.i + g], d = d_[view.i + g];
       for (std::int64_t c = 0; c < columns; c += l) {
         const Mask<T> seen = before<T>(n, c);
         const Simd<T> weight = exp(Simd<T>::load(p + c) - top);
@@ -124,7 +128,8 @@ class Differentiate {
   }
 
   // The group of keys at c of the block from j on gets what the queries from i on, up to row `end`
-  // of the tile, give it: the first that sees it is the group's own.
+  // of the tile, give it: the first that sees it is the group's own. Rows beyond the end, up to a
+  // whole group, are 0.
   void add_to_keys(const Block<T>& weights, const Block<T>& values, const Block<T>& sums,
                    std::int64_t i, std::int64_t j, std::int64_t c, std::int64_t end) {
     const bool diagonal = s_.is_causal && j + c >= i;
@@ -132,7 +137,8 @@ class Differentiate {
     if (first >= end) return;
     const Block<T> a = weights.from(first, c), b = values.from(first), to = sums.from(c);
     if (diagonal)
-      multiply<T, Sees::from_own, true>(end - first - group<T> + 1, a, b, width_, to, Store::add);
+      multiply<T, Sees::from_own, true>(round_up(end - first, group<T>) - group<T> + 1, a, b,
+                                        width_, to, Store::add);
     else
       multiply<T, Sees::all, true>(end - first, a, b, width_, to, Store::add);
   }

@@ -26,9 +26,15 @@ class Attend {
     const std::int64_t keys = s_.is_causal ? std::min(first + n, s_.length_k) : s_.length_k;
     for (std::int64_t j = 0; j < keys; j += tile) {
       const std::int64_t count = std::min(tile, keys - j);
-      copy_turned<T>(k.from(j), count, s_.head_dim, k_);
       copy_rows<T>(v.from(j), count, s_.head_dim, T(1), v_);
-      for (std::int64_t i = 0; i < n; i += group<T>) see(i, {s_.is_causal, first + i, j, count});
+      if (n == 1) {
+        score(k.from(j), count);
+        see(0, View<T, 1>{s_.is_causal, first, j, count});
+        continue;
+      }
+      copy_turned<T>(k.from(j), count, s_.head_dim, k_);
+      for (std::int64_t i = 0; i < n; i += group<T>)
+        see(i, View<T>{s_.is_causal, first + i, j, count});
     }
     const auto y = rows_of(s_, head, y_, s_.length_q, s_.heads * s_.head_dim);
     write(y.from(first), lse_ + head * s_.length_q + first, n);
@@ -38,9 +44,27 @@ class Attend {
   static constexpr T infinity = std::numeric_limits<T>::infinity();
   static constexpr int l = lanes<T>;
 
-  void see(std::int64_t i, const View<T>& view) {
+  // The scores of one query, by the rows of n keys: turning them takes longer.
+  void score(const Block<const T>& keys, std::int64_t n) {
+    for (std::int64_t j = 0; j < n; j += l) {
+      simd::PacketBlock<cpu::Packet<T>, l> sums;
+      for (int r = 0; r < l; ++r) {
+        Simd<T> sum = T(0);
+        for (std::int64_t c = 0; c < s_.head_dim && j + r < n; c += l)
+          sum = sum + Simd<T>::load(q_.at(0, c)) * load_up_to(keys.at(j + r, c), s_.head_dim - c);
+        sums.packet[r] = sum.v;
+      }
+      simd::ptranspose(sums);
+      Simd<T> score = T(0);
+      for (const auto& part : sums.packet) score = score + Simd<T>::of(part);
+      score.store(p_.at(0, j));
+    }
+  }
+
+  template <int rows>
+  void see(std::int64_t i, const View<T, rows>& view) {
     if (view.columns() == 0) return;
-    multiply<T, Sees::all>(s_.head_dim, q_.from(i), k_, view.columns(), p_);
+    if (rows > 1) multiply<T, Sees::all>(s_.head_dim, q_.from(i), k_, view.columns(), p_);
     T shrink[group<T>];
     exponentials(i, view, shrink);
     if (s_.dropout.threshold > 0) drop(view);
@@ -48,16 +72,17 @@ class Attend {
   }
 
   // Of the scores; and what the sums so far are to be multiplied by.
-  void exponentials(std::int64_t i, const View<T>& view, T* shrink) {
+  template <int rows>
+  void exponentials(std::int64_t i, const View<T, rows>& view, T* shrink) {
     T was[l] = {}, base[l] = {};
-    for (int r = 0; r < group<T>; ++r) {
+    for (int r = 0; r < rows; ++r) {
       was[r] = top_[i + r];
       top_[i + r] = std::max(was[r], largest(p_.at(r), view.visible(r)));
       base[r] = top_[i + r] == -infinity ? T(0) : top_[i + r];
     }
     exp(Simd<T>::load(was) - Simd<T>::load(base)).store(was);
-    std::copy_n(was, group<T>, shrink);
-    for (int r = 0; r < group<T>; ++r) {
+    std::copy_n(was, rows, shrink);
+    for (int r = 0; r < rows; ++r) {
       Simd<T> sum = Simd<T>::load(sum_.at(i + r)) * shrink[r];
       for (std::int64_t c = 0; c < view.columns(); c += l) {
         const Simd<T> e = exp(Simd<T>::load(p_.at(r, c)) - base[r]);
@@ -69,9 +94,10 @@ class Attend {
     }
   }
 
-  void drop(const View<T>& view) {
+  template <int rows>
+  void drop(const View<T, rows>& view) {
     Kept<T>(s_, head_)(view.i, view.j, view.columns(), kept_);
-    for (int r = 0; r < group<T>; ++r)
+    for (int r = 0; r < rows; ++r)
       for (std::int64_t c = 0; c < view.columns(); c += l) {
         const Mask<T> dropped = Simd<T>::load(kept_.at(r, c)) <= T(0);
         zero_where(dropped, Simd<T>::load(p_.at(r, c))).store(p_.at(r, c));
