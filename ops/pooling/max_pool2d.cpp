@@ -105,13 +105,38 @@ void pool_columns(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std:
   }
 }
 
-// The same where no one asks for places, two taps at a time where both can be had.
+template <class T>
+cpu::Simd<T> larger(cpu::Simd<T> best, cpu::Simd<T> v) {
+  return select(not_at_most(v, best) & (best == best), v, best);
+}
+
+// The same where no one asks for places and windows are a pixel apart: n is a register or more.
+template <class T>
+void pool_neighbours(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std::int64_t n,
+                     T* y) {
+  using V = cpu::Simd<T>;
+  constexpr std::int64_t l = cpu::lanes<T>;
+  const T* first = x + (rows.start + rows.begin * s.dilation_h) * s.w + q - s.padding_w;
+  const auto registers = [&]<int many>(std::integral_constant<int, many>, std::int64_t i) {
+    cpu::Packet<T> best[many];
+    for (int k = 0; k < many; ++k) best[k] = V::load(first + i + k * l).v;
+    for (std::int64_t r = 0; r < rows.end - rows.begin; ++r)
+      for (std::int64_t c = r == 0 ? 1 : 0; c < s.kernel_w; ++c) {
+        const T* v = first + i + r * s.dilation_h * s.w + c * s.dilation_w;
+        for (int k = 0; k < many; ++k) best[k] = larger(V::of(best[k]), V::load(v + k * l)).v;
+      }
+    for (int k = 0; k < many; ++k) V::of(best[k]).store(y + i + k * l);
+  };
+  std::int64_t i = 0;
+  for (; i + 4 * l <= n; i += 4 * l) registers(std::integral_constant<int, 4>(), i);
+  for (; i < n; i += l) registers(std::integral_constant<int, 1>(), std::min(i, n - l));
+}
+
+// And where they are further apart, two taps at a time where both can be had.
 template <class T>
 void pool_values(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std::int64_t n,
                  T* best) {
-  const auto larger = [](auto best, auto v) {
-    return select(not_at_most(v, best) & (best == best), v, best);
-  };
+  const auto larger = [](auto best, auto v) { return ::ebb::larger(best, v); };
   const auto largest = [=](auto best, auto v, auto w) { return larger(larger(best, v), w); };
   const std::int64_t whole = cpu::whole_registers(n);
   for (std::int64_t r = rows.begin; r < rows.end; ++r) {
@@ -138,6 +163,10 @@ void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
     }
   };
   edges(0, inside.begin);
+  edges(inside.end, s.q);
+  const std::int64_t count = inside.end - inside.begin;
+  if (!index && s.stride_w == 1 && count >= cpu::lanes<T>)
+    return pool_neighbours(s, x, rows, inside.begin, count, y + inside.begin);
   for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block) {
     const std::int64_t n = std::min(cpu::pool_block, inside.end - q);
     Place<T> place[cpu::pool_block];
@@ -150,7 +179,6 @@ void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
     std::copy_n(best, n, y + q);
     for (std::int64_t i = 0; i < n && index; ++i) index[q + i] = static_cast<I>(place[i]);
   }
-  edges(inside.end, s.q);
 }
 
 template <class T, class I>
@@ -202,17 +230,18 @@ class Offsets {
   std::int64_t near_[256] = {};
 };
 
-// The gradient of a plane belongs to one thread, which adds in the order of the outputs.
+// The gradients of some planes belong to one thread, which adds in the order of the outputs.
 template <class T, class I>
-void scatter_plane(const PoolSize& s, const Offsets& offsets, const I* index, const T* dy, T* dx) {
+void scatter_planes(const PoolSize& s, const Offsets& offsets, std::int64_t count, const I* index,
+                    const T* dy, T* dx) {
   constexpr I nowhere = static_cast<I>(-1);
-  std::fill_n(dx, s.h * s.w, T(0));
-  for (std::int64_t p = 0; p < s.p; ++p) {
-    const std::int64_t row = (p * s.stride_h - s.padding_h) * s.w - s.padding_w;
+  std::fill_n(dx, count * s.h * s.w, T(0));
+  for (std::int64_t i = 0; i < count * s.p; ++i, index += s.q, dy += s.q) {
+    const std::int64_t plane = i / s.p, h = i % s.p * s.stride_h - s.padding_h;
+    T* row = dx + (plane * s.h + h) * s.w - s.padding_w;
     for (std::int64_t q = 0; q < s.q; ++q) {
-      const I place = index[p * s.q + q];
-      if (place == nowhere) continue;
-      dx[row + q * s.stride_w + offsets[place]] += dy[p * s.q + q];
+      const I place = index[q];
+      if (place != nowhere) row[q * s.stride_w + offsets[place]] += dy[q];
     }
   }
 }
@@ -237,7 +266,8 @@ void cpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
     I* places = index.defined() ? index.data<I>() : nullptr;
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    const std::int64_t together = planes_together<T>(s);
+    const bool by_rows = !places && s.stride_w == 1 && s.q >= 4 * lanes<T>;  // pool_neighbours
+    const std::int64_t together = by_rows ? 1 : planes_together<T>(s);
     std::vector<Taps> columns;
     for (std::int64_t q = 0; q < s.q && together > 1; ++q) columns.push_back(across(s, q));
     for_planes(s, together, [&](std::int64_t plane, std::int64_t count) {
@@ -260,9 +290,10 @@ void cpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
     const I* places = index.data<I>();
     const T* from = dy.data<T>();
     T* to = dx.data<T>();
-    for_planes(s, 1, [&](std::int64_t plane, std::int64_t) {
+    const std::int64_t together = 1 + 1024 / (s.h * s.w);
+    for_planes(s, together, [&](std::int64_t plane, std::int64_t count) {
       const std::int64_t at = plane * s.p * s.q;
-      scatter_plane(s, offsets, places + at, from + at, to + plane * s.h * s.w);
+      scatter_planes(s, offsets, count, places + at, from + at, to + plane * s.h * s.w);
     });
   });
 }
