@@ -2,6 +2,7 @@
 
 #include "ebb/ops/convolution/cpu_depthwise.h"
 #include "ebb/ops/convolution/cpu_few_pixels.h"
+#include "ebb/ops/convolution/cpu_small_images.h"
 #include "ebb/ops/convolution/cpu_stage.h"
 
 namespace ebb {
@@ -115,6 +116,7 @@ template <class T, class F>
 bool by_another_way(const Conv2dSize& z, F&& f) {
   if (cpu::Depthwise<T>::fits(z)) return f(cpu::Depthwise<T>(z)), true;
   if (cpu::FewPixels<T>::fits(z)) return f(cpu::FewPixels<T>(z)), true;
+  if (cpu::SmallImages<T>::fits(z)) return f(cpu::SmallImages<T>(z)), true;
   return false;
 }
 

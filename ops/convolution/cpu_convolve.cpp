@@ -7,12 +7,6 @@ namespace {
 using namespace cpu::direct;
 using cpu::lanes;
 
-std::vector<std::int64_t> counted(std::int64_t n) {
-  std::vector<std::int64_t> all(static_cast<size_t>(n));
-  for (std::int64_t i = 0; i < n; ++i) all[static_cast<size_t>(i)] = i;
-  return all;
-}
-
 std::int64_t packed_size(const auto& sum, auto zero) {
   return padded_filters<decltype(zero)>(sum.filters) * sum.terms();
 }
@@ -26,11 +20,10 @@ void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor
   const std::int64_t packed = packed_size(window.sum, T(0));
   Tensor weights = empty({groups * packed}, x.options());
   Tensor bias = zeros({groups * padded}, x.options());
-  const auto taps = counted(z.r * z.s);
   for (std::int64_t g = 0; g < groups; ++g) {
     if (b.defined()) std::copy_n(b.data<T>() + g * filters, filters, bias.data<T>() + g * padded);
     pack(w.data<T>() + g * filters * window.sum.terms(), window.sum, window.sum.terms(), z.r * z.s,
-         taps, weights.data<T>() + g * packed);
+         weights.data<T>() + g * packed);
   }
   const std::int64_t row = window.sum.channels * window.phases * window.width;
   const std::int64_t strip = strip_rows(z.p, z.n * groups, row, window.row_stride, window.above);
@@ -61,8 +54,6 @@ void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor
 struct Phase {
   std::int64_t h, w;
   Correlation sum;
-  std::vector<std::int64_t> taps;  // r·S + s
-  std::int64_t packed = 0;         // where its weights start
 };
 
 // One dimension of the input gradient.
@@ -84,16 +75,15 @@ Phase make_phase(const Conv2dSize& z, const Reach& rows, const Reach& cols, std:
                  std::int64_t w) {
   const auto& o = z.options;
   const std::int64_t width = cols.span(cols.steps);
-  Phase phase{h, w, {z.filters_in_group(), z.channels_in_group(), 0, width, {}, 1}, {}};
+  Phase phase{h, w, {z.filters_in_group(), z.channels_in_group(), 0, width, z.r * z.s, {}, {}}};
   const std::int64_t i = h + o.padding.h, j = w + o.padding.w;
   for (std::int64_t r = 0; r < z.r; ++r)
     for (std::int64_t s = 0; s < z.s; ++s) {
       const std::int64_t down = r * o.dilation.h, right = s * o.dilation.w;
       if ((i - down) % o.stride.h != 0 || (j - right) % o.stride.w != 0) continue;
-      phase.taps.push_back(r * z.s + s);
-      phase.sum.taps.push_back((i / o.stride.h - rows.first + rows.back - down / o.stride.h) *
-                                   width +
-                               j / o.stride.w - cols.first + cols.back - right / o.stride.w);
+      phase.sum.add_tap((i / o.stride.h - rows.first + rows.back - down / o.stride.h) * width +
+                            j / o.stride.w - cols.first + cols.back - right / o.stride.w,
+                        r * z.s + s);
     }
   return phase;
 }
@@ -106,18 +96,14 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
   const Reach rows(z.h, z.r, o.stride.h, o.padding.h, o.dilation.h);
   const Reach cols(z.w, z.s, o.stride.w, o.padding.w, o.dilation.w);
   std::vector<Phase> phases;
-  std::int64_t packed = 0;  // weights of one group
   for (std::int64_t h = 0; h < rows.phases; ++h)
-    for (std::int64_t w0 = 0; w0 < cols.phases; ++w0) {
+    for (std::int64_t w0 = 0; w0 < cols.phases; ++w0)
       phases.push_back(make_phase(z, rows, cols, h, w0));
-      phases.back().packed = packed;
-      packed += packed_size(phases.back().sum, T(0));
-    }
+  const std::int64_t packed = phases.empty() ? 0 : packed_size(phases.front().sum, T(0));
   Tensor weights = empty({groups * packed}, w.options());
-  for (std::int64_t g = 0; g < groups; ++g)
-    for (const Phase& phase : phases)
-      pack(w.data<T>() + g * filters * channels * taps, phase.sum, taps, channels * taps,
-           phase.taps, weights.data<T>() + g * packed + phase.packed);
+  for (std::int64_t g = 0; g < groups && packed > 0; ++g)
+    pack(w.data<T>() + g * filters * channels * taps, phases.front().sum, taps, channels * taps,
+         weights.data<T>() + g * packed);
   const Tensor bias = zeros({padded_filters<T>(channels)}, w.options());
   const bool in_place = o.stride.h * o.stride.w == 1 && rows.span(z.h) == z.p &&
                         cols.span(z.w) == z.q && o.padding.h + o.padding.w == 0 &&
@@ -145,9 +131,9 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
         T* out = dx.data<T>() + image * channels * z.h * z.w +
                  (phase.h + first * o.stride.h) * z.w + phase.w;
         correlate(phase.sum, in_place ? in + first * z.q : buffer.data<T>(),
-                  std::min(strip, last - first), across,
-                  weights.data<T>() + g * packed + phase.packed, bias.data<T>(),
-                  Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w}, work.data<T>());
+                  std::min(strip, last - first), across, weights.data<T>() + g * packed,
+                  bias.data<T>(), Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w},
+                  work.data<T>());
       }
     }
   });

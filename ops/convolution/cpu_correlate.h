@@ -31,33 +31,25 @@ struct Destination {
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of SIMD types as template arguments
 // Weights of one group as the tiles read them: [block of filters][channel][tap][filter in block],
 // the last block as narrow as its registers, zeros where there is no filter. Weight (f, c, t) is
-// w[f · filter_step + c · channel_step + taps[t]]. pack_block() packs one, of `left` filters.
+// w[f · filter_step + c · channel_step + t]. pack_block() packs one, of `left` filters.
 template <class T>
 void pack_block(const T* w, const Correlation& sum, std::int64_t filter_step,
-                std::int64_t channel_step, const std::vector<std::int64_t>& taps, std::int64_t left,
-                std::int64_t width, T* packed) {
-  const std::int64_t count = std::ssize(taps);
-  const bool consecutive = count > 0 && taps.back() - taps.front() + 1 == count;
+                std::int64_t channel_step, std::int64_t left, std::int64_t width, T* packed) {
   if (left < width) std::fill_n(packed, sum.terms() * width, T(0));
-  const bool together = consecutive && channel_step == count;  // all terms of a filter
-  if (together && width == 1) return void(std::copy_n(w + taps.front(), sum.terms(), packed));
-  if (together) return transpose(w + taps.front(), filter_step, left, sum.terms(), packed, width);
-  for (std::int64_t c = 0; c < sum.channels; ++c, w += channel_step, packed += count * width) {
-    if (count == 1 && filter_step == 1) {
-      std::copy_n(w + taps.front(), left, packed);
-    } else if (consecutive && left > 1) {
-      transpose(w + taps.front(), filter_step, left, count, packed, width);
-    } else {
-      for (std::int64_t t = 0; t < count; ++t)
-        for (std::int64_t f = 0; f < left; ++f)
-          packed[t * width + f] = w[f * filter_step + taps[static_cast<size_t>(t)]];
-    }
+  const bool together = channel_step == sum.kernel;  // all terms of a filter
+  if (together && width == 1) return void(std::copy_n(w, sum.terms(), packed));
+  if (together) return transpose(w, filter_step, left, sum.terms(), packed, width);
+  for (std::int64_t c = 0; c < sum.channels; ++c, w += channel_step, packed += sum.kernel * width) {
+    if (sum.kernel == 1 && filter_step == 1)
+      std::copy_n(w, left, packed);
+    else
+      transpose(w, filter_step, left, sum.kernel, packed, width);
   }
 }
 
 template <class T>
 void pack(const T* w, const Correlation& sum, std::int64_t filter_step, std::int64_t channel_step,
-          const std::vector<std::int64_t>& taps, T* packed) {
+          T* packed) {
   const std::int64_t widest = few<T>(sum.filters) ? 1 : filter_block<T>;
   const std::int64_t blocks = (sum.filters + widest - 1) / widest;
   parallel_for(blocks, (1 << 15) / (sum.terms() * widest + 1), [&](auto begin, auto end) {
@@ -65,7 +57,7 @@ void pack(const T* w, const Correlation& sum, std::int64_t filter_step, std::int
          first += widest) {
       const std::int64_t left = std::min(widest, sum.filters - first);
       const std::int64_t width = widest == 1 ? 1 : vectors_for<T>(left) * lanes<T>;
-      pack_block(w + first * filter_step, sum, filter_step, channel_step, taps, left, width,
+      pack_block(w + first * filter_step, sum, filter_step, channel_step, left, width,
                  packed + first * sum.terms());
     }
   });
@@ -81,12 +73,19 @@ template <class T>
 struct Tile {
   const T* in;  // of the first channel, at the first pixel
   std::int64_t plane, channels;
-  const std::int64_t* taps;
-  std::int64_t tap_count;
+  const std::int64_t *taps, *places;
+  std::int64_t tap_count, kernel;
   const T* w;
-  const T* start;           // the sum so far, or the bias
-  std::int64_t start_step;  // between pixels; 0 for the bias
-  T* out;                   // [pixel][filter]
+  const T* start;                       // the sum so far, or the bias
+  std::int64_t start_step, start_part;  // between pixels, 0 for the bias; and between registers
+  T* out;
+  std::int64_t out_step, out_part;
+
+  void add_to_out() {
+    start = out;
+    start_step = out_step;
+    start_part = out_part;
+  }
 };
 
 template <class T, int vectors, int pixels>
@@ -98,11 +97,12 @@ void tile(const Tile<T>& t) {
 #pragma GCC unroll 16
   for (int j = 0; j < pixels; ++j)
     for (int v = 0; v < vectors; ++v) sum[j][v] = pset1<P>(T(0));
-  const T* w = t.w;
+  const T* of_channel = t.w;
   const T* in = t.in;
-  for (std::int64_t c = 0; c < t.channels; ++c, in += t.plane)
-    for (std::int64_t k = 0; k < t.tap_count; ++k, w += vectors * n) {
+  for (std::int64_t c = 0; c < t.channels; ++c, in += t.plane, of_channel += t.kernel * vectors * n)
+    for (std::int64_t k = 0; k < t.tap_count; ++k) {
       const T* x = in + t.taps[k];
+      const T* w = of_channel + t.places[k] * vectors * n;
       P weight[vectors];
       for (int v = 0; v < vectors; ++v) weight[v] = ploadu<P>(w + v * n);
 #pragma GCC unroll 16
@@ -114,8 +114,8 @@ void tile(const Tile<T>& t) {
 #pragma GCC unroll 16
   for (int j = 0; j < pixels; ++j)
     for (int v = 0; v < vectors; ++v)
-      pstoreu(t.out + (j * vectors + v) * n,
-              padd(ploadu<P>(t.start + j * t.start_step + v * n), sum[j][v]));
+      pstoreu(t.out + j * t.out_step + v * t.out_part,
+              padd(ploadu<P>(t.start + j * t.start_step + v * t.start_part), sum[j][v]));
 }
 
 template <class T, int vectors>
@@ -142,20 +142,22 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
               sum.plane,
               std::min(block, sum.channels - c),
               sum.taps.data(),
+              sum.places.data(),
               taps,
-              w + c * taps * width,
+              sum.kernel,
+              w + c * sum.kernel * width,
               bias,
               0,
-              out};
+              lanes<T>,
+              out,
+              width,
+              lanes<T>};
     for (std::int64_t i = 0; i < rows; ++i)
       for (std::int64_t k = 0; k < tiles; ++k) {
         const std::int64_t first = cols * k / tiles;
         t.in = in + c * sum.plane + i * sum.row_step + first;
         t.out = out + (i * cols + first) * width;
-        if (c > 0) {
-          t.start = t.out;
-          t.start_step = width;
-        }
+        if (c > 0) t.add_to_out();
         run_tile<T, vectors>(cols * (k + 1) / tiles - first, t);
       }
     c += block;
@@ -182,11 +184,10 @@ void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std:
     P y[down][across];
     for (auto& row : y)
       for (P& v : row) v = pset1<P>(bias);
-    const T* weight = w;
     for (std::int64_t c = 0; c < sum.channels; ++c)
-      for (const std::int64_t tap : sum.taps) {
-        const T* x = in + c * sum.plane + tap + i * sum.row_step + j;
-        const P broadcast = pset1<P>(*weight++);
+      for (size_t t = 0; t < sum.taps.size(); ++t) {
+        const T* x = in + c * sum.plane + sum.taps[t] + i * sum.row_step + j;
+        const P broadcast = pset1<P>(w[c * sum.kernel + sum.places[t]]);
         for (int r = 0; r < down; ++r)
           for (int v = 0; v < across; ++v)
             y[r][v] = pmadd(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);

@@ -22,11 +22,11 @@ class Depthwise {
   }
 
   static bool fits(const Conv2dSize& z) {
-    constexpr std::int64_t most = 640;  // registers of a padded plane: in the first-level cache
+    constexpr std::int64_t most = 1900;  // registers of a plane, padded too, and of its result
     const Pair p = z.options.padding;
     return z.n > 0 && z.options.groups == z.c && z.k == z.c && z.c >= lanes<T> / 2 && p.h < most &&
-           p.w < most && z.h * z.w <= most && (z.h + 2 * p.h) * (z.w + 2 * p.w) <= most &&
-           z.r * z.s <= most;
+           p.w < most && z.h * z.w <= most && z.r * z.s <= most &&
+           z.h * z.w + (z.h + 2 * p.h) * (z.w + 2 * p.w) + z.p * z.q <= most;
   }
 
   void forward(const T* x, const T* w, const T* b, T* y) const {

@@ -4,7 +4,8 @@
 //
 //   y [K][pixels] = w [K][terms] · columns [terms][pixels]
 //
-// A term is a channel and a tap; columns are what each pixel of y sees of x.
+// A term is a channel and a tap; columns are what each pixel of y sees of x. Images that the kernel
+// covers are rows already: y [N][K] = x [N][terms] · wᵀ.
 #pragma once
 #include "ebb/core/eigen.h"
 #include "ebb/core/parallel.h"
@@ -20,11 +21,14 @@ class FewPixels {
       : z_(z), terms_(z.c * z.r * z.s), pixels_(z.p * z.q), columns_(in_place(z) ? 0 : size()) {}
 
   static bool fits(const Conv2dSize& z) {
-    return z.options.groups == 1 && (z.n == 1 || z.n == 2) && z.c * z.r * z.s >= 64 && z.k >= 16 &&
-           (in_place(z) || z.n * z.p * z.q <= z.k);
+    if (z.options.groups != 1) return false;
+    return covers(z) ||
+           ((z.n == 1 || z.n == 2) && z.c * z.r * z.s >= 64 && z.k >= 16 &&
+            (in_place(z) || z.n * z.p * z.q <= z.k * z.options.stride.h * z.options.stride.w));
   }
 
   void forward(const T* x, const T* w, const T* b, T* y) {
+    if (covers(z_)) return multiply<T>({1, z_.n, z_.k, terms_, false, true}, x, w, b, y);
     for (std::int64_t n = 0; n < z_.n; ++n, y += z_.k * pixels_) {
       multiply<T>({1, z_.k, pixels_, terms_}, w, columns_of(x + n * image()), nullptr, y);
       for (std::int64_t k = 0; k < z_.k && b; ++k) array(y + k * pixels_, pixels_) += b[k];
@@ -32,6 +36,7 @@ class FewPixels {
   }
 
   void input_gradient(const T* w, const T* dy, T* dx) {
+    if (covers(z_)) return multiply<T>({1, z_.n, terms_, z_.k}, dy, w, nullptr, dx);
     const GemmSize size{1, terms_, pixels_, z_.k, true};
     for (std::int64_t n = 0; n < z_.n; ++n, dy += z_.k * pixels_, dx += image()) {
       T* columns = in_place(z_) ? dx : columns_.data();
@@ -41,6 +46,7 @@ class FewPixels {
   }
 
   void weight_gradient(const T* x, const T* dy, T* dw) {
+    if (covers(z_)) return multiply<T>({1, z_.k, terms_, z_.n, true}, dy, x, nullptr, dw);
     const GemmSize size{1, z_.k, terms_, pixels_, false, true};
     Array<T> part(z_.n > 1 ? z_.k * terms_ : 0);
     for (std::int64_t n = 0; n < z_.n; ++n) {
@@ -51,6 +57,10 @@ class FewPixels {
   }
 
  private:
+  static bool covers(const Conv2dSize& z) {
+    const Pair p = z.options.padding;
+    return z.p * z.q == 1 && z.r == z.h && z.s == z.w && p.h + p.w == 0;
+  }
   static bool in_place(const Conv2dSize& z) {
     return z.r == 1 && z.s == 1 && z.p == z.h && z.q == z.w && z.options.padding.h == 0 &&
            z.options.padding.w == 0;

@@ -30,10 +30,16 @@ bool few(std::int64_t filters) {
 struct Correlation {
   std::int64_t channels = 0, filters = 0;  // of one group: summed over, and produced
   std::int64_t plane = 0, row_step = 0;
-  std::vector<std::int64_t> taps;  // offsets in `in`
-  std::int64_t step = 1;           // columns between results, where there are few() filters
+  std::int64_t kernel = 0;           // weights of a filter for one channel
+  std::vector<std::int64_t> taps;    // offsets in `in`
+  std::vector<std::int64_t> places;  // of their weights in the kernel
+  std::int64_t step = 1;             // columns between results, where there are few() filters
 
-  std::int64_t terms() const { return channels * std::ssize(taps); }
+  std::int64_t terms() const { return channels * kernel; }
+  void add_tap(std::int64_t offset, std::int64_t place) {
+    taps.push_back(offset);
+    places.push_back(place);
+  }
 };
 
 #pragma GCC diagnostic push
@@ -202,14 +208,18 @@ inline Window forward_window(const Conv2dSize& z, bool may_stay) {
   window.row_stride = z.r == 1 && !window.in_place ? 1 : o.stride.h;
   window.above = (z.r - 1) * o.dilation.h;
   const std::int64_t row = window.phases * window.width;
-  window.sum = {
-      z.channels_in_group(),    z.filters_in_group(), z.h * z.w, window.row_stride * row, {},
-      o.stride.w / window.split};
+  window.sum.channels = z.channels_in_group();
+  window.sum.filters = z.filters_in_group();
+  window.sum.plane = z.h * z.w;
+  window.sum.row_step = window.row_stride * row;
+  window.sum.kernel = z.r * z.s;
+  window.sum.step = o.stride.w / window.split;
   for (std::int64_t r = 0; r < z.r; ++r)
     for (std::int64_t s = 0; s < z.s; ++s) {
       const std::int64_t col = s * o.dilation.w;
-      window.sum.taps.push_back(r * o.dilation.h * row + col % window.split * window.width +
-                                col / window.split);
+      window.sum.add_tap(
+          r * o.dilation.h * row + col % window.split * window.width + col / window.split,
+          r * z.s + s);
     }
   return window;
 }

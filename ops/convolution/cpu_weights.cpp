@@ -1,112 +1,14 @@
-// The weight and bias gradients on the CPU: columns (channel, tap) × filters in registers, summed
-// over pixels.
-#include "ebb/ops/convolution/cpu_stage.h"
+// The weight and bias gradients on the CPU.
+#include <numeric>
+
+#include "ebb/ops/convolution/cpu_weight_tiles.h"
+#include "ebb/ops/sums.h"
 
 namespace ebb {
 namespace {
 
 using namespace cpu::direct;
 using cpu::lanes;
-using cpu::Packet;
-
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wignored-attributes"  // of SIMD types as template arguments
-// dw[column][filter] += Σ over rows × cols pixels of x[column][pixel] · dy[pixel][filter]
-template <class T, int vectors, int columns>
-void gradient_tile(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
-                   std::int64_t cols, T* dw) {
-  using namespace Eigen::internal;
-  using P = Packet<T>;
-  constexpr int n = lanes<T>;
-  P sum[columns][vectors];
-#pragma GCC unroll 16
-  for (int k = 0; k < columns; ++k)
-    for (int v = 0; v < vectors; ++v) sum[k][v] = pset1<P>(T(0));
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const T* at[columns];
-#pragma GCC unroll 16
-    for (int k = 0; k < columns; ++k) at[k] = x[k] + i * row_step;
-    for (std::int64_t j = 0; j < cols; ++j, dy += vectors * n) {
-      P g[vectors];
-      for (int v = 0; v < vectors; ++v) g[v] = ploadu<P>(dy + v * n);
-#pragma GCC unroll 16
-      for (int k = 0; k < columns; ++k) {
-        const P pixel = pset1<P>(at[k][j]);
-        for (int v = 0; v < vectors; ++v) sum[k][v] = pmadd(pixel, g[v], sum[k][v]);
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int k = 0; k < columns; ++k)
-    for (int v = 0; v < vectors; ++v) {
-      T* to = dw + (k * vectors + v) * n;
-      pstoreu(to, padd(ploadu<P>(to), sum[k][v]));
-    }
-}
-
-// The same for a single filter, dy [pixel], vectors along the row, and half and quarter ones.
-template <class T, int columns>
-void gradient_dots(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
-                   std::int64_t cols, T* dw) {
-  using namespace Eigen::internal;
-  using P = Packet<T>;
-  using Half = typename unpacket_traits<P>::half;
-  using Quarter = typename unpacket_traits<Half>::half;
-  P sum[columns];
-  Half half[columns];
-  Quarter quarter[columns];
-  T single[columns] = {};
-  for (P& v : sum) v = pset1<P>(T(0));
-  for (Half& v : half) v = pset1<Half>(T(0));
-  for (Quarter& v : quarter) v = pset1<Quarter>(T(0));
-  for (std::int64_t i = 0; i < rows; ++i, dy += cols) {
-    std::int64_t j = 0;
-    const auto add = [&]<class V>(V* sums) {
-      const V g = ploadu<V>(dy + j);
-      for (int k = 0; k < columns; ++k)
-        sums[k] = pmadd(g, ploadu<V>(x[k] + i * row_step + j), sums[k]);
-      j += unpacket_traits<V>::size;
-    };
-    while (j + unpacket_traits<P>::size <= cols) add(sum);
-    if (j + unpacket_traits<Half>::size <= cols) add(half);
-    if (j + unpacket_traits<Quarter>::size <= cols) add(quarter);
-    for (; j < cols; ++j)
-      for (int k = 0; k < columns; ++k) single[k] += dy[j] * x[k][i * row_step + j];
-  }
-  for (int k = 0; k < columns; ++k)
-    dw[k] += (predux(sum[k]) + predux(half[k])) + (predux(quarter[k]) + single[k]);
-}
-
-// Registers of filters: 0 stands for dots along the rows.
-template <class T>
-int gradient_vectors(std::int64_t filters) {
-  if (few<T>(filters)) return 0;
-  if (wide && filters > 2 * lanes<T>) return 4;
-  return filters > lanes<T> ? 2 : 1;
-}
-
-template <class T, int vectors>
-void gradient_columns(const T* const* x, std::int64_t columns, std::int64_t row_step, const T* dy,
-                      std::int64_t rows, std::int64_t cols, T* dw) {
-  constexpr int most = vectors == 4 ? 6 : wide ? 9 : 5;
-  static constexpr auto table = []<int... k>(std::integer_sequence<int, k...>) {
-    if constexpr (vectors == 0)
-      return std::array{&gradient_dots<T, k + 1>...};
-    else
-      return std::array{&gradient_tile<T, vectors, k + 1>...};
-  }
-  (std::make_integer_sequence<int, most>{});
-  constexpr std::int64_t width = std::max(1, vectors * lanes<T>);
-  const std::int64_t tiles = (columns + most - 1) / most;
-  for (std::int64_t k = 0; k < tiles; ++k) {
-    const std::int64_t first = columns * k / tiles;
-    const std::int64_t count = columns * (k + 1) / tiles - first;
-    table[static_cast<size_t>(count - 1)](x + first, row_step, dy, rows, cols, dw + first * width);
-  }
-}
-
-#pragma GCC diagnostic pop
-
 // Images are summed in fixed blocks, each by one thread, and the blocks in order.
 template <class T>
 struct WeightGradient {
@@ -148,10 +50,7 @@ void WeightGradient<T>::add_rows(const T* in, const T* dy_rows, std::int64_t fil
         transpose(from, z.p * z.q, filters, pixels, turned, width);
         from = turned;
       }
-      const auto add = vectors == 4   ? gradient_columns<T, 4>
-                       : vectors == 2 ? gradient_columns<T, 2>
-                       : vectors == 1 ? gradient_columns<T, 1>
-                                      : gradient_columns<T, 0>;
+      const auto add = gradient_columns_for<T>(vectors);
       add(at.data(), columns, window.sum.row_step, from, height, right - left, dw);
       for (const T*& p : at) p += right - left;
     }
@@ -235,13 +134,26 @@ void weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Ten
 
 template <class T>
 void bias_gradient(const Tensor& dy, Tensor& db) {
-  const std::int64_t plane = dy.size(2) * dy.size(3);
-  const std::int64_t worth = (1 << 15) / std::max<std::int64_t>(1, dy.size(0) * plane);
-  parallel_for(dy.size(1), worth, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t images = dy.size(0), filters = dy.size(1), plane = dy.size(2) * dy.size(3);
+  const T* from = dy.data<T>();
+  if (plane < 32) {  // too short for sums of their own
+    const std::int64_t all = filters * plane;
+    const auto add = [=](auto first, auto last, auto column, auto columns, double** sums) {
+      cpu::add_rows(first, last, columns, sums[0],
+                    [=](std::int64_t n, std::int64_t i) { return from[n * all + column + i]; });
+    };
+    const std::vector<double> sums = cpu::column_sums<1>(images, all, add);
+    for (std::int64_t k = 0; k < filters; ++k)
+      db.data<T>()[k] = static_cast<T>(
+          std::accumulate(sums.begin() + k * plane, sums.begin() + (k + 1) * plane, 0.0));
+    return;
+  }
+  const std::int64_t worth = (1 << 15) / std::max<std::int64_t>(1, images * plane);
+  parallel_for(filters, worth, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t k = begin; k < end; ++k) {
       double sum = 0;
-      for (std::int64_t n = 0; n < dy.size(0); ++n)
-        sum += cpu::array(dy.data<T>() + (n * dy.size(1) + k) * plane, plane).sum();
+      for (std::int64_t n = 0; n < images; ++n)
+        sum += cpu::array(from + (n * filters + k) * plane, plane).sum();
       db.data<T>()[k] = static_cast<T>(sum);
     }
   });

@@ -67,6 +67,8 @@ TEST_CASE("threads: the same bits from products and windows on any number of the
                 {{1, 9001}, {33, 9001}, {33}});
   check_threads("column", [](const Tensors& in) { return matmul(in[0], in[1]); },
                 {{2, 301, 501}, {2, 501, 1}});
+  check_threads("dots", [](const Tensors& in) { return matmul(in[0], in[1]); },
+                {{5, 90001}, {90001, 3}});
   struct Conv {
     Shape x, w;
     Conv2dOptions options;
@@ -74,7 +76,9 @@ TEST_CASE("threads: the same bits from products and windows on any number of the
   for (const Conv& c :
        {Conv{{3, 40, 7, 7}, {200, 40, 3, 3}, {.padding = 1}},
         Conv{{3, 30, 15, 15}, {30, 1, 3, 3}, {.stride = 2, .padding = 1, .groups = 30}},
-        Conv{{2, 3, 65, 65}, {20, 3, 8, 8}, {.stride = 8}}}) {
+        Conv{{2, 3, 65, 65}, {20, 3, 8, 8}, {.stride = 8}},
+        Conv{{90, 40, 4, 4}, {70, 40, 3, 3}, {.padding = 1}},
+        Conv{{90, 40, 3, 3}, {70, 40, 3, 3}, {}}}) {
     const auto f = [&](const Tensors& in) { return conv2d(in[0], in[1], in[2], c.options); };
     check_threads("conv2d", f, {c.x, c.w, {c.w[0]}});
   }
