@@ -30,6 +30,9 @@ class Attend {
       if (n == 1) {
         score(k.from(j), count);
         see(0, View<T, 1>{s_.is_causal, first, j, count});
+        const std::int64_t next = std::min(tile, keys - j - count);
+        fetch(k.from(j + count), next);
+        fetch(v.from(j + count), next);
         continue;
       }
       copy_turned<T>(k.from(j), count, s_.head_dim, k_);
@@ -43,6 +46,13 @@ class Attend {
  private:
   static constexpr T infinity = std::numeric_limits<T>::infinity();
   static constexpr int l = lanes<T>;
+
+  // One query waits for memory: rows of a head lie apart, which no processor foresees.
+  void fetch(const Block<const T>& rows, std::int64_t n) const {
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t c = 0; c < s_.head_dim; c += 64 / sizeof(T))
+        __builtin_prefetch(rows.at(i, c));
+  }
 
   // The scores of one query, by the rows of n keys: turning them takes longer.
   void score(const Block<const T>& keys, std::int64_t n) {

@@ -22,8 +22,9 @@ class SmallImages {
 
   // Where rows are too short to fill a tile by themselves.
   static bool fits(const Conv2dSize& z) {
-    return z.options.groups == 1 && z.n >= 16 && z.q <= 5 && z.r * z.s > 1 && z.h * z.w <= 64 &&
-           z.c * z.r * z.s >= 16 && !direct::few<T>(z.k) && !direct::few<T>(z.c);
+    return z.options.groups == 1 && z.n >= 16 && z.q <= 5 &&
+           z.h * z.w <= (z.r * z.s > 1 ? 64 : 9) && z.c * z.r * z.s >= 16 && !direct::few<T>(z.k) &&
+           !direct::few<T>(z.c);
   }
 
   void forward(const T* x, const T* w, const T* b, T* y) const {
