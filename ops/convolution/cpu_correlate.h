@@ -184,10 +184,12 @@ void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std:
     P y[down][across];
     for (auto& row : y)
       for (P& v : row) v = pset1<P>(bias);
-    for (std::int64_t c = 0; c < sum.channels; ++c)
-      for (size_t t = 0; t < sum.taps.size(); ++t) {
-        const T* x = in + c * sum.plane + sum.taps[t] + i * sum.row_step + j;
-        const P broadcast = pset1<P>(w[c * sum.kernel + sum.places[t]]);
+    const std::int64_t *taps = sum.taps.data(), *places = sum.places.data();
+    const T *of_channel = in + i * sum.row_step + j, *weights = w;
+    for (std::int64_t c = 0; c < sum.channels; ++c, of_channel += sum.plane, weights += sum.kernel)
+      for (std::int64_t t = 0; t < std::ssize(sum.taps); ++t) {
+        const T* x = of_channel + taps[t];
+        const P broadcast = pset1<P>(weights[places[t]]);
         for (int r = 0; r < down; ++r)
           for (int v = 0; v < across; ++v)
             y[r][v] = pmadd(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);

@@ -120,7 +120,7 @@ class FewPixels {
 
   const T* columns_of(const T* x) {
     if (in_place(z_)) return x;
-    columns_.setZero();
+    if (z_.options.padding.h + z_.options.padding.w > 0) columns_.setZero();
     for_channels([&](std::int64_t c) {
       for_rows(c, [&](std::int64_t from, std::int64_t to, std::int64_t n) {
         direct::move_row(x + from, z_.options.stride.w, n, columns_.data() + to, 1);

@@ -197,6 +197,7 @@ TEST_CASE("detours: a convolution of many images is one of each, or of two") {
       {{3, 40, 1, 50}, {128, 40, 1, 3}, {.padding = Pair(0, 1)}},
       {{35, 8, 4, 5}, {8, 1, 3, 3}, {.groups = 8}},
       {{2, 5, 1, 700}, {9, 5, 1, 90}, {.stride = Pair(1, 30)}},
+      {{3, 70, 17, 16}, {1, 70, 1, 1}, {}},
       // Small images side by side, and those that the kernel covers.
       {{37, 20, 4, 4}, {18, 20, 3, 3}, {.padding = 1}},
       {{130, 9, 5, 7}, {37, 9, 2, 3}, {.stride = 2, .padding = 1}},
