@@ -109,6 +109,47 @@ void map_row(T* y, std::int64_t n, const Formula& formula, const X*... x) {
   detail::map_elements<T, 1>({y}, n, formula, x...);
 }
 
+namespace detail {
+
+template <int part, class Formula, class... X>
+Simd<double> double_term(const Formula& formula, X... x) {
+  if constexpr (std::is_invocable_v<const Formula&, X...>) {
+    return as_double<part>(formula(x...));
+  } else {
+    return formula(as_double<part>(x)...);
+  }
+}
+
+}  // namespace detail
+
+// Σ f(x, …) over a row of n elements, in double; a formula of Simd<double> is calculated in double,
+// too. The last register overlaps the one before it, and counts what is new.
+template <class T, class Formula, class... X>
+double sum_row(std::int64_t n, const Formula& formula, const X*... x) {
+  constexpr std::int64_t width = lanes<T>;
+  constexpr int last = double_parts<T> - 1;
+  Simd<double> a = 0.0, b = 0.0;
+  const auto add = [&](auto... x) {
+    a = a + detail::double_term<0>(formula, x...);
+    if constexpr (last == 1) b = b + detail::double_term<1>(formula, x...);
+  };
+  const auto add_where = [&](Simd<T> one, auto... x) {
+    a = a +
+        zero_where(as_double<0>(one) < Simd<double>(1.0), detail::double_term<0>(formula, x...));
+    if constexpr (last == 1)
+      b = b +
+          zero_where(as_double<1>(one) < Simd<double>(1.0), detail::double_term<1>(formula, x...));
+  };
+  std::int64_t i = 0;
+  for (; i + width <= n; i += width) add(Simd<T>::load(x + i)...);
+  if (i < n && n < width) {
+    add_where(Simd<T>(T(n)) - lane_numbers<T>(), Simd<T>::load(x, n)...);
+  } else if (i < n) {
+    add_where(lane_numbers<T>() - Simd<T>(T(width - n + i - 1)), Simd<T>::load(x + n - width)...);
+  }
+  return Eigen::internal::predux((a + b).v);
+}
+
 // The largest of a row, by four registers that need not wait for each other. Should it miss a NaN,
 // sums do not.
 template <class T>

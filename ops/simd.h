@@ -7,6 +7,7 @@
 #pragma once
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "ebb/core/eigen.h"
 
@@ -106,6 +107,35 @@ struct Simd {
     return load(elements);
   }
 };
+
+// 0, 1, 2, …
+template <class T>
+Simd<T> lane_numbers() {
+  return Simd<T>::of(Eigen::internal::plset<Packet<T>>(T(0)));
+}
+
+// A register's lanes in double, of which one holds a part of them.
+template <class T>
+inline constexpr int double_parts = lanes<T> / lanes<double>;
+
+template <int part>
+Simd<double> as_double(Simd<double> x) {
+  return x;
+}
+template <int part, class P = Packet<float>>
+Simd<double> as_double(Simd<float> x) {
+  const auto some = [v = P(x.v)]<size_t... i>(std::index_sequence<i...>) {
+    return __builtin_shufflevector(v, v, (part * lanes<double> + int(i))...);
+  }
+  (std::make_index_sequence<lanes<double>>());
+  if constexpr (sizeof(P) == 64) {  // GCC 12 puts what follows together from halves
+    return Simd<double>::of(_mm512_cvtps_pd(some));
+  } else if constexpr (sizeof(P) == 32) {
+    return Simd<double>::of(_mm256_cvtps_pd(some));
+  } else {
+    return Simd<double>::of(__builtin_convertvector(some, Packet<double>));
+  }
+}
 
 // The same for a formula of numbers.
 template <class T>

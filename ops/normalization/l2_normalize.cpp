@@ -1,6 +1,7 @@
 #include "ebb/ops/normalization/l2_normalize.h"
 
-#include "ebb/core/eigen.h"
+#include "ebb/ops/map.h"
+#include "ebb/ops/short_rows.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -24,6 +25,8 @@ Tensor l2_normalize(const Tensor& x, L2NormalizeOptions options) {
 
 namespace {
 
+using cpu::Simd;
+
 constexpr std::int64_t tile = 256;  // neighbouring columns worked on together
 
 // f(first element, columns, first column) for each tile of [n, inner] of each outer index.
@@ -41,65 +44,115 @@ void for_tiles(const View& v, const F& f) {
                });
 }
 
+// From squares of norms.
 template <class T>
-T signed_scale(double square, double eps) {
-  const double norm = std::sqrt(square);
-  return norm <= eps ? T(-1 / eps) : T(1 / norm);  // NaN stays NaN
+void signed_scales(double* squares, std::int64_t n, double eps, T* scale) {
+  cpu::map_row(
+      squares, n,
+      [eps = Simd<double>(eps)](auto square) {
+        const auto norm = sqrt(square);
+        return select(norm <= eps, -1.0 / eps, 1.0 / norm);
+      },
+      squares);
+  cpu::array(scale, n) = cpu::array(squares, n).template cast<T>();
 }
 
 template <class T>
-void forward(const T* x, const View& v, double eps, T* y, T* scale) {
-  using cpu::array;
-  if (v.inner == 1) {
-    parallel_for(v.outer, 16384 / (v.n + 8), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t o = begin; o < end; ++o) {
-        const T* row = x + o * v.n;
-        const double square = cpu::sum_of(0, v.n, [row](std::int64_t i) {
-          return static_cast<double>(row[i]) * static_cast<double>(row[i]);
-        });
-        scale[o] = signed_scale<T>(square, eps);
-        array(y + o * v.n, v.n) = array(row, v.n) * std::abs(scale[o]);
-      }
-    });
-    return;
-  }
-  for_tiles(v, [&](std::int64_t at, std::int64_t width, std::int64_t column) {
-    cpu::Array<double> square = cpu::Array<double>::Zero(width);
-    for (std::int64_t k = 0; k < v.n; ++k)
-      square += array(x + at + k * v.inner, width).template cast<double>().square();
-    for (std::int64_t i = 0; i < width; ++i) scale[column + i] = signed_scale<T>(square[i], eps);
-    const cpu::Array<T> factor = array(scale + column, width).abs();
-    for (std::int64_t k = 0; k < v.n; ++k)
-      array(y + at + k * v.inner, width) = array(x + at + k * v.inner, width) * factor;
+void rows(const View& v, const T* x, double eps, T* y, T* scale) {
+  parallel_for(v.outer, 16384 / (v.n + 8), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t o = begin; o < end; ++o) {
+      const T* row = x + o * v.n;
+      const auto square = [](Simd<double> x) { return x * x; };
+      const double norm = std::sqrt(cpu::sum_row<T>(v.n, square, row));
+      scale[o] = norm <= eps ? T(-1 / eps) : T(1 / norm);  // NaN stays NaN
+      cpu::map_row(
+          y + o * v.n, v.n, [factor = Simd<T>(std::abs(scale[o]))](auto x) { return x * factor; },
+          row);
+    }
   });
 }
 
 template <class T>
-void backward(const T* y, const T* dy, const View& v, const T* scale, T* dx) {
-  using cpu::array;
-  if (v.inner == 1) {
-    parallel_for(v.outer, 16384 / (v.n + 8), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t o = begin; o < end; ++o) {
-        const T* p = y + o * v.n;
-        const T* g = dy + o * v.n;
-        T dot = T(cpu::sum_of(0, v.n, [=](std::int64_t i) { return p[i] * g[i]; }));
-        if (scale[o] < 0) dot = 0;
-        array(dx + o * v.n, v.n) = (array(g, v.n) - array(p, v.n) * dot) * std::abs(scale[o]);
-      }
-    });
-    return;
-  }
+void columns(const View& v, const T* x, double eps, T* y, T* scale) {
   for_tiles(v, [&](std::int64_t at, std::int64_t width, std::int64_t column) {
-    const auto p = [&](std::int64_t k) { return array(y + at + k * v.inner, width); };
-    const auto g = [&](std::int64_t k) { return array(dy + at + k * v.inner, width); };
-    cpu::Array<double> sum = cpu::Array<double>::Zero(width);
-    for (std::int64_t k = 0; k < v.n; ++k) sum += (p(k) * g(k)).template cast<double>();
-    const auto own = array(scale + column, width);
-    const cpu::Array<T> dot = (own < T(0)).select(T(0), sum.template cast<T>());
-    const cpu::Array<T> factor = own.abs();
-    for (std::int64_t k = 0; k < v.n; ++k)
-      array(dx + at + k * v.inner, width) = (g(k) - p(k) * dot) * factor;
+    double square[tile] = {};
+    cpu::add_rows(0, v.n, width, square, [from = x + at, step = v.inner](auto k, auto c) {
+      const double e = static_cast<double>(from[k * step + c]);
+      return e * e;
+    });
+    T factor[tile];
+    signed_scales(square, width, eps, scale + column);
+    for (std::int64_t i = 0; i < width; ++i) factor[i] = std::abs(scale[column + i]);
+    for (std::int64_t k = at; k < at + v.n * v.inner; k += v.inner)
+      cpu::map_row(
+          y + k, width, [](auto x, auto factor) { return x * factor; }, x + k, &factor[0]);
   });
+}
+
+template <class T>
+void backward_rows(const View& v, const T* y, const T* dy, const T* scale, T* dx) {
+  parallel_for(v.outer, 16384 / (v.n + 8), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t o = begin; o < end; ++o) {
+      const T *p = y + o * v.n, *g = dy + o * v.n;
+      const double sum = cpu::sum_row<T>(
+          v.n, [](auto p, auto g) { return p * g; }, p, g);
+      const Simd<T> dot = scale[o] < 0 ? T(0) : T(sum), factor = std::abs(scale[o]);
+      cpu::map_row(
+          dx + o * v.n, v.n, [dot, factor](auto g, auto p) { return (g - p * dot) * factor; }, g,
+          p);
+    }
+  });
+}
+
+template <class T>
+void backward_columns(const View& v, const T* y, const T* dy, const T* scale, T* dx) {
+  for_tiles(v, [&](std::int64_t at, std::int64_t width, std::int64_t column) {
+    double sum[tile] = {};
+    cpu::add_rows(0, v.n, width, sum, [p = y + at, g = dy + at, step = v.inner](auto k, auto c) {
+      return p[k * step + c] * g[k * step + c];
+    });
+    T dot[tile], factor[tile];
+    for (std::int64_t i = 0; i < width; ++i) {
+      const T own = scale[column + i];
+      dot[i] = own < 0 ? T(0) : T(sum[i]);
+      factor[i] = std::abs(own);
+    }
+    for (std::int64_t k = at; k < at + v.n * v.inner; k += v.inner)
+      cpu::map_row(
+          dx + k, width,
+          [](auto g, auto p, auto dot, auto factor) { return (g - p * dot) * factor; }, dy + k,
+          y + k, &dot[0], &factor[0]);
+  });
+}
+
+// Short rows as columns, whose scales are worked on near, too.
+template <class T>
+bool are_short(const View& v) {
+  return v.inner == 1 && cpu::are_short_rows<T>(v, 15);
+}
+
+template <class T>
+void forward(const View& v, const T* x, double eps, T* y, T* scale) {
+  if (!are_short<T>(v)) return (v.inner == 1 ? rows<T> : columns<T>)(v, x, eps, y, scale);
+  const auto f = [=](auto first, auto count, const View& c, const T* x, T* y) {
+    T near[cpu::near_elements<T>];
+    columns(c, x, eps, y, near);
+    std::copy_n(near, count, scale + first);
+  };
+  cpu::for_short_rows(v, f, y, v.n, x);
+}
+
+template <class T>
+void backward(const View& v, const T* y, const T* dy, const T* scale, T* dx) {
+  if (!are_short<T>(v))
+    return (v.inner == 1 ? backward_rows<T> : backward_columns<T>)(v, y, dy, scale, dx);
+  const auto f = [=](auto first, auto count, const View& c, const T* y, const T* dy, T* dx) {
+    T near[cpu::near_elements<T>];
+    std::copy_n(scale + first, count, near);
+    std::fill(near + count, near + c.inner, T(1));
+    backward_columns(c, y, dy, near, dx);
+  };
+  cpu::for_short_rows(v, f, dx, v.n, y, dy);
 }
 
 }  // namespace
@@ -107,7 +160,7 @@ void backward(const T* y, const T* dy, const View& v, const T* scale, T* dx) {
 void cpu::l2_normalize(const Tensor& x, const View& v, double eps, Tensor& y, Tensor& scale) {
   visit<float, double>(x.dtype(), "l2_normalize", [&](auto zero) {
     using T = decltype(zero);
-    forward(x.data<T>(), v, eps, y.data<T>(), scale.data<T>());
+    forward(v, x.data<T>(), eps, y.data<T>(), scale.data<T>());
   });
 }
 
@@ -115,7 +168,7 @@ void cpu::l2_normalize_backward(const Tensor& y, const Tensor& dy, const View& v
                                 const Tensor& scale, Tensor& dx) {
   visit<float, double>(y.dtype(), "l2_normalize", [&](auto zero) {
     using T = decltype(zero);
-    backward(y.data<T>(), dy.data<T>(), v, scale.data<T>(), dx.data<T>());
+    backward(v, y.data<T>(), dy.data<T>(), scale.data<T>(), dx.data<T>());
   });
 }
 

@@ -127,12 +127,23 @@ void forward(const Tensor& x, const Tensor& target, const T* w, const CrossEntro
                 : nan<T>();
   };
   for (std::int64_t r = 0; r < x.size(0) && classes == 0; ++r) finish(r, T(0), T(0));
-  cpu::for_rows({x.size(0), classes, 1}, [&](std::int64_t at, std::int64_t count) {
+  const auto finish_rows = [&](std::int64_t first, std::int64_t count, const T* max, double* sums) {
+    cpu::map_row(
+        sums, count, [](auto sum) { return log(sum); }, sums);
+    for (std::int64_t r = 0; r < count; ++r) finish(first + r, max[r], T(sums[r]));
+  };
+  const View view{x.size(0), classes, 1};
+  if (cpu::are_short_rows<T>(view)) {
+    const auto f = [&](auto first, auto count, const View& c, const T* columns, T* near) {
+      cpu::ColumnExponentials<T> e(columns, c, c.inner, near);
+      finish_rows(first, count, e.max.data(), e.sum.data());
+    };
+    return cpu::for_short_rows(view, f, static_cast<T*>(nullptr), 0, from);
+  }
+  cpu::for_rows(view, [&](std::int64_t at, std::int64_t count) {
     cpu::Array<T> exponentials(count * classes);
     cpu::RowExponentials<T> e(from + at, classes, count, exponentials.data());
-    cpu::map_row(
-        e.sum, count, [](auto sum) { return log(sum); }, e.sum);
-    for (std::int64_t r = 0; r < count; ++r) finish(at / classes + r, e.max[r], T(e.sum[r]));
+    finish_rows(at / classes, count, e.max, e.sum);
   });
 }
 

@@ -1,6 +1,7 @@
 #include "ebb/ops/reduction/l2_norm.h"
 
-#include "ebb/core/eigen.h"
+#include "ebb/ops/map.h"
+#include "ebb/ops/short_rows.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -39,18 +40,19 @@ double square(double x) { return x * x; }
 template <class T>
 void norm_rows(const T* x, const View& v, T* y) {
   constexpr std::int64_t long_row = 1 << 17;
-  const auto of_row = [&](std::int64_t o, const auto& sum) {
-    const T* row = x + o * v.n;
-    y[o] = T(std::sqrt(sum([row](std::int64_t i) { return square(static_cast<double>(row[i])); })));
-  };
   if (v.n >= long_row) {
-    for (std::int64_t o = 0; o < v.outer; ++o)
-      of_row(o, [&](const auto& term) { return cpu::long_sum_of(v.n, term); });
+    for (std::int64_t o = 0; o < v.outer; ++o) {
+      const auto term = [row = x + o * v.n](std::int64_t i) {
+        return square(static_cast<double>(row[i]));
+      };
+      y[o] = T(std::sqrt(cpu::long_sum_of(v.n, term)));
+    }
     return;
   }
   parallel_for(v.outer, 32768 / (v.n + 16), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t o = begin; o < end; ++o)
-      of_row(o, [&](const auto& term) { return cpu::sum_of(0, v.n, term); });
+      y[o] = T(std::sqrt(cpu::sum_row<T>(
+          v.n, [](cpu::Simd<double> x) { return x * x; }, x + o * v.n)));
   });
 }
 
@@ -66,9 +68,10 @@ void norm_columns(const T* x, const View& v, T* y) {
                         return square(static_cast<double>(from[row * step + c]));
                       });
       };
-      const std::vector<double> sums = cpu::column_sums<1>(v.n, v.inner, add);
-      for (std::int64_t i = 0; i < v.inner; ++i)
-        y[o * v.inner + i] = T(std::sqrt(sums[static_cast<size_t>(i)]));
+      std::vector<double> sums = cpu::column_sums<1>(v.n, v.inner, add);
+      cpu::map_row(
+          sums.data(), v.inner, [](auto square) { return sqrt(square); }, sums.data());
+      std::copy_n(sums.data(), v.inner, y + o * v.inner);
     }
   });
 }
@@ -78,7 +81,13 @@ void norm_columns(const T* x, const View& v, T* y) {
 void cpu::l2_norm(const Tensor& x, const View& v, Tensor& y) {
   visit<float, double>(x.dtype(), "l2_norm", [&](auto zero) {
     using T = decltype(zero);
-    (v.inner == 1 ? norm_rows<T> : norm_columns<T>)(x.data<T>(), v, y.data<T>());
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
+    if (are_short_rows<T>(v)) {
+      const auto f = [](auto, auto, const View& c, const T* x, T* y) { norm_columns(x, c, y); };
+      return for_short_rows(v, f, to, v.inner, from);
+    }
+    (v.inner == 1 ? norm_rows<T> : norm_columns<T>)(from, v, to);
   });
 }
 
@@ -91,6 +100,14 @@ void cpu::l2_norm_backward(const Tensor& x, const Tensor& y, const Tensor& dy, c
     const T* norm = y.data<T>();
     const T* g = dy.data<T>();
     T* to = dx.data<T>();
+    if (v.inner == 1 && are_short_rows<T>(v)) {
+      const auto f = [=](auto first, auto count, const View& c, const T* x, T* dx) {
+        const auto n = array(norm + first, count), up = array(g + first, count);
+        for (std::int64_t k = 0; k < c.n * c.inner; k += c.inner)
+          array(dx + k, count) = (n == T(0)).select(T(0), array(x + k, count) / n * up);
+      };
+      return for_short_rows(v, f, to, v.n, from);
+    }
     if (v.inner == 1) {
       constexpr std::int64_t block = 4096;  // rows in parts, for one may be all of x
       const std::int64_t parts = (v.n + block - 1) / block;

@@ -1,16 +1,17 @@
 // Internal: not in <ebb/ebb.h>, not installed.
 // How the CPU's softmax and log_softmax go along a dimension: by rows where it is the last one,
-// else by tiles of neighbouring columns, which stay in the second-level cache.
+// else by tiles of neighbouring columns, which stay in the second-level cache. Short rows are laid
+// side by side, as columns.
 #pragma once
 #include "ebb/ops/map.h"
-#include "ebb/ops/reduction/axes.h"
+#include "ebb/ops/short_rows.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb::cpu {
 
 inline std::int64_t line_grain(std::int64_t elements) { return 16384 / (elements + 8); }
 
-inline constexpr std::int64_t most_rows = 64;
+inline constexpr std::int64_t most_rows = 16;
 
 // f(at, count): `count` whole rows from element `at` on, few enough to stay in the first-level
 // cache: what is done to one row need not wait for what was done to it before.
@@ -38,9 +39,17 @@ void for_columns(const View& v, F&& f) {
                });
 }
 
-template <class T>
-double row_sum(const T* x, std::int64_t n) {
-  return sum_of(0, n, [x](std::int64_t i) { return x[i]; });
+// rows(v, x…, y) or columns(v, x…, y). Rows of a register are worth laying side by side for one x.
+template <class T, class Rows, class Columns, class... X>
+void along_lines(const View& v, Rows rows, Columns columns, T* y, const X*... x) {
+  if (are_short_rows<T>(v, sizeof...(X) == 1 ? 16 : 15)) {
+    const auto f = [=](auto, auto, const View& c, auto*... p) { columns(c, p...); };
+    for_short_rows(v, f, y, v.n * v.inner, x...);
+  } else if (v.inner == 1) {
+    rows(v, x..., y);
+  } else {
+    columns(v, x..., y);
+  }
 }
 
 // e = exp(x − m), m = max x, and Σ e of rows, and the same of columns.
@@ -55,7 +64,9 @@ struct RowExponentials {
       map_row(
           e + r * n, n, [m = Simd<T>(max[r])](auto x) { return exp(x - m); }, x + r * n);
     }
-    for (std::int64_t r = 0; r < count; ++r) sum[r] = row_sum(e + r * n, n);
+    for (std::int64_t r = 0; r < count; ++r)
+      sum[r] = sum_row<T>(
+          n, [](auto e) { return e; }, e + r * n);
   }
 };
 

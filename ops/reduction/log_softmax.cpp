@@ -20,7 +20,7 @@ namespace {
 
 // y holds exp(x − m) until its sum is known.
 template <class T>
-void rows(const T* x, const View& v, T* y) {
+void rows(const View& v, const T* x, T* y) {
   cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
     cpu::RowExponentials<T> e(x + at, v.n, count, y + at);
     cpu::map_row(
@@ -35,7 +35,7 @@ void rows(const T* x, const View& v, T* y) {
 }
 
 template <class T>
-void columns(const T* x, const View& v, T* y) {
+void columns(const View& v, const T* x, T* y) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const cpu::ColumnExponentials<T> e(x + at, v, width, y + at);
     const cpu::Array<T> log_sum = e.sum.log().template cast<T>();
@@ -47,10 +47,11 @@ void columns(const T* x, const View& v, T* y) {
 }
 
 template <class T>
-void backward_rows(const T* y, const T* dy, const View& v, T* dx) {
+void backward_rows(const View& v, const T* y, const T* dy, T* dx) {
   cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
     for (std::int64_t o = at; o < at + count * v.n; o += v.n) {
-      const cpu::Simd<T> sum = T(cpu::row_sum(dy + o, v.n));
+      const cpu::Simd<T> sum = T(cpu::sum_row<T>(
+          v.n, [](auto g) { return g; }, dy + o));
       cpu::map_row(
           dx + o, v.n, [sum](auto y, auto g) { return g - exp(y) * sum; }, y + o, dy + o);
     }
@@ -58,7 +59,7 @@ void backward_rows(const T* y, const T* dy, const View& v, T* dx) {
 }
 
 template <class T>
-void backward_columns(const T* y, const T* dy, const View& v, T* dx) {
+void backward_columns(const View& v, const T* y, const T* dy, T* dx) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const std::int64_t step = v.inner;
     cpu::Array<double> sums = cpu::Array<double>::Zero(width);
@@ -77,15 +78,14 @@ void backward_columns(const T* y, const T* dy, const View& v, T* dx) {
 void cpu::log_softmax(const Tensor& x, const View& v, Tensor& y) {
   visit<float, double>(x.dtype(), "log_softmax", [&](auto zero) {
     using T = decltype(zero);
-    (v.inner == 1 ? rows<T> : columns<T>)(x.data<T>(), v, y.data<T>());
+    along_lines(v, rows<T>, columns<T>, y.data<T>(), x.data<T>());
   });
 }
 
 void cpu::log_softmax_backward(const Tensor& y, const Tensor& dy, const View& v, Tensor& dx) {
   visit<float, double>(y.dtype(), "log_softmax", [&](auto zero) {
     using T = decltype(zero);
-    (v.inner == 1 ? backward_rows<T> : backward_columns<T>)(y.data<T>(), dy.data<T>(), v,
-                                                            dx.data<T>());
+    along_lines(v, backward_rows<T>, backward_columns<T>, dx.data<T>(), y.data<T>(), dy.data<T>());
   });
 }
 

@@ -3,8 +3,7 @@
 #include <bit>
 #include <limits>
 
-#include "ebb/core/parallel.h"
-#include "ebb/ops/simd.h"
+#include "ebb/ops/short_rows.h"
 
 namespace ebb {
 namespace {
@@ -113,35 +112,47 @@ struct Largest {
   std::int64_t at;
 };
 
-// Blocks are looked through at once: a loop that may stop anywhere is none for SIMD.
-template <class T, class Is>
-std::int64_t first_that(const T* x, std::int64_t n, Is is) {
-  constexpr std::int64_t block = 128;
-  for (std::int64_t first = 0; first < n; first += block) {
-    const std::int64_t last = std::min(n, first + block);
-    int found = 0;
-#pragma omp simd reduction(| : found)
-    for (std::int64_t k = first; k < last; ++k) found |= int(is(x[k]));
-    if (found)
-      while (!is(x[first])) ++first;
-    if (found) return first;
-  }
-  return n;
+// The larger of two, lane by lane, and NaN where there is one.
+template <class T>
+cpu::Simd<T> larger_of(cpu::Simd<T> a, cpu::Simd<T> b) {
+  return select(not_at_most(b, a) & (a == a), b, a);
 }
 
-// Of one row; of equals the first, which shows in the place and in the sign of 0.
+// Of one row; of equals the first, which shows in the place and in the sign of 0, as of NaN. The
+// last register overlaps the one before it. Lanes count in T, up to 2^24.
 template <class T>
 Largest<T> first_largest(const T* x, std::int64_t n, bool place) {
-  T best = x[0];
-  int nan = 0;
-#pragma omp simd reduction(max : best) reduction(| : nan)
-  for (std::int64_t k = 0; k < n; ++k) {
-    best = x[k] > best ? x[k] : best;
-    nan |= int(x[k] != x[k]);
+  using cpu::Simd;
+  constexpr std::int64_t width = cpu::lanes<T>;
+  if (n < width) {
+    std::int64_t at = 0;
+    for (std::int64_t k = 1; k < n; ++k)
+      if (larger(x[k], x[at])) at = k;
+    return {x[at], at};
   }
-  if (!nan && !place && best != 0) return {best, 0};
-  const std::int64_t at = nan ? first_that(x, n, [](T v) { return v != v; })
-                              : first_that(x, n, [best](T v) { return v == best; });
+  Simd<T> most = Simd<T>::load(x + n - width), other = most;
+  std::int64_t i = 0;
+  for (; i + 2 * width <= n; i += 2 * width) {
+    most = larger_of(most, Simd<T>::load(x + i));
+    other = larger_of(other, Simd<T>::load(x + i + width));
+  }
+  if (i + width <= n) most = larger_of(most, Simd<T>::load(x + i));
+  most = larger_of(most, other);
+  const Simd<T> nans = select(most == most, Simd<T>(T(0)), Simd<T>(T(1)));
+  const bool nan = Eigen::internal::predux_max(nans.v) > 0;
+  const T best = Eigen::internal::predux_max(most.v);
+  if (!place && !nan && best != 0) return {best, 0};
+  const Simd<T> wanted = best, none = T(n);
+  Simd<T> first = none;
+  const auto look = [&](std::int64_t i) {
+    const Simd<T> v = Simd<T>::load(x + i);
+    const auto found = nan ? not_at_most(v, v) : v == wanted;
+    const Simd<T> at = select(found, cpu::lane_numbers<T>() + Simd<T>(T(i)), none);
+    first = select(at < first, at, first);
+  };
+  for (i = 0; i + width <= n; i += width) look(i);
+  if (i < n) look(n - width);
+  const auto at = static_cast<std::int64_t>(Eigen::internal::predux_min(first.v));
   return {x[at], at};
 }
 
@@ -169,29 +180,30 @@ void max_of_columns(const T* x, const View& v, std::int32_t* index, T* y) {
   });
 }
 
-constexpr std::int64_t short_row = 128;
-
-// Short rows, some at a time, side by side as columns.
 template <class T>
 void max_of_short_rows(const T* x, const View& v, std::int32_t* index, T* y) {
-  constexpr std::int64_t some = 32;
-  const std::int64_t groups = (v.outer + some - 1) / some;
-  parallel_for(groups, 1 + 16384 / (v.n * some), [&](std::int64_t begin, std::int64_t end) {
-    T columns[short_row * some], best[some], at[some];
-    for (std::int64_t first = begin * some; first < std::min(end * some, v.outer); first += some) {
-      const std::int64_t count = std::min(some, v.outer - first);
-      for (std::int64_t r = 0; r < count; ++r)
-        for (std::int64_t k = 0; k < v.n; ++k) columns[k * some + r] = x[(first + r) * v.n + k];
-      largest_columns(columns, v.n, some, count, best, at);
-      store(best, at, count, y + first, index ? index + first : nullptr);
-    }
-  });
+  const auto f = [=](auto first, auto count, const View& c, const T* columns, T* best) {
+    T at[cpu::near_elements<T>];
+    largest_columns(columns, c.n, c.inner, c.inner, best, at);
+    store(best, at, count, y + first, index ? index + first : nullptr);
+  };
+  cpu::for_short_rows(v, f, y, 0, x);
 }
 
 // Long rows in blocks, so that threads may share one.
 template <class T>
 void max_of_rows(const T* x, const View& v, std::int32_t* index, T* y) {
   const std::int64_t blocks = (v.n + 65535) / 65536;
+  if (blocks == 1) {
+    parallel_for(v.outer, 1 + 16384 / v.n, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t o = begin; o < end; ++o) {
+        const auto [value, at] = first_largest(x + o * v.n, v.n, index != nullptr);
+        y[o] = value;
+        if (index) index[o] = static_cast<std::int32_t>(at);
+      }
+    });
+    return;
+  }
   std::vector<Largest<T>> found(static_cast<size_t>(v.outer * blocks));
   parallel_for(v.outer * blocks, 1 + 16384 * blocks / v.n, [&](auto begin, auto end) {
     for (std::int64_t b = begin; b < end; ++b) {
@@ -219,9 +231,9 @@ void cpu::max_along(const Tensor& x, const View& v, Tensor& index, Tensor& y) {
   visit<float, double>(x.dtype(), "max", [&](auto zero) {
     using T = decltype(zero);
     std::int32_t* places = index.defined() ? index.data<std::int32_t>() : nullptr;
-    const auto max_of = v.inner != 1       ? max_of_columns<T>
-                        : v.n <= short_row ? max_of_short_rows<T>
-                                           : max_of_rows<T>;
+    const auto max_of = v.inner != 1           ? max_of_columns<T>
+                        : are_short_rows<T>(v) ? max_of_short_rows<T>
+                                               : max_of_rows<T>;
     max_of(x.data<T>(), v, places, y.data<T>());
   });
 }

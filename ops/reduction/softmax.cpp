@@ -19,7 +19,7 @@ Tensor softmax(const Tensor& x, SoftmaxOptions options) {
 namespace {
 
 template <class T>
-void rows(const T* x, const View& v, T* y) {
+void rows(const View& v, const T* x, T* y) {
   cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
     const cpu::RowExponentials<T> e(x + at, v.n, count, y + at);
     for (std::int64_t r = 0; r < count; ++r) {
@@ -31,7 +31,7 @@ void rows(const T* x, const View& v, T* y) {
 }
 
 template <class T>
-void columns(const T* x, const View& v, T* y) {
+void columns(const View& v, const T* x, T* y) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const cpu::ColumnExponentials<T> e(x + at, v, width, y + at);
     const cpu::Array<T> scale = e.sum.inverse().template cast<T>();
@@ -44,11 +44,12 @@ void columns(const T* x, const View& v, T* y) {
 }
 
 template <class T>
-void backward_rows(const T* y, const T* dy, const View& v, T* dx) {
+void backward_rows(const View& v, const T* y, const T* dy, T* dx) {
   cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
     for (std::int64_t o = at; o < at + count * v.n; o += v.n) {
       const T *p = y + o, *g = dy + o;
-      const cpu::Simd<T> dot = T(cpu::sum_of(0, v.n, [=](auto i) { return p[i] * g[i]; }));
+      const cpu::Simd<T> dot = T(cpu::sum_row<T>(
+          v.n, [](auto p, auto g) { return p * g; }, p, g));
       cpu::map_row(
           dx + o, v.n, [dot](auto p, auto g) { return p * (g - dot); }, p, g);
     }
@@ -56,7 +57,7 @@ void backward_rows(const T* y, const T* dy, const View& v, T* dx) {
 }
 
 template <class T>
-void backward_columns(const T* y, const T* dy, const View& v, T* dx) {
+void backward_columns(const View& v, const T* y, const T* dy, T* dx) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const T *p = y + at, *g = dy + at;
     const std::int64_t step = v.inner;
@@ -76,15 +77,14 @@ void backward_columns(const T* y, const T* dy, const View& v, T* dx) {
 void cpu::softmax(const Tensor& x, const View& v, Tensor& y) {
   visit<float, double>(x.dtype(), "softmax", [&](auto zero) {
     using T = decltype(zero);
-    (v.inner == 1 ? rows<T> : columns<T>)(x.data<T>(), v, y.data<T>());
+    along_lines(v, rows<T>, columns<T>, y.data<T>(), x.data<T>());
   });
 }
 
 void cpu::softmax_backward(const Tensor& y, const Tensor& dy, const View& v, Tensor& dx) {
   visit<float, double>(y.dtype(), "softmax", [&](auto zero) {
     using T = decltype(zero);
-    (v.inner == 1 ? backward_rows<T> : backward_columns<T>)(y.data<T>(), dy.data<T>(), v,
-                                                            dx.data<T>());
+    along_lines(v, backward_rows<T>, backward_columns<T>, dx.data<T>(), y.data<T>(), dy.data<T>());
   });
 }
 

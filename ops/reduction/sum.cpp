@@ -1,6 +1,7 @@
 #include "ebb/ops/reduction/sum.h"
 
-#include "ebb/core/eigen.h"
+#include "ebb/ops/map.h"
+#include "ebb/ops/short_rows.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -50,25 +51,6 @@ T scaled(double sum, double factor) {
   return T(factor * static_cast<double>(T(sum)));
 }
 
-// Some rows at a time, side by side as columns.
-template <class T, std::int64_t most>
-void sum_short_rows(const T* x, const View& v, double factor, T* y) {
-  constexpr std::int64_t some = 32;
-  const std::int64_t groups = (v.outer + some - 1) / some;
-  parallel_for(groups, 1 + 16384 / (most * some), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t first = begin * some; first < std::min(end * some, v.outer); first += some) {
-      const std::int64_t count = std::min(some, v.outer - first);
-      T columns[most * some];
-      double sums[some] = {};
-      for (std::int64_t r = 0; r < count; ++r)
-        for (std::int64_t k = 0; k < v.n; ++k) columns[k * some + r] = x[(first + r) * v.n + k];
-      cpu::add_rows(0, v.n, count, sums,
-                    [=, from = &columns[0]](auto k, auto r) { return from[k * some + r]; });
-      for (std::int64_t r = 0; r < count; ++r) y[first + r] = scaled<T>(sums[r], factor);
-    }
-  });
-}
-
 template <class T>
 void sum_rows(const T* x, const View& v, double factor, T* y) {
   constexpr std::int64_t long_row = 1 << 17;
@@ -79,13 +61,11 @@ void sum_rows(const T* x, const View& v, double factor, T* y) {
     }
     return;
   }
-  constexpr std::int64_t short_row = 16;
-  if (v.n <= short_row) return sum_short_rows<T, short_row>(x, v, factor, y);
   parallel_for(v.outer, 16384 / (v.n + 16), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t o = begin; o < end; ++o) {
-      const T* row = x + o * v.n;
-      y[o] = scaled<T>(cpu::sum_of(0, v.n, [row](std::int64_t i) { return row[i]; }), factor);
-    }
+    for (std::int64_t o = begin; o < end; ++o)
+      y[o] = scaled<T>(cpu::sum_row<T>(
+                           v.n, [](auto x) { return x; }, x + o * v.n),
+                       factor);
   });
 }
 
@@ -167,8 +147,15 @@ void repeat_short_rows(const T* dy, const View& v, T scale, T* dx) {
 void cpu::sum_along(const Tensor& x, const View& v, double factor, Tensor& y) {
   visit<float, double>(x.dtype(), "sum", [&](auto zero) {
     using T = decltype(zero);
-    if (v.inner == 1) return sum_rows(x.data<T>(), v, factor, y.data<T>());
-    sum_columns(x.data<T>(), v, factor, y.data<T>());
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
+    if (are_short_rows<T>(v)) {
+      const auto f = [=](auto, auto, const View& c, const T* columns, T* sums) {
+        sum_matrix(columns, c.n, c.inner, factor, sums);
+      };
+      return for_short_rows(v, f, to, v.inner, from);
+    }
+    (v.inner == 1 ? sum_rows<T> : sum_columns<T>)(from, v, factor, to);
   });
 }
 
@@ -178,6 +165,13 @@ void cpu::repeat_along(const Tensor& dy, const View& v, double factor, Tensor& d
     const T* from = dy.data<T>();
     T* to = dx.data<T>();
     const T scale = T(factor);
+    if (are_short_rows<T>(v)) {
+      const auto f = [n = v.n, scale](auto, auto, const View& c, const T* dy, T* dx) {
+        for (std::int64_t k = 0; k < n; ++k)
+          array(dx + k * c.inner, c.inner) = scale * array(dy, c.inner);
+      };
+      return for_short_rows({v.outer, 1, v.inner}, f, to, v.n * v.inner, from);
+    }
     if (v.inner == 1) return repeat_rows(from, v, scale, to);
     if (dx.numel() == 0) return;
     (v.inner < 16 ? repeat_short_rows<T> : repeat_long_rows<T>)(from, v, scale, to);

@@ -1,0 +1,107 @@
+// Internal: not in <ebb/ebb.h>, not installed.
+// Short rows as columns: some hundreds of them are laid side by side, near, so that what is done
+// along a row is done to whole registers, and ops need no other code than that of columns.
+#pragma once
+#include <array>
+
+#include "ebb/core/parallel.h"
+#include "ebb/ops/reduction/axes.h"
+#include "ebb/ops/side_by_side.h"
+
+namespace ebb::cpu {
+
+// Also [outer, n, inner] with little in n and inner: each outer index is a row of n · inner.
+template <class T>
+bool are_short_rows(const View& v, std::int64_t short_row = 16) {
+  const std::int64_t most = v.inner == 1 ? short_row : 64;
+  return v.outer > 1 && 0 < v.n && 0 < v.inner && v.inner < lanes<T> && v.n * v.inner <= most;
+}
+
+template <class T>
+inline constexpr std::int64_t near_elements = 8192 / sizeof(T);
+
+namespace detail {
+
+// A square of registers `from_step` apart, transposed; rows beyond `rows` are anything, those of
+// the result beyond `cols` stay unwritten.
+template <class T>
+void transpose_square(const T* from, std::int64_t from_step, T* to, std::int64_t to_step,
+                      std::int64_t rows, std::int64_t cols) {
+  constexpr int width = lanes<T>;
+  auto square = square_of(Simd<T>(T(0)).v);
+  if (rows >= width)
+    for (int j = 0; j < width; ++j) square.packet[j] = Simd<T>::load(from + j * from_step).v;
+  else
+    for (int j = 0; j < width; ++j)
+      if (j < rows) square.packet[j] = Simd<T>::load(from + j * from_step).v;
+  Eigen::internal::ptranspose(square);
+  if (cols >= width)
+    for (int j = 0; j < width; ++j) Simd<T>::of(square.packet[j]).store(to + j * to_step);
+  else
+    for (int j = 0; j < width; ++j)
+      if (j < cols) Simd<T>::of(square.packet[j]).store(to + j * to_step);
+}
+
+// to[k · step + r] = x[r · n + k] for r < count, by whole registers. By way of `near`, as memory is
+// to be read in order.
+template <class T>
+void rows_to_columns(const T* x, std::int64_t n, std::int64_t count, T* near, T* to,
+                     std::int64_t step) {
+  constexpr std::int64_t width = lanes<T>;
+  T* rows = n == 1 ? to : near;
+  std::copy_n(x, count * n, rows);
+  for (std::int64_t r = count; r < step; ++r) std::copy_n(x + (count - 1) * n, n, rows + r * n);
+  for (std::int64_t r = 0; r < step && n > 1; r += width)
+    for (std::int64_t k = 0; k < n; k += width)
+      transpose_square(near + r * n + k, n, to + k * step + r, step, width, n - k);
+}
+
+// The way back. What a register has too much is written over: by the row's successor, the end of
+// which is written before its beginning.
+template <class T>
+void columns_to_rows(const T* from, std::int64_t step, std::int64_t n, std::int64_t count, T* near,
+                     T* y) {
+  constexpr std::int64_t width = lanes<T>;
+  for (std::int64_t r = 0; r < step && n > 1; r += width)
+    for (std::int64_t k = (n - 1) / width * width; k >= 0; k -= width)
+      transpose_square(from + k * step + r, step, near + r * n + k, n, n - k, width);
+  std::copy_n(n == 1 ? from : near, count * n, y);
+}
+
+template <class T, size_t inputs>
+struct NearRows {
+  T rows[near_elements<T> + lanes<T>];
+  T to[near_elements<T>];
+  T from[inputs][near_elements<T>];
+};
+
+}  // namespace detail
+
+// f(first, count, columns, from…, to): the elements of `count` rows from `first` on are the columns
+// of each `from`, and what `to` then has becomes y's, in rows of `m`; m may be 0. columns.inner is
+// whole registers: columns beyond `count` have something of the last row's.
+template <class T, class F, class... X>
+void for_short_rows(const View& v, const F& f, T* y, std::int64_t m, const X*... x) {
+  constexpr std::int64_t width = lanes<T>;
+  const std::int64_t n = v.n * v.inner;
+  const std::int64_t some = near_elements<T> / std::max(n, m) / width * width;
+  const std::int64_t groups = (v.outer + some - 1) / some;
+  const std::array<const T*, sizeof...(X)> rows{x...};
+  parallel_for(
+      groups, 1 + 16384 / (some * std::max(n, m)), [&](std::int64_t begin, std::int64_t end) {
+        detail::NearRows<T, sizeof...(X)> near;
+        for (std::int64_t g = begin; g < end; ++g) {
+          const std::int64_t first = g * some, count = std::min(some, v.outer - first);
+          const std::int64_t step = (count + width - 1) / width * width;
+          for (size_t i = 0; i < rows.size(); ++i)
+            detail::rows_to_columns(rows[i] + first * n, n, count, near.rows, near.from[i], step);
+          const View columns{1, v.n, v.inner * step};
+          if constexpr (sizeof...(X) == 1) f(first, count, columns, near.from[0], near.to);
+          if constexpr (sizeof...(X) == 2)
+            f(first, count, columns, near.from[0], near.from[1], near.to);
+          if (m > 0) detail::columns_to_rows(near.to, step, m, count, near.rows, y + first * m);
+        }
+      });
+}
+
+}  // namespace ebb::cpu
