@@ -1,6 +1,7 @@
 #include "ebb/ops/normalization/norm_rows.h"
 
-#include "ebb/core/eigen.h"
+#include "ebb/ops/map.h"
+#include "ebb/ops/short_rows.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -52,7 +53,9 @@ namespace {
 
 using cpu::array;
 using cpu::Array;
-using cpu::sum_of;
+using cpu::map_row;
+using cpu::Simd;
+using cpu::sum_row;
 
 constexpr std::int64_t tile = 1024;  // columns whose sums stay in the first-level cache
 
@@ -67,40 +70,97 @@ struct Centre {
   explicit Centre(double mean) : high(T(mean)), low(T(mean - static_cast<double>(high))) {}
 };
 
+// The same of columns.
+template <class T>
+struct Centres {
+  T high[cpu::near_elements<T>], low[cpu::near_elements<T>];
+  Centres(const double* mean, std::int64_t n) {
+    for (std::int64_t c = 0; c < n; ++c) high[c] = T(mean[c]);
+    for (std::int64_t c = 0; c < n; ++c) low[c] = T(mean[c] - static_cast<double>(high[c]));
+  }
+};
+
+template <class T>
+struct Forward {
+  std::int64_t cols;
+  const T *weight, *bias;  // or null
+  double eps;
+  double* mean;  // or null
+  T* rstd;
+
+  void row(std::int64_t i, const T* x, T* y) const {
+    const auto n = static_cast<double>(cols);
+    const double m = mean ? sum_row<T>(
+                                cols, [](auto x) { return x; }, x) /
+                                n
+                          : 0.0;
+    const auto square = [m = Simd<double>(m)](Simd<double> x) { return (x - m) * (x - m); };
+    const T r = T(1 / std::sqrt(sum_row<T>(cols, square, x) / n + eps));
+    if (mean) mean[i] = m;
+    rstd[i] = r;
+    const Centre<T> centre(m);
+    const auto hat = ((array(x, cols) - centre.high) - centre.low) * r;
+    auto out = array(y, cols);
+    if (weight && bias) {
+      out = hat * array(weight, cols) + array(bias, cols);
+    } else if (weight) {
+      out = hat * array(weight, cols);
+    } else if (bias) {
+      out = hat + array(bias, cols);
+    } else {
+      out = hat;
+    }
+  }
+
+  // `count` short rows as columns.
+  void columns(std::int64_t first, std::int64_t count, std::int64_t step, const T* x, T* y) const {
+    constexpr std::int64_t most = cpu::near_elements<T>;
+    double m[most] = {}, square[most] = {};
+    if (mean) {
+      cpu::add_rows(0, cols, step, m, [=](auto k, auto c) { return x[k * step + c]; });
+      array(m, step) /= static_cast<double>(cols);
+      std::copy_n(m, count, mean + first);
+    }
+    cpu::add_rows(0, cols, step, square, [=, m = &m[0]](auto k, auto c) {
+      const double d = static_cast<double>(x[k * step + c]) - m[c];
+      return d * d;
+    });
+    const auto inverse_root = [n = Simd<double>(static_cast<double>(cols)),
+                               eps = Simd<double>(eps)](auto s) { return 1.0 / sqrt(s / n + eps); };
+    map_row(square, step, inverse_root, square);
+    T r[most];
+    std::copy_n(square, step, r);
+    std::copy_n(r, count, rstd + first);
+    const Centres<T> centre(m, step);
+    for (std::int64_t k = 0; k < cols; ++k) {
+      const auto affine =
+          [w = Simd<T>(weight ? weight[k] : T(1)), b = Simd<T>(bias ? bias[k] : T(0))](
+              auto x, auto high, auto low, auto r) { return ((x - high) - low) * r * w + b; };
+      map_row(y + k * step, step, affine, x + k * step, &centre.high[0], &centre.low[0], &r[0]);
+    }
+  }
+};
+
 template <class T>
 void forward(const Tensor& x, const NormRows& s, const Tensor& weight, const Tensor& bias,
              double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
-  const T* w = weight.defined() ? weight.data<T>() : nullptr;
-  const T* b = bias.defined() ? bias.data<T>() : nullptr;
-  const double n = static_cast<double>(s.cols);
-  double* means = mean.defined() ? mean.data<double>() : nullptr;
-  T* inverse = rstd.data<T>();
-  T* to = y.data<T>();
+  const Forward<T> of{s.cols,
+                      weight.defined() ? weight.data<T>() : nullptr,
+                      bias.defined() ? bias.data<T>() : nullptr,
+                      eps,
+                      mean.defined() ? mean.data<double>() : nullptr,
+                      rstd.data<T>()};
   const T* from = x.data<T>();
+  T* to = y.data<T>();
+  const View view{s.rows, s.cols, 1};
+  if (cpu::are_short_rows<T>(view)) {
+    const auto f = [&](auto first, auto count, const View& c, const T* x, T* y) {
+      of.columns(first, count, c.inner, x, y);
+    };
+    return cpu::for_short_rows(view, f, to, s.cols, from);
+  }
   parallel_for(s.rows, grain(s.cols), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const T* row = from + i * s.cols;
-      const double m = means ? sum_of(0, s.cols, [=](std::int64_t c) { return row[c]; }) / n : 0.0;
-      const double square = sum_of(0, s.cols, [=](std::int64_t c) {
-        const double d = static_cast<double>(row[c]) - m;
-        return d * d;
-      });
-      const T r = T(1 / std::sqrt(square / n + eps));
-      if (means) means[i] = m;
-      inverse[i] = r;
-      const Centre<T> centre(m);
-      const auto hat = ((array(row, s.cols) - centre.high) - centre.low) * r;
-      auto out = array(to + i * s.cols, s.cols);
-      if (w && b) {
-        out = hat * array(w, s.cols) + array(b, s.cols);
-      } else if (w) {
-        out = hat * array(w, s.cols);
-      } else if (b) {
-        out = hat + array(b, s.cols);
-      } else {
-        out = hat;
-      }
-    }
+    for (std::int64_t i = begin; i < end; ++i) of.row(i, from + i * s.cols, to + i * s.cols);
   });
 }
 
@@ -140,6 +200,43 @@ struct Gradient {
   RowSums means(const RowSums& sums) const {
     const double n = static_cast<double>(s.cols);
     return {mean ? sums.g / n : 0, sums.g_hat / n};
+  }
+
+  // dx of `count` short rows as columns, and their terms of dw and db. First it holds x̂.
+  void columns(std::int64_t first, std::int64_t count, std::int64_t step, const T* v, const T* up,
+               T* to, double* dw, double* db) const {
+    constexpr std::int64_t most = cpu::near_elements<T>;
+    double sum[most] = {}, sum_hat[most] = {};
+    if (mean) std::copy_n(mean + first, count, sum);
+    const Centres<T> middle(sum, step);
+    T r[most] = {}, a[most], b[most];
+    std::copy_n(rstd + first, count, r);
+    for (std::int64_t k = 0; k < s.cols; ++k) {
+      T* hat = to + k * step;
+      const T* g = up + k * step;
+      map_row(
+          hat, step, [](auto x, auto high, auto low, auto r) { return ((x - high) - low) * r; },
+          v + k * step, &middle.high[0], &middle.low[0], &r[0]);
+      dw[k] += sum_row<T>(
+          count, [](auto g, auto hat) { return g * hat; }, g, hat);
+      db[k] += sum_row<T>(
+          count, [](auto g) { return g; }, g);
+    }
+    array(sum, step).setZero();
+    const auto g = [up, step, w = weight](auto k, auto c) { return up[k * step + c] * w[k]; };
+    const T* hats = to;
+    if (mean) cpu::add_rows(0, s.cols, step, sum, g);
+    cpu::add_rows(0, s.cols, step, sum_hat,
+                  [=](auto k, auto c) { return g(k, c) * hats[k * step + c]; });
+    for (std::int64_t c = 0; c < step; ++c) a[c] = T(sum[c] / static_cast<double>(s.cols));
+    for (std::int64_t c = 0; c < step; ++c) b[c] = T(sum_hat[c] / static_cast<double>(s.cols));
+    for (std::int64_t k = 0; k < s.cols; ++k)
+      map_row(
+          to + k * step, step,
+          [w = Simd<T>(weight[k])](auto hat, auto up, auto a, auto b, auto r) {
+            return ((up * w - a) - hat * b) * r;
+          },
+          hats + k * step, up + k * step, &a[0], &b[0], &r[0]);
   }
 
   // dx of rows [first, last) and columns [begin, end), and their terms of dw and db.
@@ -198,7 +295,16 @@ Partial backward_of_many(const Gradient<T>& gradient) {
   parallel_for(partial.parts, 16384 / (part * (cols + 8)), [&](auto begin, auto end) {
     RowSums means[64];
     for (std::int64_t p = begin; p < end; ++p) {
-      const std::int64_t stop = std::min(rows, (p + 1) * part);
+      const std::int64_t stop = std::min(rows, (p + 1) * part), at = p * part * cols;
+      const View view{stop - p * part, cols, 1};
+      if (cpu::are_short_rows<T>(view, 15)) {
+        const auto f = [&](auto first, auto count, const View& c, const T* x, const T* dy, T* dx) {
+          gradient.columns(p * part + first, count, c.inner, x, dy, dx, partial.at(0, p),
+                           partial.at(1, p));
+        };
+        cpu::for_short_rows(view, f, gradient.dx + at, cols, gradient.x + at, gradient.dy + at);
+        continue;
+      }
       for (std::int64_t first = p * part; first < stop; first += window) {
         const std::int64_t last = std::min(stop, first + window);
         for (std::int64_t i = first; i < last; ++i)
