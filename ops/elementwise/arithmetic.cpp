@@ -184,31 +184,55 @@ void one_row(const Formula& f, const Layout& l, const T* a, const T* b, T* y) {
   }
 }
 
-constexpr std::int64_t short_row = 64;
+// Rows that are less than a register, as many of them at a time as these are.
 constexpr std::int64_t near_numbers = 512;
 
-// A short row of an operand, by whole registers: what is too much, the next row is laid over.
+// A short row of an operand, by a whole register: what is too much, the next row is laid over.
 template <class T>
 void lay(const T* x, bool stays, std::int64_t n, T* near) {
-  using cpu::Simd;
-  for (std::int64_t i = 0; i < n; i += cpu::lanes<T>)
-    (stays ? Simd<T>(*x) : Simd<T>::load(x + i, n - i)).store(near + i);
+  (stays ? cpu::Simd<T>(*x) : cpu::Simd<T>::load(x, n)).store(near);
 }
 
-// Some short rows together, once the operands lie near as they do in y.
+// An operand's short rows as they lie in y: where they are, if they do there, else near.
+template <class T>
+class NearRows {
+ public:
+  NearRows(const Layout& l, const std::int64_t* stride, const T* x)
+      : l_(l), stride_(stride), x_(x) {
+    std::int64_t step = 1;
+    for (int d = l.rank - 1; d >= 0; step *= l.dims[d--]) whole_ = whole_ && stride[d] == step;
+  }
+
+  const T* rows(std::int64_t begin, std::int64_t end) {
+    const int last = l_.rank - 1;
+    const std::int64_t n = l_.dims[last];
+    if (whole_) return x_ + begin * n;
+    if (laid_) return near_;
+    for_rows(l_, begin, end, [&](std::int64_t r, std::int64_t in_a, std::int64_t in_b) {
+      const std::int64_t at = stride_ == l_.a ? in_a : in_b;
+      lay(x_ + at, stride_[last] == 0, n, near_ + (r - begin) * n);
+    });
+    laid_ = last == 1 && stride_[0] == 0;  // all rows are the same
+    return near_;
+  }
+
+ private:
+  const Layout& l_;
+  const std::int64_t* stride_;
+  const T* x_;
+  bool whole_ = true, laid_ = false;
+  T near_[near_numbers + cpu::lanes<T>];
+};
+
+// Some short rows together.
 template <class T, class Formula>
 void short_rows(const Formula& f, const Layout& l, std::int64_t begin, std::int64_t end, const T* a,
                 const T* b, T* y) {
-  const int last = l.rank - 1;
-  const std::int64_t n = l.dims[last], some = near_numbers / n;
-  T near_a[near_numbers + cpu::lanes<T>], near_b[near_numbers + cpu::lanes<T>];
+  const std::int64_t n = l.dims[l.rank - 1], some = near_numbers / n;
+  NearRows<T> near_a(l, l.a, a), near_b(l, l.b, b);
   for (std::int64_t r = begin; r < end; r += some) {
     const std::int64_t stop = std::min(end, r + some);
-    for_rows(l, r, stop, [&](std::int64_t row, std::int64_t in_a, std::int64_t in_b) {
-      lay(a + in_a, l.a[last] == 0, n, near_a + (row - r) * n);
-      lay(b + in_b, l.b[last] == 0, n, near_b + (row - r) * n);
-    });
-    cpu::map_row(y + r * n, (stop - r) * n, f, &near_a[0], &near_b[0]);
+    cpu::map_row(y + r * n, (stop - r) * n, f, near_a.rows(r, stop), near_b.rows(r, stop));
   }
 }
 
@@ -230,7 +254,7 @@ void cpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
       const T *from_a = a.data<T>(), *from_b = b.data<T>();
       T* to = y.data<T>();
       parallel_for(y.numel() / n, map_grain / (n + 16), [&](std::int64_t begin, std::int64_t end) {
-        if (n < short_row) return short_rows(f, l, begin, end, from_a, from_b, to);
+        if (n < lanes<T>) return short_rows(f, l, begin, end, from_a, from_b, to);
         for_rows(l, begin, end, [&](std::int64_t r, std::int64_t in_a, std::int64_t in_b) {
           one_row(f, l, from_a + in_a, from_b + in_b, to + r * n);
         });
