@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ebb/ops/map.h"
+#include "ebb/ops/short_rows.h"
 #include "ebb/ops/sums.h"
 
 namespace ebb {
@@ -102,7 +103,8 @@ namespace {
 
 using cpu::array;
 using cpu::Array;
-using cpu::sum_of;
+using cpu::Simd;
+using cpu::sum_row;
 
 std::int64_t grain(std::int64_t plane) { return 16384 / (plane + 8); }
 
@@ -114,17 +116,23 @@ void for_planes(const Planes& s, F f) {
   });
 }
 
-// How many rows of [N,C] are gone through together: short ones are joined.
+// Planes of less than a register: a sample is gone through as a row, of which each element has its
+// channel's numbers beside it.
+template <class T>
+bool go_by_rows(const Planes& s) {
+  return s.plane < cpu::lanes<T>;
+}
+
+// How many such rows are gone through together: short ones are joined.
 std::int64_t joined(const Planes& s) {
-  return s.plane > 1 ? 1
-                     : std::clamp<std::int64_t>(256 / (s.channels + 1), 1,
-                                                std::max<std::int64_t>(s.samples, 1));
+  return std::clamp<std::int64_t>(256 / (s.channels * s.plane + 1), 1,
+                                  std::max<std::int64_t>(s.samples, 1));
 }
 
 // Calls f(at, n) for n elements of joined rows, from element `at` on.
 template <class F>
 void for_joined_rows(const Planes& s, F f) {
-  const std::int64_t n = joined(s) * s.channels, all = s.samples * s.channels;
+  const std::int64_t row = s.channels * s.plane, n = joined(s) * row, all = s.samples * row;
   if (all == 0) return;
   parallel_for((all + n - 1) / n, grain(n), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t at = begin * n; at < std::min(all, end * n); at += n)
@@ -132,10 +140,14 @@ void for_joined_rows(const Planes& s, F f) {
   });
 }
 
-// What there is of each channel, again and again.
+// What there is of each channel, for each of its elements, again and again.
 template <class T>
 Array<T> of_joined_rows(const Planes& s, const Array<T>& channels) {
-  return channels.replicate(joined(s), 1);
+  const std::int64_t row = s.channels * s.plane;
+  Array<T> all(joined(s) * row);
+  cpu::matrix(all.data(), s.channels, s.plane).colwise() = channels.matrix();
+  for (std::int64_t at = row; at < all.size(); at += row) std::copy_n(all.data(), row, &all[at]);
+  return all;
 }
 
 // Of each channel's values.
@@ -172,22 +184,50 @@ struct Parts : Moments {
   }
 };
 
+// Small planes as columns.
+template <class T>
+void column_moments(const View& v, std::int64_t count, const T* x, double* mean, double* square) {
+  constexpr std::int64_t most = cpu::near_elements<T>;
+  double sums[most] = {}, squares[most] = {};
+  T near[most];
+  cpu::add_rows(0, v.n, v.inner, sums, [=](auto k, auto c) { return x[k * v.inner + c]; });
+  const auto n = static_cast<double>(v.n);
+  for (std::int64_t c = 0; c < v.inner; ++c) near[c] = T(sums[c] / n);
+  cpu::add_rows(0, v.n, v.inner, squares, [=, m = &near[0]](auto k, auto c) {
+    const T d = x[k * v.inner + c] - m[c];
+    return d * d;
+  });
+  for (std::int64_t c = 0; c < count; ++c) {
+    mean[c] = sums[c] / n;
+    const double off = mean[c] - static_cast<double>(near[c]);
+    square[c] = squares[c] - n * off * off;
+  }
+}
+
 template <class T>
 Parts plane_moments(const T* x, const Planes& s) {
   Parts parts(s.samples, s.channels);
   std::ranges::fill(parts.counts, static_cast<double>(s.plane));
+  double *means = parts.mean.data(), *squares = parts.square.data();
+  const View planes{s.samples * s.channels, s.plane, 1};
+  if (cpu::are_short_rows<T>(planes)) {
+    const auto f = [=](auto first, auto count, const View& v, const T* x, T*) {
+      column_moments(v, count, x, means + first, squares + first);
+    };
+    cpu::for_short_rows(planes, f, static_cast<T*>(nullptr), 0, x);
+    return parts;
+  }
   const auto n = static_cast<double>(s.plane);
   for_planes(s, [&](std::int64_t p, std::int64_t) {
     const T* v = x + p * s.plane;
-    const double mean = sum_of(0, s.plane, [v](std::int64_t i) { return v[i]; }) / n;
+    const double mean = sum_row<T>(
+                            s.plane, [](auto x) { return x; }, v) /
+                        n;
     const T near = T(mean);
-    const double square = sum_of(0, s.plane, [v, near](std::int64_t i) {
-      const T d = v[i] - near;
-      return d * d;
-    });
     const double off = mean - static_cast<double>(near);
-    parts.mean[static_cast<size_t>(p)] = mean;
-    parts.square[static_cast<size_t>(p)] = square - n * off * off;
+    const auto square = [m = Simd<T>(near)](auto x) { return (x - m) * (x - m); };
+    means[p] = mean;
+    squares[p] = sum_row<T>(s.plane, square, v) - n * off * off;
   });
   return parts;
 }
@@ -296,7 +336,7 @@ void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
     };
     const T* in = x.data<T>();
     T* out = y.data<T>();
-    if (s.plane == 1) {
+    if (go_by_rows<T>(s)) {
       const Array<T> ms = of_joined_rows(s, m), scales = of_joined_rows(s, scale),
                      shifts = of_joined_rows(s, shift);
       return for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
@@ -343,17 +383,11 @@ std::vector<double> plane_sums(const T* x, const T* dy, const Planes& s, const T
   for_planes(s, [&](std::int64_t p, std::int64_t c) {
     const T* v = x + p * s.plane;
     const T* g = dy + p * s.plane;
-    const T mean = half<T> * m[c];
-    const T inverse = 2 * r[c];
-    double sum = 0;
-    double sum_x = 0;
-#pragma omp simd reduction(+ : sum, sum_x)
-    for (std::int64_t i = 0; i < s.plane; ++i) {
-      sum += static_cast<double>(g[i]);
-      sum_x += static_cast<double>(g[i] * ((half<T> * v[i] - mean) * inverse));
-    }
-    partial[static_cast<size_t>(p)] = sum;
-    partial[static_cast<size_t>(planes + p)] = sum_x;
+    const auto g_hat = [mean = Simd<T>(half<T> * m[c]), inverse = Simd<T>(2 * r[c])](
+                           auto g, auto x) { return g * ((half<T> * x - mean) * inverse); };
+    partial[static_cast<size_t>(p)] = sum_row<T>(
+        s.plane, [](auto g) { return g; }, g);
+    partial[static_cast<size_t>(planes + p)] = sum_row<T>(s.plane, g_hat, g, v);
   });
   std::vector<double> sums(static_cast<size_t>(2 * s.channels));
   for (std::int64_t q = 0; q < 2; ++q)
@@ -403,7 +437,7 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
     };
     const T *in = x.data<T>(), *g = dy.data<T>();
     T* out = dx.data<T>();
-    if (s.plane == 1) {
+    if (go_by_rows<T>(s)) {
       const Array<T> ms = of_joined_rows(s, m), scales = of_joined_rows(s, scale),
                      as = of_joined_rows(s, a), bs = of_joined_rows(s, b);
       return for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
