@@ -34,11 +34,28 @@ void rows(const View& v, const T* x, T* y) {
   });
 }
 
+// log of the nearest T, and what that leaves: as good as in double, and faster.
+template <class T>
+cpu::Array<T> log_of(const cpu::Array<double>& sums) {
+  const std::int64_t n = sums.size();
+  cpu::Array<T> y(n), low(n);
+  const double* from = sums.data();
+  T *high = y.data(), *rest = low.data();
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    high[i] = T(from[i]);
+    rest[i] = T(from[i] - static_cast<double>(high[i]));
+  }
+  cpu::map_row(
+      high, n, [](auto high, auto rest) { return log(high) + rest / high; }, high, rest);
+  return y;
+}
+
 template <class T>
 void columns(const View& v, const T* x, T* y) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const cpu::ColumnExponentials<T> e(x + at, v, width, y + at);
-    const cpu::Array<T> log_sum = e.sum.log().template cast<T>();
+    const cpu::Array<T> log_sum = log_of<T>(e.sum);
     for (std::int64_t k = 0; k < v.n; ++k)
       cpu::map_row(
           y + at + k * v.inner, width, [](auto x, auto m, auto s) { return (x - m) - s; },
