@@ -210,33 +210,33 @@ struct Gradient {
     if (mean) std::copy_n(mean + first, count, sum);
     const Centres<T> middle(sum, step);
     T r[most] = {}, a[most], b[most];
+    T g[most];  // rounded: g − a is 0 where a is the mean of equal g
     std::copy_n(rstd + first, count, r);
     for (std::int64_t k = 0; k < s.cols; ++k) {
-      T* hat = to + k * step;
-      const T* g = up + k * step;
+      const std::int64_t at = k * step;
       map_row(
-          hat, step, [](auto x, auto high, auto low, auto r) { return ((x - high) - low) * r; },
-          v + k * step, &middle.high[0], &middle.low[0], &r[0]);
+          to + at, step, [](auto x, auto high, auto low, auto r) { return ((x - high) - low) * r; },
+          v + at, &middle.high[0], &middle.low[0], &r[0]);
+      map_row(
+          g + at, step, [w = Simd<T>(weight[k])](auto up) { return up * w; }, up + at);
       dw[k] += sum_row<T>(
-          count, [](auto g, auto hat) { return g * hat; }, g, hat);
+          count, [](auto up, auto hat) { return up * hat; }, up + at, to + at);
       db[k] += sum_row<T>(
-          count, [](auto g) { return g; }, g);
+          count, [](auto up) { return up; }, up + at);
     }
     array(sum, step).setZero();
-    const auto g = [up, step, w = weight](auto k, auto c) { return up[k * step + c] * w[k]; };
-    const T* hats = to;
-    if (mean) cpu::add_rows(0, s.cols, step, sum, g);
+    const T *hats = to, *gs = g;
+    if (mean) cpu::add_rows(0, s.cols, step, sum, [=](auto k, auto c) { return gs[k * step + c]; });
     cpu::add_rows(0, s.cols, step, sum_hat,
-                  [=](auto k, auto c) { return g(k, c) * hats[k * step + c]; });
-    for (std::int64_t c = 0; c < step; ++c) a[c] = T(sum[c] / static_cast<double>(s.cols));
-    for (std::int64_t c = 0; c < step; ++c) b[c] = T(sum_hat[c] / static_cast<double>(s.cols));
-    for (std::int64_t k = 0; k < s.cols; ++k)
+                  [=](auto k, auto c) { return gs[k * step + c] * hats[k * step + c]; });
+    const auto n = static_cast<double>(s.cols);
+    for (std::int64_t c = 0; c < step; ++c) a[c] = T(sum[c] / n);
+    for (std::int64_t c = 0; c < step; ++c) b[c] = T(sum_hat[c] / n);
+    for (std::int64_t at = 0; at < s.cols * step; at += step)
       map_row(
-          to + k * step, step,
-          [w = Simd<T>(weight[k])](auto hat, auto up, auto a, auto b, auto r) {
-            return ((up * w - a) - hat * b) * r;
-          },
-          hats + k * step, up + k * step, &a[0], &b[0], &r[0]);
+          to + at, step,
+          [](auto hat, auto g, auto a, auto b, auto r) { return ((g - a) - hat * b) * r; },
+          hats + at, gs + at, &a[0], &b[0], &r[0]);
   }
 
   // dx of rows [first, last) and columns [begin, end), and their terms of dw and db.
