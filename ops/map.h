@@ -128,26 +128,33 @@ template <class T, class Formula, class... X>
 double sum_row(std::int64_t n, const Formula& formula, const X*... x) {
   constexpr std::int64_t width = lanes<T>;
   constexpr int last = double_parts<T> - 1;
-  Simd<double> a = 0.0, b = 0.0;
-  const auto add = [&](auto... x) {
-    a = a + detail::double_term<0>(formula, x...);
-    if constexpr (last == 1) b = b + detail::double_term<1>(formula, x...);
+  // Two registers' halves, so that an addition need not wait for the one before it.
+  Simd<double> a[2] = {0.0, 0.0}, b[2] = {0.0, 0.0};
+  const auto add = [&](int k, auto... x) {
+    a[k] = a[k] + detail::double_term<0>(formula, x...);
+    if constexpr (last == 1) b[k] = b[k] + detail::double_term<1>(formula, x...);
   };
   const auto add_where = [&](Simd<T> one, auto... x) {
-    a = a +
-        zero_where(as_double<0>(one) < Simd<double>(1.0), detail::double_term<0>(formula, x...));
+    const Simd<double> limit = 1.0;
+    a[1] = a[1] + zero_where(as_double<0>(one) < limit, detail::double_term<0>(formula, x...));
     if constexpr (last == 1)
-      b = b +
-          zero_where(as_double<1>(one) < Simd<double>(1.0), detail::double_term<1>(formula, x...));
+      b[1] = b[1] + zero_where(as_double<1>(one) < limit, detail::double_term<1>(formula, x...));
   };
   std::int64_t i = 0;
-  for (; i + width <= n; i += width) add(Simd<T>::load(x + i)...);
+  for (; i + 2 * width <= n; i += 2 * width) {
+    add(0, Simd<T>::load(x + i)...);
+    add(1, Simd<T>::load(x + i + width)...);
+  }
+  if (i + width <= n) {
+    add(0, Simd<T>::load(x + i)...);
+    i += width;
+  }
   if (i < n && n < width) {
     add_where(Simd<T>(T(n)) - lane_numbers<T>(), Simd<T>::load(x, n)...);
   } else if (i < n) {
     add_where(lane_numbers<T>() - Simd<T>(T(width - n + i - 1)), Simd<T>::load(x + n - width)...);
   }
-  return Eigen::internal::predux((a + b).v);
+  return Eigen::internal::predux(((a[0] + b[0]) + (a[1] + b[1])).v);
 }
 
 // The largest of a row, by four registers that need not wait for each other. Should it miss a NaN,

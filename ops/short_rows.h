@@ -4,7 +4,7 @@
 #pragma once
 #include <array>
 
-#include "ebb/core/parallel.h"
+#include "ebb/ops/map.h"
 #include "ebb/ops/reduction/axes.h"
 #include "ebb/ops/side_by_side.h"
 
@@ -49,7 +49,8 @@ void rows_to_columns(const T* x, std::int64_t n, std::int64_t count, T* near, T*
                      std::int64_t step) {
   constexpr std::int64_t width = lanes<T>;
   T* rows = n == 1 ? to : near;
-  std::copy_n(x, count * n, rows);
+  map_row(
+      rows, count * n, [](auto x) { return x; }, x);
   for (std::int64_t r = count; r < step; ++r) std::copy_n(x + (count - 1) * n, n, rows + r * n);
   for (std::int64_t r = 0; r < step && n > 1; r += width)
     for (std::int64_t k = 0; k < n; k += width)

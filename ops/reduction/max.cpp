@@ -112,12 +112,6 @@ struct Largest {
   std::int64_t at;
 };
 
-// The larger of two, lane by lane, and NaN where there is one.
-template <class T>
-cpu::Simd<T> larger_of(cpu::Simd<T> a, cpu::Simd<T> b) {
-  return select(not_at_most(b, a) & (a == a), b, a);
-}
-
 // Of one row; of equals the first, which shows in the place and in the sign of 0, as of NaN. The
 // last register overlaps the one before it. Lanes count in T, up to 2^24.
 template <class T>
@@ -130,27 +124,35 @@ Largest<T> first_largest(const T* x, std::int64_t n, bool place) {
       if (larger(x[k], x[at])) at = k;
     return {x[at], at};
   }
-  Simd<T> most = Simd<T>::load(x + n - width), other = most;
+  const Simd<T> end = Simd<T>::load(x + n - width);
+  Simd<T> most[4] = {end, end, end, end};
+  Simd<T> zero[4] = {end * T(0), T(0), T(0), T(0)};  // NaN where there is NaN, or infinity
+  const auto see = [&](int k, std::int64_t i) {
+    const Simd<T> v = Simd<T>::load(x + i);
+    most[k] = Simd<T>::of(Eigen::internal::pmax(v.v, most[k].v));
+    zero[k] = v * T(0) + zero[k];
+  };
   std::int64_t i = 0;
-  for (; i + 2 * width <= n; i += 2 * width) {
-    most = larger_of(most, Simd<T>::load(x + i));
-    other = larger_of(other, Simd<T>::load(x + i + width));
-  }
-  if (i + width <= n) most = larger_of(most, Simd<T>::load(x + i));
-  most = larger_of(most, other);
-  const Simd<T> nans = select(most == most, Simd<T>(T(0)), Simd<T>(T(1)));
-  const bool nan = Eigen::internal::predux_max(nans.v) > 0;
-  const T best = Eigen::internal::predux_max(most.v);
+  for (; i + 4 * width <= n; i += 4 * width)
+    for (int k = 0; k < 4; ++k) see(k, i + k * width);
+  for (; i + width <= n; i += width) see(0, i);
+  const Simd<T> zeros = (zero[0] + zero[1]) + (zero[2] + zero[3]);
+  const bool nan =
+      Eigen::internal::predux(zeros.v) != 0 && std::any_of(x, x + n, [](T v) { return v != v; });
+  for (int k = 1; k < 4; ++k) most[0] = Simd<T>::of(Eigen::internal::pmax(most[0].v, most[k].v));
+  const T best = Eigen::internal::predux_max(most[0].v);
   if (!place && !nan && best != 0) return {best, 0};
   const Simd<T> wanted = best, none = T(n);
   Simd<T> first = none;
   const auto look = [&](std::int64_t i) {
     const Simd<T> v = Simd<T>::load(x + i);
-    const auto found = nan ? not_at_most(v, v) : v == wanted;
-    const Simd<T> at = select(found, cpu::lane_numbers<T>() + Simd<T>(T(i)), none);
+    const auto is = nan ? not_at_most(v, v) : v == wanted;
+    const Simd<T> at = select(is, cpu::lane_numbers<T>() + Simd<T>(T(i)), none);
     first = select(at < first, at, first);
   };
-  for (i = 0; i + width <= n; i += width) look(i);
+  const auto found = [&] { return Eigen::internal::predux_min(first.v) < T(n); };
+  constexpr std::int64_t block = 256 * width;  // after each of which it may end
+  for (i = 0; i + width <= n && (i == 0 || i % block != 0 || !found()); i += width) look(i);
   if (i < n) look(n - width);
   const auto at = static_cast<std::int64_t>(Eigen::internal::predux_min(first.v));
   return {x[at], at};
