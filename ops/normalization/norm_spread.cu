@@ -1,5 +1,7 @@
 #include "ebb/ops/normalization/norm_spread.cuh"
 
+#include <algorithm>
+
 namespace ebb {
 namespace gpu {
 namespace {
@@ -62,22 +64,20 @@ struct SpreadForward {
       }
     }
     // Of a row, seen from this thread's first element.
-    float origin;
-    float sum;
-    float square;
-    __device__ void open(Given) { origin = sum = square = 0; }
-    template <class Read>
-    __device__ void add(int k, const Read& read) {
-      const P in = read(0);
-      if (centred && k == 0) origin = widen(in, 0) * small;
+    __device__ void add(Given first, const P (&x)[packs][1], double& a, double& b) const {
+      const float origin = centred ? widen(x[0][0], 0) * small : 0.0f;
+      float sum = 0;
+      float square = 0;
 #pragma unroll
-      for (int j = 0; j < width; ++j) {
-        const float v = widen(in, j) * small - origin;
-        if constexpr (centred) sum += v;
-        square += v * v;
+      for (int k = 0; k < packs; ++k) {
+        if (k > 0 && k >= mine) continue;
+#pragma unroll
+        for (int j = 0; j < width; ++j) {
+          const float v = widen(x[k][0], j) * small - origin;
+          if constexpr (centred) sum += v;
+          square += v * v;
+        }
       }
-    }
-    __device__ void close(Given first, double& a, double& b) const {
       b = static_cast<double>(square) / (small * small);
       if (!centred || mine == 0) return;
       const double off = static_cast<double>(origin) / small - static_cast<double>(first);
@@ -86,19 +86,17 @@ struct SpreadForward {
       a = by + n * off;
       b += (2 * by + n * off) * off;
     }
-    __device__ void count_rows(int, int, int) {}
-    template <class Read>
-    __device__ P map(const Known& known, int k, const Read& read) const {
-      const P in = read(0);
+    __device__ void count_rows(int) {}
+    __device__ P map(const Known& known, int k, const P (&x)[1]) const {
       float out[width];
 #pragma unroll
       for (int j = 0; j < width; ++j) {
-        const float h = (0.5f * widen(in, j) - known.half_mean) * known.twice_r + known.rest;
+        const float h = (0.5f * widen(x[0], j) - known.half_mean) * known.twice_r + known.rest;
         out[j] = h * widen(w[k], j) + widen(b[k], j);
       }
       return narrow<T>(out);
     }
-    __device__ void finish(int, int) {}
+    __device__ void finish() {}
   };
 };
 
@@ -113,28 +111,27 @@ struct SpreadBackward {
   const double* mean;
   const float* rstd;
   std::int64_t cols;
-  float* partial;  // [count][groups][cols], or null: nobody asks, or there are no parts
+  float* partial;  // [count][cols], or null: nobody asks, or one window has all rows
   AffineGradients<T, count> gradients;
 
   struct Given {
-    double mean;
-    float r;
+    float half_mean, rest, twice_r;
   };
   __device__ Given given(std::int64_t row, std::int64_t) const {
-    return {count == 2 ? mean[row] : 0.0, rstd[row]};
+    const Hat<float> hat(count == 2 ? mean[row] : 0.0, rstd[row]);
+    return {hat.half_mean, hat.rest, hat.twice_r};
   }
   // dx = r (g − shift − slope half(x))
-  struct Known {
+  struct alignas(16) Known {
     float half_mean, r, shift, slope;
   };
   // From Σ g and Σ g x̂.
-  __device__ Known known(std::int64_t, std::int64_t cols, Given given, double a, double b,
+  __device__ Known known(std::int64_t row, std::int64_t cols, const Given& of, double a, double b,
                          bool) const {
     const double n = static_cast<double>(cols);
-    const Hat<float> hat(given.mean, given.r);
     const float of_g = count == 2 ? static_cast<float>(a / n) : 0.0f;
     const float of_gx = static_cast<float>(b / n);
-    return {hat.half_mean, given.r, of_g + hat.rest * of_gx, hat.twice_r * of_gx};
+    return {of.half_mean, rstd[row], of_g + of.rest * of_gx, of.twice_r * of_gx};
   }
 
   template <int packs>
@@ -163,43 +160,31 @@ struct SpreadBackward {
     }
     __device__ std::int64_t at(int k) const { return column + k * (spread_threads * width); }
 
-    // Of a row.
-    Hat<float> hat;
-    float of_g;
-    float of_gx;
-    __device__ void open(const Given& given) {
-      hat = Hat<float>(given.mean, given.r);
-      of_g = of_gx = 0;
-    }
-    template <class Read>
-    __device__ void add(int k, const Read& read) {
-      const P in = read(0);
-      const P up = read(1);
+    // Of a row. What is not there is 0, and so is what it adds.
+    __device__ void add(const Given& of, const P (&x)[packs][2], float& a, float& b) {
 #pragma unroll
-      for (int j = 0; j < width; ++j) {
-        const float d = widen(up, j);
-        const float h = hat(widen(in, j));
-        const float g = rounded_product(d, widen(w[k], j));
-        if constexpr (count == 2) of_g += g;
-        of_gx += g * h;
-        sums[0][k][j] += d * h;
-        if constexpr (count == 2) sums[1][k][j] += d;
-      }
-    }
-    __device__ void close(const Given&, float& a, float& b) const {
-      a = of_g;
-      b = of_gx;
+      for (int k = 0; k < packs; ++k)
+#pragma unroll
+        for (int j = 0; j < width; ++j) {
+          const float d = widen(x[k][1], j);
+          const float h = (0.5f * widen(x[k][0], j) - of.half_mean) * of.twice_r + of.rest;
+          const float g = rounded_product(d, widen(w[k], j));
+          if constexpr (count == 2) a += g;
+          b += g * h;
+          sums[0][k][j] += d * h;
+          if constexpr (count == 2) sums[1][k][j] += d;
+        }
     }
     // That so many rows have been added, perhaps the last ones.
-    __device__ void count_rows(int rows, int group, int groups) {
+    __device__ void count_rows(int rows) {
       waiting += rows;
       if (waiting < window || !body.partial) return;
-      add_to_partial(group, groups);
+      add_to_partial();
       waiting = 0;
     }
-    __device__ void add_to_partial(int group, int groups) {
+    __device__ void add_to_partial() {
       each([&](int q, int k) {
-        Sums* const to = partial(q, k, group, groups);
+        Sums* const to = partial(q, k);
         const Sums before = first ? Sums{} : *to;
 #pragma unroll
         for (int j = 0; j < width; ++j) sums[q][k][j] += before.v[j];
@@ -209,28 +194,23 @@ struct SpreadBackward {
       });
       first = false;
     }
-    template <class Read>
-    __device__ P map(const Known& known, int k, const Read& read) const {
-      const P in = read(0);
-      const P up = read(1);
+    __device__ P map(const Known& known, int k, const P (&x)[2]) const {
       float out[width];
 #pragma unroll
       for (int j = 0; j < width; ++j) {
-        const float half = 0.5f * widen(in, j) - known.half_mean;
-        const float g = rounded_product(widen(up, j), widen(w[k], j));
+        const float half = 0.5f * widen(x[0], j) - known.half_mean;
+        const float g = rounded_product(widen(x[1], j), widen(w[k], j));
         out[j] = known.r * (g - known.shift - half * known.slope);
       }
       return narrow<T>(out);
     }
-    // One group has found all that there is.
-    __device__ void finish(int group, int groups) {
-      if (body.partial && (waiting > 0 || first)) add_to_partial(group, groups);
-      if (groups > 1) return;
+    __device__ void finish() {
+      if (body.partial && (waiting > 0 || first)) add_to_partial();
       T* const to[] = {body.gradients.dweight, body.gradients.dbias};
       each([&](int q, int k) {
         if (!to[q]) return;
         if (body.partial) {
-          const Sums all = *partial(q, k, group, groups);
+          const Sums all = *partial(q, k);
 #pragma unroll
           for (int j = 0; j < width; ++j) sums[q][k][j] = all.v[j];
         }
@@ -239,9 +219,8 @@ struct SpreadBackward {
     }
 
    private:
-    __device__ Sums* partial(int q, int k, int group, int groups) const {
-      const std::int64_t of_group = (std::int64_t{q} * groups + group) * body.cols;
-      return reinterpret_cast<Sums*>(body.partial + of_group + at(k));
+    __device__ Sums* partial(int q, int k) const {
+      return reinterpret_cast<Sums*>(body.partial + q * body.cols + at(k));
     }
     template <class F>
     __device__ void each(const F& f) {
@@ -254,26 +233,68 @@ struct SpreadBackward {
   };
 };
 
+// Rows of `least` bytes and more: shorter ones are faster elsewhere.
 template <class T, class... X>
-bool can_spread(const NormRows& s, const X*... x) {
-  constexpr int others = 8192;  // bytes of a block, more than its static memory
-  return compute_capability() >= 90 && multiprocessors() >= spread_blocks &&
-         block_memory() >= spread_memory + others && s.cols % pack_size<T> == 0 &&
-         all_aligned(x...) &&
+bool can_spread(const NormRows& s, std::int64_t least, const X*... x) {
+  constexpr int others = 16384;  // bytes of a block, more than its static memory
+  return s.cols * std::int64_t{sizeof(T)} >= least && compute_capability() >= 90 &&
+         multiprocessors() >= spread_blocks && block_memory() >= spread_memory + others &&
+         s.cols % pack_size<T> == 0 && all_aligned(x...) &&
          hopper::has_barriers<spread_kernel<SpreadForward<float, true>, 1, 4>>("norm");
+}
+
+// Bytes from which clusters (norm_ring.cu) are slower, or cannot have the row.
+template <class T>
+constexpr std::int64_t least_backward(std::int64_t rows) {
+  constexpr std::int64_t unit = 1 << 18;
+  if (rows <= 32) return unit;
+  if (sizeof(T) == 2) return unit + 1;
+  return rows <= 256 ? 2 * unit : 4 * unit;
+}
+
+template <int packs, int rows, class Body>
+void launch_spread(const char* op, const Body& body, const NormRows& n, Device device,
+                   typename Body::T* y) {
+  using Rows = SpreadRows<Body, packs, rows>;
+  using Bits = typename Rows::Bits;
+  const std::int64_t steps = divide_up<std::int64_t>(n.rows, rows);
+  Tensor found = empty({steps, spread_blocks, Rows::numbers}, {Dtype::f64, device});
+  Tensor sums = empty({steps, Rows::numbers}, {Dtype::f64, device});
+  Tensor given = empty({n.rows, sizeof(typename Body::Given) / 4}, {Dtype::f32, device});
+  const SpreadScratch<typename Body::Given> scratch{
+      reinterpret_cast<Bits*>(found.data<double>()), reinterpret_cast<Bits*>(sums.data<double>()),
+      reinterpret_cast<typename Body::Given*>(given.data<float>())};
+  launch_together(op, spread_kernel<Body, packs, rows>,
+                  {spread_blocks, spread_threads + spread_helpers * warp_size,
+                   size_t{Rows::slots} * Rows::slot_bytes},
+                  body, n, scratch, y);
+}
+
+// `per_step` packs of a thread in a step, or those of one row; false, and nothing done, if a row is
+// too long.
+template <int per_step, class Body>
+bool spread(const char* op, const Body& body, const NormRows& n, Device device,
+            typename Body::T* y) {
+  const std::int64_t packs = n.cols / pack_size<typename Body::T>;
+  constexpr std::int64_t all = spread_blocks * spread_threads;
+  if (packs > 4 * all) return false;
+  if (packs <= all)
+    launch_spread<1, per_step>(op, body, n, device, y);
+  else if (packs <= 2 * all)
+    launch_spread<2, per_step / 2>(op, body, n, device, y);
+  else
+    launch_spread<4, std::max(per_step / 4, 1)>(op, body, n, device, y);
+  return true;
 }
 
 template <class T, bool centred>
 bool forward(const Normalize& n) {
   const T* const w = data_or_null<T>(n.weight);
   const T* const b = data_or_null<T>(n.bias);
-  if (!can_spread<T>(n.s, n.x.data<T>(), w, b, n.y.data<T>())) return false;
-  const SpreadPlan plan = spread_plan<T, 4>(n.s, 0);
-  return with_plan<4>(plan, [&]<int packs, int rows>() {
-    const SpreadForward<T, centred> body{
-        {n.x.data<T>()}, w, b, n.eps, data_or_null<double>(n.mean), n.rstd.data<float>()};
-    launch_spread<packs, rows>(n.op, body, n.s, plan, n.x.device(), n.y.data<T>());
-  });
+  if (!can_spread<T>(n.s, 1 << 20, n.x.data<T>(), w, b, n.y.data<T>())) return false;
+  const SpreadForward<T, centred> body{
+      {n.x.data<T>()}, w, b, n.eps, data_or_null<double>(n.mean), n.rstd.data<float>()};
+  return spread<4>(n.op, body, n.s, n.x.device(), n.y.data<T>());
 }
 
 template <class T, bool centred>
@@ -282,23 +303,18 @@ bool backward(const NormalizeBackward& n) {
   using Body = SpreadBackward<T, count>;
   const T* const w = data_or_null<T>(n.weight);
   const AffineGradients<T, count> gradients(n);
-  if (!can_spread<T>(n.s, n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>(), gradients.dweight,
-                     gradients.dbias))
+  if (!can_spread<T>(n.s, least_backward<T>(n.s.rows), n.x.data<T>(), n.dy.data<T>(), w,
+                     n.dx.data<T>(), gradients.dweight, gradients.dbias))
     return false;
-  const SpreadPlan plan = spread_plan<T, 2>(n.s, ParameterSums<T, count>::wanted(n) ? count : 0);
-  return with_plan<2>(plan, [&]<int packs, int rows>() {
-    const int groups = plan.groups();
-    ParameterSums<T, count> sums(n, groups > 1 || n.s.rows > Body::window ? groups : 0);
-    const Body body{{n.x.data<T>(), n.dy.data<T>()},
-                    w,
-                    data_or_null<double>(n.mean),
-                    n.rstd.data<float>(),
-                    n.s.cols,
-                    sums.data(),
-                    gradients};
-    launch_spread<packs, rows>(n.op, body, n.s, plan, n.x.device(), n.dx.data<T>());
-    if (groups > 1) sums.add_up();
-  });
+  ParameterSums<T, count> sums(n, n.s.rows > Body::window ? 1 : 0);
+  const Body body{{n.x.data<T>(), n.dy.data<T>()},
+                  w,
+                  data_or_null<double>(n.mean),
+                  n.rstd.data<float>(),
+                  n.s.cols,
+                  sums.data(),
+                  gradients};
+  return spread<2>(n.op, body, n.s, n.x.device(), n.dx.data<T>());
 }
 
 }  // namespace
