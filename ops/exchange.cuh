@@ -25,13 +25,20 @@ struct Exchange {
   // has, for n = 0, 1, 2 …, and meet in between: there are two places, and before one is written
   // again all have read it.
   __device__ const Words* of_all(int n, int blocks, int rank, int to, const Words& mine) {
+    tell(n, blocks, rank, to, mine);
+    return of_all(n);
+  }
+  // The same in two steps.
+  __device__ void tell(int n, int blocks, int rank, int to, const Words& mine) {
     const int turn = n % 2;
     if (to == 0) there[turn].arrive_expecting(blocks * static_cast<int>(sizeof(Words)));
     if (to < blocks)
 #pragma unroll
       for (int w = 0; w < words; ++w) hopper::send(found[turn][rank][w], mine[w], there[turn], to);
-    there[turn].wait(n / 2 % 2);
-    return found[turn];
+  }
+  __device__ const Words* of_all(int n) {
+    there[n % 2].wait(n / 2 % 2);
+    return found[n % 2];
   }
 };
 

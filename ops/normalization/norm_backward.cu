@@ -244,7 +244,8 @@ void backward(const NormalizeBackward& n) {
       n.s.cols % pack_size<T> == 0 && all_aligned(n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>());
   const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
   constexpr std::int64_t most_packs = sizeof(T) == 2 ? 1024 : 2048;
-  if (normalize_ring_backward(n)) return;
+  if (normalize_spread_backward(n) || normalize_few_backward(n) || normalize_ring_backward(n))
+    return;
   if (packs > (packed ? most_packs : 8192) || few(n.s)) return normalize_slices_backward(n);
   const auto go = [&]<int group, int each, int width>() {
     constexpr int threads = block_threads(group, backward_threads);

@@ -121,12 +121,10 @@ bool forward(const Normalize& n) {
       x, w, b, n.s.cols, n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), y};
   const std::int64_t bytes = n.s.cols * std::int64_t{sizeof(T)};
   const bool packed = n.s.cols % pack_size<T> == 0 && all_aligned(x, y, w, b);
-  constexpr std::int64_t spread_bytes = 1 << 20;  // that norm_spread.cu is faster with
-  if (packed && centred && bytes >= spread_bytes && normalize_spread(n)) return true;
-  if (bytes > long_row_bytes)
-    return !few_for_clusters(n.s) && all_aligned(w, b) &&
-           long_rows<T>(n.op, body, n.s.rows, n.s.cols, y, x);
-  if (few(n.s) || (packed && bytes <= short_row_bytes)) return false;
+  if ((few(n.s) || bytes > long_row_bytes) && all_aligned(w, b) &&
+      long_rows<T>(n.op, body, n.s.rows, n.s.cols, y, x))
+    return true;
+  if (few(n.s) || bytes > long_row_bytes || (packed && bytes <= short_row_bytes)) return false;
   const RowLayout layout{n.s.rows, n.s.cols};
   if (packed)
     keep_rows_as<T, true>(n.op, body, layout, x);

@@ -64,7 +64,7 @@ template <class T, bool centred, bool packed>
 bool backward_as(const NormalizeBackward& n) {
   constexpr std::int64_t most = sizeof(T) == 4 ? 2048 : 1024;  // packs of a block
   const std::int64_t packs = divide_up<std::int64_t>(n.s.cols, pack_size<T>);
-  if (packs <= most ? few(n.s) : few_for_clusters(n.s)) return false;
+  if (packs <= most ? few(n.s) : !packed && n.s.rows <= 64) return false;
   if (packs <= (packed ? most : 1024)) {
     bool done = false;
     with_ring<T, packed>(packs, [&]<class R>() { done = launch_ring<T, centred, R>(n, 1); });

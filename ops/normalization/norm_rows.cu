@@ -144,7 +144,7 @@ void with_group(std::int64_t packs, const Go& go) {
 
 template <class T, bool centred>
 void forward(const Normalize& n) {
-  if (normalize_by_row(n)) return;
+  if (normalize_spread(n) || normalize_by_row(n)) return;
   const T* w = data_or_null<T>(n.weight);
   const T* b = data_or_null<T>(n.bias);
   const bool packed =

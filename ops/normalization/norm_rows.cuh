@@ -1,7 +1,16 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// What the kernels of norm_rows.h share: rows that a group of threads holds (norm_rows.cu,
-// norm_backward.cu, and on Hopper norm_ring.cu), rows by the row engine (norm_engine.cu), rows in
-// slices (norm_slices.cu), and on Hopper long ones spread over all blocks (norm_spread.cu).
+// What the kernels of norm_rows.h share, and who takes which rows. The first that can, with f32 and
+// bf16 on Hopper:
+//
+//   rows                            forward                       backward
+//   of 1 MB, or 256 KB and few      norm_spread.cu, from 1 MB     norm_spread.cu
+//   few(), in one wave of blocks    norm_engine.cu, in clusters   norm_few.cu
+//   of more than 64 KB              norm_engine.cu, in clusters   norm_ring.cu, in clusters
+//   of more than 8 KB, or odd       norm_engine.cu                norm_ring.cu
+//   shorter                         norm_rows.cu                  norm_ring.cu, norm_backward.cu
+//
+// Elsewhere, and with f64: few rows, and those that no group of threads can hold, in slices
+// (norm_slices.cu), and the others as without the lines above.
 #pragma once
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
@@ -152,23 +161,15 @@ constexpr int block_threads(int group, int small) { return group <= warp_size ? 
 // Rows so few and long that a group each would not fill the GPU.
 inline bool few(const NormRows& s) { return s.rows < 128 && s.cols > 4096; }
 
-// The same where several blocks have a row.
-inline bool few_for_clusters(const NormRows& s) { return s.rows <= 64; }
-
-// Those, and rows that are too wide for a group.
-void normalize_slices(const Normalize& n);
-void normalize_slices_backward(const NormalizeBackward& n);
-
-// Of those, what a Hopper can read once (norm_spread.cu); false, and nothing done, if not.
+// False, and nothing done, if the rows are not for them.
 bool normalize_spread(const Normalize& n);
 bool normalize_spread_backward(const NormalizeBackward& n);
-
-// Rows longer than norm_rows.cu's groups like, or not of whole packs (norm_engine.cu); false, and
-// nothing done, if not.
-bool normalize_by_row(const Normalize& n);
-
-// Rows that pass through a Hopper's shared memory, or that of several blocks (norm_ring.cu); false,
-// and nothing done, if not.
+bool normalize_by_row(const Normalize& n);  // norm_engine.cu
+bool normalize_few_backward(const NormalizeBackward& n);
 bool normalize_ring_backward(const NormalizeBackward& n);
+
+// All rows.
+void normalize_slices(const Normalize& n);
+void normalize_slices_backward(const NormalizeBackward& n);
 
 }  // namespace ebb::gpu

@@ -236,12 +236,10 @@ void backward(const NormalizeBackward& n) {
 }  // namespace
 
 void normalize_slices(const Normalize& n) {
-  if (normalize_spread(n)) return;
   with_norm<float, double, bf16>(n, [&]<class T, bool centred>() { forward<T, centred>(n); });
 }
 
 void normalize_slices_backward(const NormalizeBackward& n) {
-  if (normalize_spread_backward(n)) return;
   with_norm<float, double, bf16>(n, [&]<class T, bool centred>() { backward<T, centred>(n); });
 }
 
