@@ -16,6 +16,9 @@
 namespace ebb::gpu::convolution {
 
 constexpr int outside = -(1 << 30);  // a coordinate that no tap brings into an image
+__device__ inline bool within(int i, int extent) {
+  return static_cast<unsigned>(i) < static_cast<unsigned>(extent);
+}
 
 // One spatial axis of a gather, for all classes. Forward has one class.
 struct Side {

@@ -4,7 +4,11 @@
 #include "ebb/ops/convolution/line.cuh"
 #include "ebb/ops/wgmma.cuh"
 
-namespace ebb::gpu::hopper {
+namespace ebb::gpu::convolution {
+
+using hopper::Barrier;
+using hopper::copy;
+using hopper::moved;
 
 inline constexpr int chunk_bytes = 16;
 inline constexpr int half_memory = 113 * 1024;  // of a multiprocessor
@@ -18,7 +22,7 @@ __device__ void run_stages(Barrier (&full)[most_slots], int slots, int count, bo
                            Fetch fetch, Multiply multiply) {
   if (threadIdx.x == 0) {
     for (int slot = 0; slot < slots; ++slot) full[slot].init(1);
-    show_barriers();
+    hopper::show_barriers();
   }
   __syncthreads();
   const int ahead = waits ? slots : slots - 1;
@@ -31,7 +35,7 @@ __device__ void run_stages(Barrier (&full)[most_slots], int slots, int count, bo
   for (int stage = 0; stage < count; ++stage) {
     full[now].wait(phase);
     multiply(now);
-    if constexpr (!waits) wait_for_products<1>();
+    if constexpr (!waits) hopper::wait_for_products<1>();
     __syncthreads();
     const int done = waits ? now : now == 0 ? slots - 1 : now - 1;
     if (copies && stage + ahead < count) fetch(stage + ahead, done);
@@ -40,27 +44,29 @@ __device__ void run_stages(Barrier (&full)[most_slots], int slots, int count, bo
       phase ^= 1;
     }
   }
-  wait_for_products<0>();
+  hopper::wait_for_products<0>();
 }
 
 // Whether there is such a GPU, code for it (of `kernel`, as of all others), and no stride.
 template <auto kernel>
-bool usable(std::string_view op, const convolution::Gather& g, Dtype dtype) {
+bool usable(std::string_view op, const Gather& g, Dtype dtype) {
   const std::int64_t weights = std::int64_t{g.h.kernel} * g.w.kernel * g.c * g.m;
   return compute_capability() == 90 && dtype != Dtype::f64 && g.h.stride == 1 && g.w.stride == 1 &&
-         convolution::line_fits(g) && weights < std::int64_t{1} << 30 && has_barriers<kernel>(op);
+         line_fits(g) && weights < std::int64_t{1} << 30 && hopper::has_barriers<kernel>(op);
 }
 
 // Whether three products with the zeros in tiles of so many rows and columns are less work than one
 // on other cores, which half of them are where packing is worth it to sums of so many `terms`.
-inline bool mostly_filled(const convolution::Gather& g, int rows, int cols, std::int64_t terms) {
+inline bool mostly_filled(const Gather& g, int rows, int cols, std::int64_t terms) {
   constexpr std::int64_t enough = 512;
   const std::int64_t filled = std::int64_t{2} * g.m * g.c - (terms < enough);
   return std::int64_t{round_up(g.m, rows)} * round_up(g.c, cols) <= filled;
 }
 
+}  // namespace ebb::gpu::convolution
+
+namespace ebb::gpu::hopper {
 // The weight gradient in float32.
 bool weight_gradient_tf32(const convolution::Weights& whole, const convolution::Gather& g,
                           const Tensor& x, const Tensor& dy, Tensor& dw);
-
 }  // namespace ebb::gpu::hopper

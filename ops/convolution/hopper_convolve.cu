@@ -20,12 +20,6 @@ namespace {
 
 using namespace gpu;
 using namespace gpu::convolution;
-using gpu::hopper::Barrier;
-using gpu::hopper::chunk_bytes;
-using gpu::hopper::copy;
-using gpu::hopper::half_memory;
-using gpu::hopper::most_slots;
-using gpu::hopper::moved;
 
 constexpr std::string_view op = "conv2d";
 constexpr int filters = 64;       // of a tile
@@ -116,11 +110,11 @@ __device__ void store_tile(const float (&sums)[tile_points / 2], Out* rows, cons
 
 // `batch` products are queued at once.
 template <class T, Form form, int batch>
-__global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
+__global__ void __launch_bounds__(hopper::warpgroup, 2)
     shifted(const __grid_constant__ Gather g, const __grid_constant__ Line line,
             const __grid_constant__ Stages stages, const Chunk<T>* pixels, const Chunk<T>* weights,
             const T* bias, T* out) {
-  if constexpr (gpu::hopper::has_wgmma) {
+  if constexpr (hopper::has_wgmma) {
     constexpr bool halves = form == Form::halves;
     extern __shared__ __align__(128) unsigned char ring[];
     __shared__ Barrier full[most_slots];
@@ -157,36 +151,35 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
     float sums[tile_points / 2] = {}, totals[halves ? tile_points / 2 : 1] = {};
     const auto multiply = [&](int slot) {
       const unsigned char* const a = ring + slot * stages.bytes();
-      const std::uint64_t filter = gpu::hopper::chunk_descriptor(a, filters * chunk_bytes, 128);
-      const std::uint64_t pixel = gpu::hopper::chunk_descriptor(a + stages.filter_bytes, run, 128);
+      const std::uint64_t filter = hopper::chunk_descriptor(a, filters * chunk_bytes, 128);
+      const std::uint64_t pixel = hopper::chunk_descriptor(a + stages.filter_bytes, run, 128);
       const int low = halves ? stages.part_bytes() / chunk_bytes : 0;
 #pragma unroll 1
       for (int first = 0; first < stages.products; first += batch) {
         const auto queue = [&](int filter_part, int pixel_part, bool fresh) {
 #pragma unroll
           for (int i = 0; i < batch; ++i)
-            gpu::hopper::multiply_along<T>(
+            hopper::multiply_along<T>(
                 sums, moved(filter, filter_part + (first + i) * (step_chunks * filters)),
                 moved(pixel, pixel_part + stages.shift[first + i]), !fresh || i > 0);
         };
-        gpu::hopper::begin_products();
+        hopper::begin_products();
         if constexpr (halves) {
           queue(low, 0, true);
           queue(0, low, false);
         }
         queue(0, 0, false);
-        gpu::hopper::end_products();
+        hopper::end_products();
         if constexpr (halves) {
-          gpu::hopper::wait_for_products<0>();
-          gpu::hopper::hold(sums);
+          hopper::wait_for_products<0>();
+          hopper::hold(sums);
 #pragma unroll
           for (int i = 0; i < tile_points / 2; ++i) totals[i] += sums[i];
         }
       }
     };
-    gpu::hopper::run_stages<halves>(full, stages.ring, stages.count, threadIdx.x == 0, fetch,
-                                    multiply);
-    gpu::hopper::hold(sums);
+    run_stages<halves>(full, stages.ring, stages.count, threadIdx.x == 0, fetch, multiply);
+    hopper::hold(sums);
     __syncthreads();
     const std::int64_t channel = group * g.m + tile * filters;
     const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
@@ -282,9 +275,9 @@ bool run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& 
   const size_t rows = filters * (tile_points + 8) * sizeof(T);
   const size_t shared = std::max(size_t(stages.ring) * stages.bytes(), rows);
   with_batch(stages.products, [&](auto batch) {
-    launch(op, shifted<T, form, decltype(batch)::value>, grid_of(op, blocks),
-           gpu::hopper::warpgroup, shared, g, line, stages, chunks_of<T>(pixels),
-           chunks_of<T>(weights), bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
+    launch(op, shifted<T, form, decltype(batch)::value>, grid_of(op, blocks), hopper::warpgroup,
+           shared, g, line, stages, chunks_of<T>(pixels), chunks_of<T>(weights),
+           bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
   });
   return true;
 }

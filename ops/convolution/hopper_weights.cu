@@ -14,12 +14,6 @@ namespace {
 
 using namespace gpu;
 using namespace gpu::convolution;
-using gpu::hopper::Barrier;
-using gpu::hopper::chunk_bytes;
-using gpu::hopper::copy;
-using gpu::hopper::half_memory;
-using gpu::hopper::most_slots;
-using gpu::hopper::moved;
 
 constexpr std::string_view op = "conv2d";
 constexpr int filters = 64;  // of a tile
@@ -38,11 +32,11 @@ struct GradientTile {
 
 // Partial sums [slice, group, filter, chunk of c, tap, c in the chunk].
 template <class Tile>
-__global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
+__global__ void __launch_bounds__(hopper::warpgroup, 2)
     shifted_gradient(const __grid_constant__ Line line, Slices slices, int groups, int m_chunks,
                      int c_chunks, int m, int ring_stages, int stage_bytes, std::int64_t dy_size,
                      const Chunk<bf16>* x, const Chunk<bf16>* dy, float* partial) {
-  if constexpr (gpu::hopper::has_wgmma) {
+  if constexpr (hopper::has_wgmma) {
     extern __shared__ __align__(128) unsigned char ring[];
     __shared__ Barrier full[most_slots];
     const int taps = line.h_taps * line.w_taps;
@@ -77,25 +71,24 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
       }
     };
     float sums[Tile::together][Tile::channels / 2] = {};
-    gpu::hopper::hold(sums);
+    hopper::hold(sums);
     const auto multiply = [&](int slot) {
       const unsigned char* const a = ring + slot * stage_bytes;
       const std::uint64_t left =
-          gpu::hopper::chunk_descriptor(a, 8 * chunk_bytes, Tile::points * chunk_bytes);
+          hopper::chunk_descriptor(a, 8 * chunk_bytes, Tile::points * chunk_bytes);
       const std::uint64_t right =
-          gpu::hopper::chunk_descriptor(a + Tile::dy_bytes, 8 * chunk_bytes, run);
-      gpu::hopper::begin_products();
+          hopper::chunk_descriptor(a + Tile::dy_bytes, 8 * chunk_bytes, run);
+      hopper::begin_products();
 #pragma unroll
       for (int step = 0; step < Tile::points / 16; ++step)
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
-          gpu::hopper::multiply_across(sums[t], moved(left, step * 16),
-                                       moved(right, step * 16 + (tap.shift[t] - tap.low)));
-      gpu::hopper::end_products();
+          hopper::multiply_across(sums[t], moved(left, step * 16),
+                                  moved(right, step * 16 + (tap.shift[t] - tap.low)));
+      hopper::end_products();
     };
-    gpu::hopper::run_stages<false>(full, ring_stages, stages, threadIdx.x < warp_size, fetch,
-                                   multiply);
-    gpu::hopper::hold(sums);
+    run_stages<false>(full, ring_stages, stages, threadIdx.x < warp_size, fetch, multiply);
+    hopper::hold(sums);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = lane_id();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -146,7 +139,7 @@ bool run_gradient(const Weights& whole, const Gather& g, const Tensor& x, const 
   const Slices slices(dy_place.size / Tile::points, 2 * multiprocessors() / tiles);
   const std::int64_t size = std::int64_t{g.groups} * g.m * c_chunks * 8 * taps;
   Tensor partial = empty({slices.count, size}, {Dtype::f32, dw.device()});
-  launch(op, shifted_gradient<Tile>, grid_of(op, tiles * slices.count), gpu::hopper::warpgroup,
+  launch(op, shifted_gradient<Tile>, grid_of(op, tiles * slices.count), hopper::warpgroup,
          size_t(ring) * stage_bytes, line, slices, g.groups, m_chunks, c_chunks, g.m, ring,
          stage_bytes, dy_place.size, chunks_of<bf16>(x_line), chunks_of<bf16>(dy_line),
          partial.data<float>());

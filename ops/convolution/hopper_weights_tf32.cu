@@ -19,10 +19,6 @@ namespace {
 
 using namespace gpu;
 using namespace gpu::convolution;
-using gpu::hopper::Barrier;
-using gpu::hopper::chunk_bytes;
-using gpu::hopper::half_memory;
-using gpu::hopper::most_slots;
 
 constexpr std::string_view op = "conv2d";
 
@@ -115,10 +111,10 @@ __device__ void part(unsigned (&x)[n][4], unsigned (&low)[n][4]) {
 
 // Partial sums [slice, group, filter, chunk of c, tap, c in the chunk].
 template <class Tile>
-__global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
+__global__ void __launch_bounds__(hopper::warpgroup, 2)
     shifted_gradient_tf32(const __grid_constant__ Sizes g, Slices slices, const Chunk<float>* left,
                           const Chunk<float>* right, float* partial) {
-  if constexpr (gpu::hopper::has_wgmma) {
+  if constexpr (hopper::has_wgmma) {
     extern __shared__ __align__(128) unsigned char ring[];
     __shared__ Barrier full[most_slots];
     const int taps = g.line.h_taps * g.line.w_taps;
@@ -145,11 +141,11 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
       full[at].arrive_expecting(Tile::right_bytes + left_size);
 #pragma unroll
       for (int part = 0; part < parts_of<Tile::form>; ++part)
-        gpu::hopper::copy(to + part * Tile::part_bytes,
-                          right + part * low + stage * (Tile::points / 4 * Tile::cols),
-                          Tile::part_bytes, full[at]);
-      gpu::hopper::copy(to + Tile::right_bytes, left + stage * (Tile::points / 4 * Tile::rows),
-                        left_size, full[at]);
+        hopper::copy(to + part * Tile::part_bytes,
+                     right + part * low + stage * (Tile::points / 4 * Tile::cols), Tile::part_bytes,
+                     full[at]);
+      hopper::copy(to + Tile::right_bytes, left + stage * (Tile::points / 4 * Tile::rows),
+                   left_size, full[at]);
     };
     const int row = static_cast<int>(threadIdx.x) / warp_size * 16 + lane_id() / 4;
     int from[Tile::together];  // of the thread's first left number at a tap
@@ -160,17 +156,17 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
     }
     float sums[Tile::together][Tile::cols / 2] = {};
     float totals[Tile::halves ? Tile::together : 1][Tile::cols / 2] = {};
-    gpu::hopper::hold(sums);
+    hopper::hold(sums);
     unsigned a[2][Tile::together][4];  // of two steps, or high and low
     const auto multiply = [&](int slot) {
       const unsigned char* const at = ring + slot * g.stage_bytes;
       const auto* const pixels = reinterpret_cast<const unsigned*>(at + Tile::right_bytes);
       const std::uint64_t chunks =
-          gpu::hopper::chunk_descriptor(at, Tile::cols * chunk_bytes, 8 * chunk_bytes);
+          hopper::chunk_descriptor(at, Tile::cols * chunk_bytes, 8 * chunk_bytes);
 #pragma unroll
       for (int step = 0; step < Tile::points / 8; ++step) {
         unsigned(&now)[Tile::together][4] = a[Tile::halves ? 0 : step % 2];
-        gpu::hopper::wait_for_products<!Tile::halves>();
+        hopper::wait_for_products<!Tile::halves>();
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
 #pragma unroll
@@ -180,30 +176,30 @@ __global__ void __launch_bounds__(gpu::hopper::warpgroup, 2)
         const auto queue = [&](unsigned(&numbers)[Tile::together][4], int second, bool fresh) {
 #pragma unroll
           for (int t = 0; t < Tile::together; ++t)
-            gpu::hopper::multiply_tf32(
+            hopper::multiply_tf32(
                 sums[t], numbers[t],
-                gpu::hopper::moved(
-                    chunks, step * 2 * Tile::cols + second * (Tile::part_bytes / chunk_bytes)),
+                hopper::moved(chunks,
+                              step * 2 * Tile::cols + second * (Tile::part_bytes / chunk_bytes)),
                 !fresh);
         };
-        gpu::hopper::begin_products();
+        hopper::begin_products();
         if constexpr (Tile::halves) {
           queue(a[1], 0, step == 0);
           queue(a[0], 1, false);
         }
         queue(now, 0, false);
-        gpu::hopper::end_products();
+        hopper::end_products();
       }
       if constexpr (Tile::halves) {
-        gpu::hopper::wait_for_products<0>(sums);
+        hopper::wait_for_products<0>(sums);
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
 #pragma unroll
           for (int i = 0; i < Tile::cols / 2; ++i) totals[t][i] += sums[t][i];
       }
     };
-    gpu::hopper::run_stages<Tile::halves>(full, g.ring, stages, threadIdx.x == 0, fetch, multiply);
-    gpu::hopper::hold(sums);
+    run_stages<Tile::halves>(full, g.ring, stages, threadIdx.x == 0, fetch, multiply);
+    hopper::hold(sums);
     const auto result = [&](int t, int i) { return Tile::halves ? totals[t][i] : sums[t][i]; };
 
 #pragma unroll
@@ -288,7 +284,7 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
   const Slices slices(sizes.stages, std::max(accurate, 2 * multiprocessors() / tiles));
   const std::int64_t size = std::int64_t{g.groups} * g.m * sizes.c_chunks * 4 * taps;
   Tensor partial = empty({slices.count, size}, dw.options());
-  launch(op, shifted_gradient_tf32<Tile>, grid_of(op, tiles * slices.count), gpu::hopper::warpgroup,
+  launch(op, shifted_gradient_tf32<Tile>, grid_of(op, tiles * slices.count), hopper::warpgroup,
          size_t(sizes.ring) * sizes.stage_bytes, sizes, slices, chunks_of<float>(left),
          chunks_of<float>(right), partial.data<float>());
   launch_add_filter_slices<float>(op, whole, slices.count, sizes.c_chunks, partial, x, dy, dw);

@@ -131,8 +131,7 @@ class PixelCopier {
     const std::int64_t tap = c_ * g_.in_plane + (std::int64_t{u_ * h_step_} * g_.w.in + right);
 #pragma unroll
     for (int j = 0; j < loads; ++j) {
-      const bool inside = static_cast<unsigned>(h_[j] + down) < static_cast<unsigned>(g_.h.in) &&
-                          static_cast<unsigned>(w_[j] + right) < static_cast<unsigned>(g_.w.in);
+      const bool inside = within(h_[j] + down, g_.h.in) && within(w_[j] + right, g_.w.in);
       copy_async_cached(&Slab::Cols::at(slab, column(j), chunk()), from_[j] + tap, inside);
     }
     advance();

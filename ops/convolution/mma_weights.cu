@@ -79,8 +79,7 @@ class GradientCopier {
     const Chunk<T>* window = x_ + (std::int64_t{p_ * g_.h_stride - g_.h_padding} * g_.w + w);
 #pragma unroll
     for (int i = 0; i < b_loads; ++i) {
-      const bool inside = static_cast<unsigned>(h + r_[i]) < static_cast<unsigned>(g_.h) &&
-                          static_cast<unsigned>(w + s_[i]) < static_cast<unsigned>(g_.w);
+      const bool inside = within(h + r_[i], g_.h) && within(w + s_[i], g_.w);
       copy_async_cached(&B::Cols::at(b, pixel(), chunk() + i * apart), window + tap_[i], inside);
     }
     step();

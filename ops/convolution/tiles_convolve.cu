@@ -113,8 +113,7 @@ class PixelLoader {
     for (int j = 0; j < columns; ++j) {
       const int h = h_[j] + u_ * h_step_;
       const int w = w_[j] + v_ * w_step_;
-      const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(g_.h.in) &&
-                          static_cast<unsigned>(w) < static_cast<unsigned>(g_.w.in);
+      const bool inside = within(h, g_.h.in) && within(w, g_.w.in);
       const T* at = from_[j] + (c_ * g_.in_plane + std::int64_t{h} * g_.w.in + w);
 #pragma unroll
       for (int i = 0; i < loads; ++i) {
@@ -136,8 +135,7 @@ class PixelLoader {
       for (int j = 0; j < columns; ++j) {
         const int h = h_[j] + u_ * h_step_;
         const int w = w_[j] + v_ * w_step_;
-        const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(g_.h.in) &&
-                            static_cast<unsigned>(w) < static_cast<unsigned>(g_.w.in);
+        const bool inside = within(h, g_.h.in) && within(w, g_.w.in);
         held_[j][i] =
             inside && c_ < g_.c ? from_[j][c_ * g_.in_plane + std::int64_t{h} * g_.w.in + w] : T{};
       }

@@ -107,8 +107,7 @@ class WindowLoader : public PixelSlab<T, Tile, Tile::cols> {
     const T* window = from_ + (std::int64_t{h} * g_.w + w);
 #pragma unroll
     for (int i = 0; i < Base::loads; ++i) {
-      const bool inside = static_cast<unsigned>(h + r_[i]) < static_cast<unsigned>(g_.h) &&
-                          static_cast<unsigned>(w + s_[i]) < static_cast<unsigned>(g_.w);
+      const bool inside = within(h + r_[i], g_.h) && within(w + s_[i], g_.w);
       this->held[i] = inside ? window[tap_[i]] : T{};
     }
     step();
