@@ -11,24 +11,26 @@ namespace {
 
 using gpu::Call;
 using gpu::Key;
+using gpu::Shared;
 using gpu::Then;
 
 template <class T>
-__global__ void fill_rows(std::int64_t size, std::int64_t columns, const T* bias, T* y) {
+__global__ void spread_kernel(std::int64_t size, std::int64_t run, std::int64_t length,
+                              const T* bias, T* y) {
   const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += stride)
-    y[i] = bias[i % columns];
+    y[i] = bias[i / run % length];
 }
 
-// Every row of y becomes the bias.
-void spread(std::string_view op, const Tensor& bias, Tensor& y) {
+// y becomes the bias, of which each element stands `run` times, over and over.
+void spread(std::string_view op, const Tensor& bias, std::int64_t run, Tensor& y) {
   visit<float, double, bf16>(y.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     constexpr int threads = 256;
     constexpr std::int64_t most = 1 << 16;
     const auto blocks = std::min(gpu::divide_up<std::int64_t>(y.numel(), threads), most);
-    gpu::launch(op, fill_rows<T>, dim3(static_cast<unsigned>(blocks)), threads, 0, y.numel(),
-                bias.numel(), bias.data<T>(), y.data<T>());
+    gpu::launch(op, spread_kernel<T>, dim3(static_cast<unsigned>(blocks)), threads, 0, y.numel(),
+                run, bias.numel(), bias.data<T>(), y.data<T>());
   });
 }
 
@@ -62,6 +64,39 @@ void add_rows(std::string_view op, const Tensor& sums, const Tensor& bias, Tenso
               bias.numel(), sums.data<float>(), bias.data<bf16>(), y.data<bf16>());
 }
 
+// As gemm(), of sizes that have a product.
+void multiply_all(std::string_view op, const GemmSize& size, Shared shared, const Tensor& a,
+                  const Tensor& b, const Tensor& bias, const Tensor& plus, Tensor& y) {
+  const void* p = bias.defined() ? bias.raw() : nullptr;
+  const void* c = plus.defined() ? plus.raw() : nullptr;
+  Key key{size,      a.dtype(),
+          y.dtype(), a.dtype() == Dtype::f32 && tf32_allowed(),
+          false,     alignment_of({a.raw(), b.raw(), y.raw(), p, c})};
+  key.shared = shared;
+  // The library counts batches in 32 bits, and some of its kernels in a grid of 65,535.
+  constexpr std::int64_t most = 65535;
+  for (std::int64_t first = 0; first < size.batch; first += most) {
+    key.size.batch = std::min(most, size.batch - first);
+    const auto at = [&](const Tensor& x, std::int64_t matrix) {
+      return static_cast<const char*>(x.raw()) + first * matrix * size_of(x.dtype());
+    };
+    void* const out = const_cast<char*>(at(y, size.m * size.n));
+    Call call{at(b, size.k * size.n), at(a, shared == Shared::nothing ? size.m * size.k : 0), p,
+              c ? at(plus, shared == Shared::a_and_plus ? 0 : size.m * size.n) : nullptr, out};
+    key.bias = p != nullptr && y.dtype() != Dtype::f64;  // f64 has no epilogues
+    if (key.bias && gpu::multiply(op, y.device(), key, call)) continue;
+    key.bias = false;
+    call.bias = nullptr;
+    if (p) {
+      if (first == 0) spread(op, bias, 1, y);
+      if (first == 0 && c) gpu::accumulate(plus, y);
+      call.plus = out;
+    }
+    require(gpu::multiply(op, y.device(), key, call), Kind::cuda, op, "cuBLASLt has no algorithm",
+            text(y.dtype(), " ", size.m, " x ", size.n, " x ", size.k), "a supported product");
+  }
+}
+
 }  // namespace
 
 void gpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
@@ -73,39 +108,23 @@ void gpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const
     gemm(op, size, a, b, bias, {}, y);
     return accumulate(plus, y);
   }
-  if (size.k == 0) return bias.defined() ? spread(op, bias, y) : fill(0, y);
+  if (size.k == 0) return bias.defined() ? spread(op, bias, 1, y) : fill(0, y);
   if (rounds_twice) {
     Tensor sums = empty(y.shape(), {Dtype::f32, y.device()});
     gemm(op, size, a, b, {}, {}, sums);
     return add_rows(op, sums, bias, y);
   }
-  const void* p = bias.defined() ? bias.raw() : nullptr;
-  const void* c = plus.defined() ? plus.raw() : nullptr;
-  Key key{size,      a.dtype(),
-          y.dtype(), a.dtype() == Dtype::f32 && tf32_allowed(),
-          false,     alignment_of({a.raw(), b.raw(), y.raw(), p, c})};
-  // The library counts batches in 32 bits, and some of its kernels in a grid of 65,535.
-  constexpr std::int64_t most = 65535;
-  for (std::int64_t first = 0; first < size.batch; first += most) {
-    key.size.batch = std::min(most, size.batch - first);
-    const auto at = [&](const Tensor& x, std::int64_t matrix) {
-      return static_cast<const char*>(x.raw()) + first * matrix * size_of(x.dtype());
-    };
-    void* const out = const_cast<char*>(at(y, size.m * size.n));
-    Call call{at(b, size.k * size.n), at(a, size.m * size.k), p,
-              c ? at(plus, size.m * size.n) : nullptr, out};
-    key.bias = p != nullptr && y.dtype() != Dtype::f64;  // f64 has no epilogues
-    if (key.bias && multiply(op, y.device(), key, call)) continue;
-    key.bias = false;
-    call.bias = nullptr;
-    if (p) {
-      if (first == 0) spread(op, bias, y);
-      if (first == 0 && c) accumulate(plus, y);
-      call.plus = out;
-    }
-    require(multiply(op, y.device(), key, call), Kind::cuda, op, "cuBLASLt has no algorithm",
-            text(y.dtype(), " ", size.m, " x ", size.n, " x ", size.k), "a supported product");
+  multiply_all(op, size, Shared::nothing, a, b, bias, plus, y);
+}
+
+void gpu::gemm_each(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
+                    const Tensor& bias, Tensor& y) {
+  Tensor plus;
+  if (bias.defined()) {
+    plus = empty({size.m, size.n}, y.options());
+    spread(op, bias, size.n, plus);
   }
+  multiply_all(op, size, bias.defined() ? Shared::a_and_plus : Shared::a, a, b, {}, plus, y);
 }
 
 namespace {

@@ -50,6 +50,9 @@ namespace gpu {
 Gemm gemm;
 GemmGelu gemm_gelu;
 GemmGeluBackward gemm_gelu_backward;
+// y[i] = op(a) · b[i] (+ bias [m] in every column): a is one matrix for the whole batch.
+void gemm_each(std::string_view op, const GemmSize& size, const Tensor& a, const Tensor& b,
+               const Tensor& bias, Tensor& y);
 void forget_plans(Device device);  // for tests: algorithms are then chosen anew
 }  // namespace gpu
 

@@ -2,11 +2,13 @@
 
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <mutex>
 #include <utility>
 
+#include "ebb/core/basic.h"
 #include "ebb/core/random.h"
 #include "ebb/core/timer.h"
 
@@ -15,6 +17,7 @@ namespace {
 
 using gpu::Call;
 using gpu::Key;
+using gpu::Shared;
 using gpu::Then;
 
 void check(cublasStatus_t status, std::string_view op) {
@@ -26,7 +29,7 @@ constexpr int most_candidates = 8;
 
 struct Plan {
   cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, y = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, plus = nullptr, y = nullptr;
   // None where cuBLASLt has no algorithm; several, the likeliest first, until they are measured.
   std::array<cublasLtMatmulAlgo_t, most_candidates> candidates;
   int count = 0;
@@ -63,16 +66,17 @@ Types types_of(const Key& key) {
           key.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F};
 }
 
-// rows × columns as cuBLAS counts them, column by column, without gaps.
+// rows × columns as cuBLAS counts them, column by column, without gaps; one matrix for the whole
+// batch where it is `shared`.
 cublasLtMatrixLayout_t layout(std::string_view op, cudaDataType_t type, std::int64_t rows,
-                              std::int64_t columns, std::int64_t batch) {
+                              std::int64_t columns, std::int64_t batch, bool shared = false) {
   cublasLtMatrixLayout_t made = nullptr;
   check(cublasLtMatrixLayoutCreate(&made, type, static_cast<uint64_t>(rows),
                                    static_cast<uint64_t>(columns), rows),
         op);
   if (batch == 1) return made;
   const auto count = static_cast<int32_t>(batch);
-  const std::int64_t stride = rows * columns;
+  const std::int64_t stride = shared ? 0 : rows * columns;
   check(cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
                                          sizeof count),
         op);
@@ -88,14 +92,21 @@ void set(std::string_view op, cublasLtMatmulDesc_t product, cublasLtMatmulDescAt
   check(cublasLtMatmulDescSetAttribute(product, what, &value, sizeof value), op);
 }
 
-// Products of training: what a measurement costs at the first one is soon saved. It takes operands
-// of its own, which are not to be what memory runs out of.
+std::int64_t matrices_of_a(const Key& key) {
+  return key.shared == Shared::nothing ? key.size.batch : 1;
+}
+
+// What a measurement costs at the first product is soon saved in training: also by small products
+// of one matrix with many images, of which the likeliest way may take twice as long as another. It
+// takes operands of its own, which are not to be what memory runs out of.
 bool worth_measuring(const Key& key) {
-  constexpr std::int64_t least = std::int64_t{1} << 31, most = std::int64_t{1} << 28;
+  constexpr std::int64_t most = std::int64_t{1} << 29;  // bytes
+  const std::int64_t least = std::int64_t{1} << (key.shared == Shared::nothing ? 31 : 26);
   const GemmSize& s = key.size;
   const std::int64_t h = key.then == Then::gelu_backward ? s.m * s.n : 0;
-  return key.dtype == Dtype::bf16 && key.alignment >= 16 && s.batch * s.m * s.n * s.k >= least &&
-         s.batch * (s.m * s.k + s.k * s.n + h) <= most;
+  const std::int64_t operands = matrices_of_a(key) * s.m * s.k + s.batch * (s.k * s.n + h);
+  return key.alignment >= 16 && s.batch * s.m * s.n * s.k >= least &&
+         operands * size_of(key.dtype) <= most;
 }
 
 void find_candidates(std::string_view op, const Library& lib, const Key& key, Plan& plan) {
@@ -117,7 +128,7 @@ void find_candidates(std::string_view op, const Library& lib, const Key& key, Pl
   cublasLtMatmulHeuristicResult_t found[most_candidates] = {};
   int count = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      lib.handle, plan.product, plan.a, plan.b, plan.y, plan.y, preference,
+      lib.handle, plan.product, plan.a, plan.b, plan.plus, plan.y, preference,
       worth_measuring(key) ? most_candidates : 1, found, &count);
   check(cublasLtMatmulPreferenceDestroy(preference), op);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) check(status, op);
@@ -147,11 +158,13 @@ Plan make_plan(std::string_view op, const Library& lib, const Key& key) {
   set(op, plan.product, CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(op, plan.product, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(key));
   if (key.then != Then::nothing) set(op, plan.product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.n);
-  const auto made = [&](std::int64_t rows, std::int64_t columns) {
-    return layout(op, types.element, rows, columns, s.batch);
+  const bool shared = key.shared != Shared::nothing;
+  const auto made = [&](std::int64_t rows, std::int64_t columns, bool shared) {
+    return layout(op, types.element, rows, columns, s.batch, shared);
   };
-  plan.a = s.transpose_b ? made(s.k, s.n) : made(s.n, s.k);
-  plan.b = s.transpose_a ? made(s.m, s.k) : made(s.k, s.m);
+  plan.a = s.transpose_b ? made(s.k, s.n, false) : made(s.n, s.k, false);
+  plan.b = s.transpose_a ? made(s.m, s.k, shared) : made(s.k, s.m, shared);
+  plan.plus = layout(op, types.result, s.n, s.m, s.batch, key.shared == Shared::a_and_plus);
   plan.y = layout(op, types.result, s.n, s.m, s.batch);
   find_candidates(op, lib, key, plan);
   return plan;
@@ -167,7 +180,7 @@ cublasStatus_t start(std::string_view op, Library& lib, const Key& key, const Pl
   const void* alpha = wide ? static_cast<const void*>(doubles) : floats;
   const void* beta = wide ? static_cast<const void*>(doubles + 1) : floats + 1;
   return cublasLtMatmul(lib.handle, plan.product, alpha, call.a, plan.a, call.b, plan.b, beta,
-                        call.plus ? call.plus : call.y, plan.y, call.y, plan.y, &algorithm,
+                        call.plus ? call.plus : call.y, plan.plus, call.y, plan.y, &algorithm,
                         lib.workspace.raw(), static_cast<size_t>(lib.workspace.bytes()),
                         gpu::stream());
 }
@@ -192,38 +205,68 @@ std::uint64_t digest(std::string_view op, const Key& key, Device device, const v
          static_cast<std::uint32_t>(halves[0]);
 }
 
+// Which of `count` candidates give the bits of the first one, in the order of likelihood. run(i)
+// writes y.
+template <class Run>
+std::vector<int> alike(std::string_view op, const Key& key, Device device, const void* y, int count,
+                       Run run) {
+  std::vector<int> same;
+  std::uint64_t bits = 0;
+  for (int i = 0; i < count; ++i) {
+    if (run(i) != CUBLAS_STATUS_SUCCESS) continue;
+    const std::uint64_t own = digest(op, key, device, y);
+    if (same.empty()) bits = own;
+    if (own == bits) same.push_back(i);
+  }
+  return same;
+}
+
+// The fastest of some candidates, each timed with cold caches, in rounds, as a GPU's clocks change
+// meanwhile. One after the likeliest has to be clearly faster.
+template <class Run>
+int fastest_of(std::string_view op, Device device, const std::vector<int>& candidates, Run run) {
+  constexpr int rounds = 5;
+  constexpr double clearly = 0.99, patience = 0.1;  // seconds in all
+  constexpr std::int64_t flushed = std::int64_t{1} << 26;
+  Tensor caches = empty({flushed}, {Dtype::u8, device});
+  Timer timer(device);
+  std::array<double, most_candidates> least;
+  least.fill(1e9);
+  double spent = 0;
+  for (int round = 0; round < rounds && spent < patience; ++round)
+    for (const int i : candidates) {
+      gpu::fill(0, caches);
+      timer.start();
+      check(run(i), op);
+      timer.stop();
+      const double seconds = timer.seconds();
+      least[i] = std::min(least[i], seconds);
+      spent += seconds;
+    }
+  int best = candidates.empty() ? 0 : candidates.front();
+  for (const int i : candidates)
+    if (least[i] < clearly * least[best]) best = i;
+  return best;
+}
+
 // Keeps the fastest of the candidates whose result has the bits of the first one's: so the bits
 // depend on no measurement. They are compared on random operands: zeros and small integers have the
 // same sums in any order. Writes over y, and over what gelu keeps.
 void keep_fastest(std::string_view op, Library& lib, const Key& key, Plan& plan, const Call& call) {
-  constexpr int times = 3;
   const Device device = lib.workspace.device();
   const GemmSize& s = key.size;
   Generator generator(1);
   const auto random = [&](std::int64_t n) {
     return uniform({n}, -1, 1, generator, {key.dtype, device});
   };
-  const Tensor a = random(s.batch * s.k * s.n), b = random(s.batch * s.m * s.k);
-  const Tensor bias = random(s.n);
-  const Tensor h = key.then == Then::gelu_backward ? random(s.m * s.n) : Tensor();
-  const Call trial{a.raw(), b.raw(), call.bias ? bias.raw() : nullptr,
-                   nullptr, call.y,  h.defined() ? h.raw() : call.h};
-  Timer timer(device);
-  std::uint64_t bits = 0;
-  double least = 0;
-  int best = 0;
-  for (int i = 0; i < plan.count; ++i) {
-    const auto run = [&] { return start(op, lib, key, plan, plan.candidates[i], trial); };
-    if (run() != CUBLAS_STATUS_SUCCESS) continue;
-    const std::uint64_t own = digest(op, key, device, call.y);
-    if (i == 0) bits = own;
-    if (own != bits) continue;
-    timer.start();
-    for (int n = 0; n < times; ++n) check(run(), op);
-    timer.stop();
-    const double seconds = timer.seconds();
-    if (i == 0 || seconds < least) least = seconds, best = i;
-  }
+  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
+  const Tensor a = random(s.batch * s.k * s.n), b = random(matrices_of_a(key) * s.m * s.k), none;
+  const Tensor bias = key.bias ? random(s.n) : none;
+  const Tensor plus = key.shared == Shared::a_and_plus ? random(s.m * s.n) : none;
+  const Tensor h = key.then == Then::gelu_backward ? random(s.m * s.n) : none;
+  const Call trial{raw(a), raw(b), raw(bias), raw(plus), call.y, h.defined() ? h.raw() : call.h};
+  const auto run = [&](int i) { return start(op, lib, key, plan, plan.candidates[i], trial); };
+  const int best = fastest_of(op, device, alike(op, key, device, call.y, plan.count, run), run);
   std::swap(plan.candidates[0], plan.candidates[best]);
   plan.count = 1;
 }

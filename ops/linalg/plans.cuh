@@ -10,6 +10,9 @@ namespace ebb::gpu {
 // What becomes of the sums, after the bias. gelu keeps them too, gelu_backward reads those.
 enum class Then { nothing, gelu, gelu_backward };
 
+// What is one matrix for the whole batch: nothing, a, or a and what is added.
+enum class Shared { nothing, a, a_and_plus };
+
 // Everything that the choice of an algorithm depends on.
 struct Key {
   GemmSize size;
@@ -19,6 +22,7 @@ struct Key {
   bool bias;      // in the epilogue
   int alignment;  // of the operands, in bytes, at most 256
   Then then = Then::nothing;
+  Shared shared = Shared::nothing;
 
   auto operator<=>(const Key&) const = default;
 };
