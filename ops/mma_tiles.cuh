@@ -101,7 +101,7 @@ struct AlongK {
 
 // Row k holds chunks of rows or columns; those of eight k under each other are in different banks,
 // and so are the single numbers that TF32 is read by, as ldmatrix transposes only pairs of bytes.
-template <class T, int extent, bool raw = false>
+template <class T, int extent>
 struct AcrossK {
   static constexpr int chunks = extent / pack_size<T>;
   static constexpr bool wide = sizeof(T) == 4;
@@ -144,7 +144,6 @@ struct AcrossK {
                             (block * 4 + (left ? second : third) * 2);
           x[i] = slab.bits(chunk * 4 + lane_id() / 4 % 4);
         }
-        round_to_tf32<raw>(x);
       } else {
         load_transposed(x, slab.data + ((at_[0] + step * 16 * chunks) ^ block * 2));
       }
@@ -187,20 +186,17 @@ class MmaCore {
     }
   }
 
-  // f(m, n, pack): `together` adjacent n of one row of the finished tile, as many as a thread has
-  // or four or eight.
-  template <int together = adjacent, class F>
+  // f(m, n, pack): adjacent n of one row of the finished tile.
+  template <class F>
   __device__ void for_each(F f) const {
-    static_assert(together == adjacent || together == 4 || together == 8);
 #pragma unroll
     for (int i = 0; i < 2 * blocks; ++i)
 #pragma unroll
-      for (int j = 0; j < fragments; j += together / 2) {
-        Pack<float, together> sums;
+      for (int j = 0; j < fragments; j += adjacent / 2) {
+        Pack<float, adjacent> sums;
 #pragma unroll
-        for (int e = 0; e < together; ++e) sums.v[e] = sum_[i / 2][j + e / 2][i % 2 * 2 + e % 2];
-        if constexpr (together > adjacent) exchange(sums);
-        f(row_ + i * 8 + lane_id() / 4, col_ + j * 8 + lane_id() % 4 * together, sums);
+        for (int e = 0; e < adjacent; ++e) sums.v[e] = sum_[i / 2][j + e / 2][i % 2 * 2 + e % 2];
+        f(row_ + i * 8 + lane_id() / 4, col_ + j * 8 + lane_id() % 4 * adjacent, sums);
       }
   }
 
@@ -211,28 +207,6 @@ class MmaCore {
       gpu::multiply(s[0], s[1], s[2], s[3], a, b0, b1);
     } else {
       multiply_tf32(s[0], s[1], s[2], s[3], a, b0, b1);
-    }
-  }
-
-  // Four lanes that have two columns each of n / 2 fragments get n adjacent columns each.
-  __device__ static void exchange(Pack<float, 8>& sums) {
-    exchange<2>(sums, 1);
-    exchange<4>(sums, 2);
-  }
-  __device__ static void exchange(Pack<float, 4>& sums) {
-    exchange<2>(sums, 2);
-    exchange<2>(sums, 1);
-  }
-  // With the lane whose number differs in `bit`: its numbers e for the lower's numbers e + apart.
-  template <int apart, int n>
-  __device__ static void exchange(Pack<float, n>& sums, int bit) {
-    const bool upper = lane_id() & bit;
-#pragma unroll
-    for (int e = 0; e < n; ++e) {
-      if (e & apart) continue;
-      float &low = sums.v[e], &high = sums.v[e + apart];
-      const float got = __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
-      (upper ? low : high) = got;
     }
   }
 

@@ -113,13 +113,4 @@ inline bool on_tensor_cores(Dtype dtype) {
 // Whether that many products are worth packing their operands.
 inline bool worth_packing(std::int64_t products) { return products >= std::int64_t{1} << 26; }
 
-// Whether each point of out is the pixel in its place, in whole chunks.
-template <class T>
-bool in_place(const Gather& g) {
-  const auto along = [](const Side& side) {
-    return side.kernel == 1 && side.stride == 1 && side.padding == 0;
-  };
-  return along(g.h) && along(g.w) && g.in_plane % pack_size<T> == 0;
-}
-
 }  // namespace ebb::gpu::convolution

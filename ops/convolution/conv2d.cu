@@ -17,18 +17,20 @@ namespace {
 using namespace gpu;
 
 constexpr Convolve* convolutions[] = {
-    few::convolve,       // few products
-    strips::convolve,    // depthwise, with the kernels that networks have
-    planes::convolve,    // other groups of few channels
-    unfolded::convolve,  // windows that hardly overlap
-    phases::convolve,    // the input gradient of a stride
-    hopper::convolve,    // no stride, on Hopper's tensor cores
-    mma::convolve,       // on tensor cores
-    tiles::convolve,     // everything
+    few::convolve,        // few products
+    strips::convolve,     // depthwise, with the kernels that networks have
+    planes::convolve,     // other groups of few channels
+    pointwise::convolve,  // one tap
+    unfolded::convolve,   // windows that hardly overlap
+    phases::convolve,     // the input gradient of a stride
+    hopper::convolve,     // no stride, on Hopper's tensor cores
+    mma::convolve,        // on tensor cores
+    tiles::convolve,      // everything
 };
 constexpr WeightGradient* weight_gradients[] = {
-    few::weight_gradient,    planes::weight_gradient, unfolded::weight_gradient,
-    hopper::weight_gradient, mma::weight_gradient,    tiles::weight_gradient,
+    few::weight_gradient,      planes::weight_gradient, pointwise::weight_gradient,
+    unfolded::weight_gradient, hopper::weight_gradient, mma::weight_gradient,
+    tiles::weight_gradient,
 };
 
 void convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,

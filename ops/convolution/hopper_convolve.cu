@@ -288,7 +288,7 @@ bool gpu::hopper::convolve(const Conv2dSize& size, bool transposed, const Tensor
                            const Tensor& weight, const Tensor& bias, Tensor& out) {
   const Gather g = gather_of(op, size, transposed);
   if (!usable<shifted<bf16, Form::rounded, 1>>(op, g, out.dtype()) || g.m <= 16 ||
-      in_place<bf16>(g) || !worth_packing(out.numel() * g.c * g.h.kernel * g.w.kernel))
+      !worth_packing(out.numel() * g.c * g.h.kernel * g.w.kernel))
     return false;
   if (out.dtype() == Dtype::bf16) return run<bf16, Form::rounded>(g, in, weight, bias, out);
   if (tf32_allowed()) return run<float, Form::rounded>(g, in, weight, bias, out);

@@ -2,8 +2,7 @@
 //
 //   out[image, m, point] = Σ over c, taps of weight[m, c, tap] · in[image, c, point's pixel at tap]
 //
-// Pixels are packed into chunks of their channels, or are chunks where they lie, if each point is a
-// pixel.
+// Pixels are packed into chunks of their channels.
 #include "ebb/core/basic.h"
 #include "ebb/ops/convolution/chunks.cuh"
 #include "ebb/ops/convolution/paths.h"
@@ -94,11 +93,6 @@ class PixelCopier {
 
  public:
   using Slab = AlongK<T, Tile::cols>;
-  template <class Out>
-  static constexpr int adjacent = 8;
-  static Tensor prepared(std::string_view op, const Gather& g, const Tensor& in) {
-    return packed_pixels<T>(op, g.images * g.groups, g.c, g.in_plane, in);
-  }
 
   // As PixelLoader.
   __device__ PixelCopier(const Gather& g, const Class& z, const T* prepared, std::int64_t group,
@@ -183,82 +177,21 @@ class PixelCopier {
   int h_[loads], w_[loads];
 };
 
-// For a kernel of one tap that meets every pixel of the image once, in chunks of adjacent ones. A
-// thread stays with one of them, for every apart-th channel.
 template <class T, class Tile>
-class PlaneCopier {
-  static constexpr int chunks = Tile::cols / pack_size<T>;
-  static constexpr int apart = Tile::threads / chunks;
-  static constexpr int loads = slab_depth<T> / apart;
-
- public:
-  using Slab = AcrossK<T, Tile::cols, std::is_same_v<T, float>>;
-  template <class Out>
-  static constexpr int adjacent = pack_size<Out>;  // so that lanes store whole sectors
-  static Tensor prepared(std::string_view, const Gather&, const Tensor& in) { return in; }
-
-  __device__ PlaneCopier(const Gather& g, const Class&, const T* in, std::int64_t group,
-                         std::int64_t first_column, int first_slab, std::int64_t* places)
-      : plane_(g.in_plane) {
-    const ColumnPoints columns(first_column, plane_);
-    for (int j = threadIdx.x; j < Tile::cols; j += Tile::threads) {
-      const std::int64_t image = columns.image(j);
-      places[j] = image < g.images ? image * g.groups * g.m * plane_ + columns.point(j) : -1;
-    }
-    const int j = chunk() * pack_size<T>;
-    const std::int64_t image = columns.image(j);
-    const int c = first_slab * slab_depth<T> + row();
-    left_ = image < g.images ? g.c - c : 0;
-    next_ = in + ((image * g.groups + group) * g.c + c) * plane_ + columns.point(j);
-  }
-
-  __device__ void fetch(Slab& slab) {
-#pragma unroll
-    for (int i = 0; i < loads; ++i)
-      copy_async(&Slab::Cols::at(slab, row() + i * apart, chunk()), next_ + i * apart * plane_,
-                 i * apart < left_);
-    next_ += slab_depth<T> * plane_;
-    left_ -= slab_depth<T>;
-  }
-
- private:
-  __device__ static int chunk() { return threadIdx.x % chunks; }
-  __device__ static int row() { return threadIdx.x / chunks; }
-  std::int64_t plane_;
-  const T* next_;
-  int left_;
-};
-
-template <class T, class Tile, class Copier>
 struct GatherMemory {
   using A = AlongK<T, Tile::rows>;
-  using B = typename Copier::Slab;
+  using B = AlongK<T, Tile::cols>;
   Stage<A, B> ring[Tile::stages];
   std::int64_t places[Tile::cols];
 };
 
-// A finished tile, `adjacent` columns a thread, from filter first_m on, `first_channel` of an
-// image's.
-template <int adjacent, class T, class Out, class Core>
-__device__ void store_product(const Core& core, const Gather& g, int first_m,
-                              std::int64_t first_channel, const std::int64_t* places, int together,
-                              const T* bias, Out* out) {
-  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
-  out += first_channel * plane;
-  core.template for_each<adjacent>([&](int m, int n, const auto& sums) {
-    if (first_m + m >= g.m) return;
-    const float add = bias ? widen(bias[first_channel + m]) : 0.f;
-    store_columns(out + m * plane, places + n, sums, add, together);
-  });
-}
-
 // As gather: slice i of several goes to out + i · out_size.
-template <class T, class Out, class Tile, class Copier>
+template <class T, class Out, class Tile>
 __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
     gather_mma(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles,
                int together, std::int64_t out_size, const T* in, const Chunk<T>* packed,
                const T* bias, Out* out) {
-  using Memory = GatherMemory<T, Tile, Copier>;
+  using Memory = GatherMemory<T, Tile>;
   extern __shared__ __align__(128) unsigned char bytes[];
   Memory& memory = *reinterpret_cast<Memory*>(bytes);
   BlockIndex block;
@@ -274,7 +207,7 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   const std::int64_t first_row =
       group * g.rows + z.first_row + std::int64_t{first_slab} * slab_chunks;
   FilterCopier<T, Tile> a(packed + first_row * g.columns + first_m, g.columns);
-  Copier b(g, z, in, group, first_column, first_slab, memory.places);
+  PixelCopier<T, Tile> b(g, z, in, group, first_column, first_slab, memory.places);
   MmaCore<T, Tile, typename Memory::A, typename Memory::B> core;
   __syncthreads();  // places, even if there is no slab
   const auto fetch = [&](auto& stage) {
@@ -283,56 +216,14 @@ __global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
   };
   multiply_stages<Tile::stages>(memory.ring, fetch, core, slabs);
 
-  store_product<Copier::template adjacent<Out>>(core, g, first_m, group * g.m + first_m,
-                                                memory.places, together, bias,
-                                                out + slice * out_size);
-}
-
-// The same for pixels in place whose sums fit into the ring: all filters meet them there.
-template <class T, class Tile>
-struct WholeMemory {
-  using A = AlongK<T, Tile::rows>;
-  using B = typename PlaneCopier<T, Tile>::Slab;
-  A a[2][Tile::stages];
-  B b[Tile::stages];
-  std::int64_t places[Tile::cols];
-};
-
-template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::threads, 256 / Tile::threads)
-    gather_whole(const __grid_constant__ Gather g, std::int64_t column_tiles, int together,
-                 const T* in, const Chunk<T>* packed, const T* bias, T* out) {
-  using Memory = WholeMemory<T, Tile>;
-  extern __shared__ __align__(128) unsigned char bytes[];
-  Memory& memory = *reinterpret_cast<Memory*>(bytes);
-  BlockIndex block;
-  const std::int64_t first_column = std::int64_t{block.next(column_tiles)} * Tile::cols;
-  const std::int64_t group = block.left;
-  const Class z = class_of(g, 0, slab_chunks);
-  const int slabs = static_cast<int>(z.slabs), tiles = divide_up(g.m, Tile::rows);
-  PlaneCopier<T, Tile> pixels(g, z, in, group, first_column, 0, memory.places);
-  packed += (group * g.rows + z.first_row) * g.columns;
-  const auto fetch = [&](int tile) {
-    FilterCopier<T, Tile> filters(packed + tile * Tile::rows, g.columns);
-    for (int slab = 0; slab < slabs; ++slab) filters.fetch(memory.a[tile % 2][slab]);
-  };
-
-  for (int slab = 0; slab < slabs; ++slab) pixels.fetch(memory.b[slab]);
-  fetch(0);
-  commit_copies();
-  for (int tile = 0; tile < tiles; ++tile) {
-    if (tile + 1 < tiles) fetch(tile + 1);
-    commit_copies();
-    wait_for_groups<1>();
-    __syncthreads();
-    MmaCore<T, Tile, typename Memory::A, typename Memory::B> core;
-    for (int slab = 0; slab < slabs; ++slab)
-      core.multiply(memory.a[tile % 2][slab], memory.b[slab]);
-    const int first_m = tile * Tile::rows;
-    store_product<PlaneCopier<T, Tile>::template adjacent<T>>(
-        core, g, first_m, group * g.m + first_m, memory.places, together, bias, out);
-    __syncthreads();  // before the filters after the next
-  }
+  const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
+  const std::int64_t first_channel = group * g.m + first_m;
+  Out* const to = out + slice * out_size + first_channel * plane;
+  core.for_each([&](int m, int n, const auto& sums) {
+    if (first_m + m >= g.m) return;
+    const float add = bias ? widen(bias[first_channel + m]) : 0.f;
+    store_columns(to + m * plane, memory.places + n, sums, add, together);
+  });
 }
 
 // Launchers.
@@ -347,12 +238,12 @@ Tensor packed_filters(const Gather& g, const Tensor& weight) {
   return packed;
 }
 
-template <class T, class Tile, class Copier>
+template <class T, class Tile>
 void launch_gather_mma(Gather g, std::int64_t points, const Tensor& in, const Tensor& weight,
                        const T* bias, Tensor& out) {
   g.columns = round_up(g.m, std::max(Tile::rows, 32));
   const Tensor filters = packed_filters<T>(g, weight);
-  const Tensor pixels = Copier::prepared(op, g, in);
+  const Tensor pixels = packed_pixels<T>(op, g.images * g.groups, g.c, g.in_plane, in);
   const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
   const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
   const std::int64_t slabs = g.rows / slab_chunks - g.classes();  // of all classes
@@ -361,23 +252,15 @@ void launch_gather_mma(Gather g, std::int64_t points, const Tensor& in, const Te
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   const int together = adjacent_columns(g);
   const dim3 grid = grid_of(op, blocks * slices.count);
-  if constexpr (std::is_same_v<Copier, PlaneCopier<T, Tile>> && Tile::rows == 64) {
-    if (slabs <= Tile::stages && g.m > Tile::rows && column_tiles * g.groups >= multiprocessors()) {
-      launch(op, gather_whole<T, Tile>, grid_of(op, column_tiles * g.groups), Tile::threads,
-             sizeof(WholeMemory<T, Tile>), g, column_tiles, together, in.data<T>(),
-             chunks_of<T>(filters), bias, out.data<T>());
-      return;
-    }
-  }
-  const size_t shared = sizeof(GatherMemory<T, Tile, Copier>);
+  const size_t shared = sizeof(GatherMemory<T, Tile>);
   if (slices.count == 1) {
-    launch(op, gather_mma<T, T, Tile, Copier>, grid, Tile::threads, shared, g, slices, column_tiles,
+    launch(op, gather_mma<T, T, Tile>, grid, Tile::threads, shared, g, slices, column_tiles,
            together, out.numel(), pixels.data<T>(), chunks_of<T>(filters), bias, out.data<T>());
     return;
   }
   Tensor partial = empty({slices.count, out.numel()}, {Dtype::f32, out.device()});
-  launch(op, gather_mma<T, float, Tile, Copier>, grid, Tile::threads, shared, g, slices,
-         column_tiles, together, out.numel(), pixels.data<T>(), chunks_of<T>(filters),
+  launch(op, gather_mma<T, float, Tile>, grid, Tile::threads, shared, g, slices, column_tiles,
+         together, out.numel(), pixels.data<T>(), chunks_of<T>(filters),
          static_cast<const T*>(nullptr), partial.data<float>());
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
 }
@@ -402,12 +285,7 @@ bool gpu::mma::convolve(const Conv2dSize& size, bool transposed, const Tensor& i
     g.rows = round_up(taps * g.c_packed, slab_chunks) + slab_chunks * g.classes();
     // Wide tiles: their pixels are those of other taps too, and so mostly in the first-level cache.
     const auto tiled = [&](auto tile) {
-      using Tile = decltype(tile);
-      if (in_place<T>(g)) {
-        launch_gather_mma<T, Tile, PlaneCopier<T, Tile>>(g, points, in, weight, b, out);
-      } else {
-        launch_gather_mma<T, Tile, PixelCopier<T, Tile>>(g, points, in, weight, b, out);
-      }
+      launch_gather_mma<T, decltype(tile)>(g, points, in, weight, b, out);
     };
     if (g.m <= 16) return tiled(MmaTile<16, 256, 16, 64>{});
     if (g.m <= 32) return tiled(MmaTile<32, 256, 32, 64>{});

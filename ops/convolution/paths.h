@@ -39,8 +39,15 @@ Convolve convolve;
 WeightGradient weight_gradient;
 }  // namespace planes
 
+// One tap that meets every pixel in its place, by the library: a product for each image. Not of
+// planes that are no multiple of 4; the weight gradient of large images, or of one.
+namespace pointwise {
+Convolve convolve;
+WeightGradient weight_gradient;
+}  // namespace pointwise
+
 // Strides that leave windows little in common, as one product of whole matrices by the library:
-// patches of images, long kernels with long strides.
+// patches of images, long kernels with long strides, and the other cases of pointwise.
 namespace unfolded {
 Convolve convolve;
 WeightGradient weight_gradient;

@@ -1,4 +1,5 @@
-// Every window of x as a row of a matrix, and y and dy with a row for each pixel:
+// Every window of x as a row of a matrix, and y and dy with a row for each pixel, turned if the
+// window is one pixel:
 //
 //   u[(n,p,q), (c,r,s)] = x[n, c, p·stride + r − padding, …]
 //   y = u · wᵀ + b      dx[n,c,h,w] = Σ over the windows that see it of (dy · w)      dw = dyᵀ · u
@@ -81,7 +82,14 @@ __global__ void __launch_bounds__(unfold_threads)
 
 // Launchers.
 
-// Not in f64, and not a pixel at a time, which takes longer than it gains.
+// Windows of one pixel each, which need not overlap to be worth it: but only where pixels cannot be
+// read where they lie.
+bool one_pixel(const Conv2dSize& z) {
+  const Conv2dOptions& o = z.options;
+  return z.r * z.s * o.stride.h * o.stride.w == 1 && o.padding.h + o.padding.w == 0;
+}
+
+// Not in f64, and strides not a pixel at a time, which takes longer than it gains.
 bool worth(const Conv2dSize& z, Dtype dtype) {
   const Conv2dOptions& o = z.options;
   const double pixels = static_cast<double>(z.n) * static_cast<double>(z.p * z.q);
@@ -89,10 +97,12 @@ bool worth(const Conv2dSize& z, Dtype dtype) {
   const std::int64_t largest =
       std::max({z.h, z.w, z.p, z.q, o.stride.h, o.stride.w, o.padding.h, o.padding.w});
   const std::int64_t runs = z.w | z.s | o.stride.w | o.padding.w;
-  return dtype != Dtype::f64 && runs % 2 == 0 && o.groups == 1 && o.dilation.h == 1 &&
-         o.dilation.w == 1 && o.stride.h * o.stride.w > 1 &&
-         2 * z.r * z.s <= 5 * o.stride.h * o.stride.w && window % 8 == 0 && z.k % 8 == 0 &&
-         pixels < 0x1p31 && z.n * z.c < (1 << 30) && window < (1 << 30) && largest < (1 << 29);
+  const bool apart = runs % 2 == 0 && o.dilation.h == 1 && o.dilation.w == 1 &&
+                     o.stride.h * o.stride.w > 1 && 2 * z.r * z.s <= 5 * o.stride.h * o.stride.w;
+  const bool lone = one_pixel(z) && z.h * z.w * size_of(dtype) % 16 != 0;
+  return dtype != Dtype::f64 && (apart || lone) && o.groups == 1 && window % 8 == 0 &&
+         z.k % 8 == 0 && pixels < 0x1p31 && z.n * z.c < (1 << 30) && window < (1 << 30) &&
+         largest < (1 << 29);
 }
 
 Unfold unfold_of(const Conv2dSize& z) {
@@ -130,9 +140,25 @@ dim3 blocks_for(std::int64_t packs) {
   return dim3(static_cast<unsigned>(blocks));
 }
 
+// x [images, rows, columns] → y [images, columns, rows].
+void turn(const Tensor& x, std::int64_t images, std::int64_t rows, std::int64_t columns,
+          Tensor& y) {
+  ebb::Gather g;
+  const auto add = [&](std::int64_t extent, std::int64_t step) {
+    if (extent == 1) return;
+    g.extents[static_cast<size_t>(g.rank)] = extent;
+    g.steps[static_cast<size_t>(g.rank++)] = step;
+  };
+  add(images, rows * columns);
+  add(columns, 1);
+  add(rows, columns);
+  permute(op, g, x, y);
+}
+
 Tensor unfold(const Conv2dSize& size, const Tensor& x) {
   Unfold g = unfold_of(size);
   Tensor u = empty({size.n * size.p * size.q, g.window}, x.options());
+  if (one_pixel(size)) return turn(x, size.n, size.c, size.h * size.w, u), u;
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     with_run<T>(g, [&](auto run) {
@@ -151,6 +177,7 @@ Tensor unfold(const Conv2dSize& size, const Tensor& x) {
 }
 
 void fold(const Conv2dSize& size, const Tensor& u, Tensor& x) {
+  if (one_pixel(size)) return turn(u, size.n, size.h * size.w, size.c, x);
   Unfold g = unfold_of(size);
   visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
@@ -174,21 +201,6 @@ void fold(const Conv2dSize& size, const Tensor& u, Tensor& x) {
   });
 }
 
-// x [images, rows, columns] → y [images, columns, rows].
-void turn(const Tensor& x, std::int64_t images, std::int64_t rows, std::int64_t columns,
-          Tensor& y) {
-  ebb::Gather g;
-  const auto add = [&](std::int64_t extent, std::int64_t step) {
-    if (extent == 1) return;
-    g.extents[static_cast<size_t>(g.rank)] = extent;
-    g.steps[static_cast<size_t>(g.rank++)] = step;
-  };
-  add(images, rows * columns);
-  add(columns, 1);
-  add(rows, columns);
-  permute(op, g, x, y);
-}
-
 // dy with a row for each pixel.
 Tensor rows_of(const Conv2dSize& z, const Tensor& dy) {
   Tensor rows = empty({z.n * z.p * z.q, z.k}, dy.options());
@@ -210,8 +222,10 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
 
 bool gpu::unfolded::convolve(const Conv2dSize& z, bool transposed, const Tensor& in,
                              const Tensor& w, const Tensor& b, Tensor& out) {
-  constexpr std::int64_t enough = 100'000;  // products for each row, forward
-  if (!worth(z, out.dtype()) || (!transposed && w.numel() < enough)) return false;
+  // Products for each row, to be worth turning: not asked of the gradient of a stride.
+  const std::int64_t enough = one_pixel(z) && out.dtype() == Dtype::bf16 ? 500'000 : 100'000;
+  const bool few = w.numel() < enough && (!transposed || one_pixel(z));
+  if (!worth(z, out.dtype()) || few) return false;
   if (transposed) {
     input_gradient(z, w, in, out);
     return true;

@@ -244,11 +244,18 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
       {{3, 64, 33, 30}, {72, 64, 3, 3}, {.padding = 1}},             // ragged tiles, whole slabs
       {{2, 37, 40, 41}, {83, 37, 3, 5}, {}},                         // ragged channels, odd planes
       {{8, 3, 64, 64}, {64, 3, 7, 7}, {.stride = 2, .padding = 3}},  // a stem: slabs of many taps
-      {{9, 260, 14, 14}, {130, 260, 1, 1}, {}},                      // 1×1
-      {{48, 56, 24, 30}, {150, 56, 1, 1}, {}},                       // 1×1, short sums
-      {{48, 150, 24, 30}, {56, 150, 1, 1}, {}},                      // and in the gradient
-      {{9, 200, 28, 28}, {136, 200, 1, 1}, {.stride = {2, 3}}},      // 1×1 that skips pixels
-      {{2, 300, 9, 9}, {160, 300, 3, 3}, {.padding = 1}},            // sums in slices
+      // 1×1: images as matrices, rows of pixels, one image, ragged channels, few large images,
+      // groups, and what skips pixels.
+      {{9, 260, 14, 14}, {130, 260, 1, 1}, {}},
+      {{48, 56, 24, 30}, {150, 56, 1, 1}, {}},
+      {{9, 680, 7, 7}, {744, 680, 1, 1}, {}},
+      {{80, 136, 4, 5}, {144, 136, 1, 1}, {}},
+      {{1, 45, 60, 58}, {72, 45, 1, 1}, {}},
+      {{30, 75, 15, 17}, {90, 75, 1, 1}, {}},
+      {{3, 24, 128, 130}, {20, 24, 1, 1}, {}},
+      {{9, 96, 28, 28}, {120, 48, 1, 1}, {.groups = 2}},
+      {{9, 200, 28, 28}, {136, 200, 1, 1}, {.stride = {2, 3}}},
+      {{2, 300, 9, 9}, {160, 300, 3, 3}, {.padding = 1}},  // sums in slices
       {{2, 40, 61, 50},
        {70, 20, 3, 3},
        {.stride = {2, 1}, .padding = 2, .dilation = {2, 3}, .groups = 2}},
