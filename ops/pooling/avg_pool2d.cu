@@ -2,7 +2,6 @@
 #include "ebb/ops/pooling/avg_pool2d.h"
 #include "ebb/ops/pooling/divisor.cuh"
 #include "ebb/ops/pooling/known.cuh"
-#include "ebb/ops/pooling/wide.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -88,106 +87,85 @@ struct AvgPoolGather {
   }
 };
 
-// Any windows: one output a thread, of windows of kernel² elements, or any if that is 0.
+// Any windows: a thread has a square of kernel² elements.
 template <int kernel, class T, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    avg_pool_any(PlacesOf<Index> places, Extents<Index> s, Divisor d, const T* x, T* y) {
-  at_place(places, [&](std::int64_t plane, Index p, Index q) {
-    const auto rows = rows_of(s, d, p);
-    const auto columns = columns_of(s, d, q);
-    Compute<T> sum = 0;
-    if constexpr (kernel > 0) {
-      T in[kernel][kernel];
-      load_window(s, x + plane * s.image, p * s.stride_h - s.padding_h,
-                  q * s.stride_w - s.padding_w, T{}, in);
-      sum = sum_of_lines<kernel, kernel>([&](int r, int c) { return widen(in[r][c]); });
-    } else {
-      for (Index h = rows.first; h < rows.last; ++h) {
-        Compute<T> line = 0;  // windows may be large: rows are summed on their own
-        for (Index w = columns.first; w < columns.last; ++w)
-          line += widen(x[(plane * s.h + h) * s.w + w]);
-        sum += line;
-      }
-    }
-    const bool some = rows.first < rows.last && columns.first < columns.last;
-    y[plane * s.output + (p * s.q + q)] =
-        narrow<T>(some ? sum / divisor_of<Compute<T>>(d, rows, columns) : 0);
+    avg_pool_square(PlacesOf<Index> places, AnySides<Index> s, Divisor d, const T* x, T* y) {
+  at_place(places, [&](const Place<Index>& at) {
+    T in[kernel][kernel];
+    load_window(s, x + std::int64_t{at.plane} * s.image, s.down.begin(at.row),
+                s.across.begin(at.column), T{}, in);
+    const Compute<T> sum =
+        sum_of_lines<kernel, kernel>([&](int r, int c) { return widen(in[r][c]); });
+    y[s.place(at)] = narrow<T>(sum / divisor_of<Compute<T>>(d, s, at.row, at.column));
   });
 }
 
-// Any windows, backward: a thread has `width` inputs side by side. Where all windows have `one`
-// divisor, it is what the sum of dy is divided by.
-template <int width, bool apart, bool one, class T, class Index>
+// Any windows: a group of threads has one.
+template <int group, class T, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    avg_pool_gather(PlacesOf<Index> places, Extents<Index> s, AnyWindows<Index> windows, Divisor d,
-                    OneDivisor<Compute<T>> all, const T* dy, T* dx) {
-  at_place(places, [&](std::int64_t plane, Index h, Index pack) {
-    const Index w = pack * width;
-    Compute<T> sum[width] = {};
-    windows.down.template each<apart>(h, [&](Index p, Index) {
-      const T* const line = dy + plane * s.output + p * s.q;
-#pragma unroll
-      for (int j = 0; j < width; ++j)
-        windows.across.template each<apart>(w + j, [&](Index q, Index) {
-          Compute<T> share = widen(line[q]);
-          if constexpr (!one)
-            share /= divisor_of<Compute<T>>(d, rows_of(s, d, p), columns_of(s, d, q));
-          sum[j] += share;
-        });
-    });
-    if constexpr (one)
-#pragma unroll
-      for (int j = 0; j < width; ++j) sum[j] = all(sum[j]);
-    store(reinterpret_cast<Pack<T, width>*>(dx + plane * s.image + (h * s.w + w)),
-          narrow<T, width>(sum));
-  });
-}
-
-// Windows of many elements that hardly overlap: a group of threads an output.
-template <int group, class T>
-__global__ void __launch_bounds__(pool_threads)
-    avg_pool_wide(Wide wide, Extents<int> s, Divisor d, const T* x, T* y) {
-  const auto at = wide.place<group>();
-  const auto rows = rows_of(s, d, at.row);
-  const auto columns = columns_of(s, d, at.column);
+    avg_pool_group(PlacesOf<Index> places, AnySides<Index> s, Divisor d, const T* x, T* y) {
+  const auto at = place_of_group<group>(places);
   const T* const plane = x + std::int64_t{at.plane} * s.image;
   Compute<T> sum = 0;
   if (at.there)
-    wide.each<group>(rows.first, rows.last, columns.first, columns.last,
-                     [&](int h, int w) { sum += widen(plane[h * s.w + w]); });
+    Share<group, Index>(s, s.down.begin(at.row), s.across.begin(at.column))
+        .each([&](Index place, Index) { sum += widen(plane[place]); });
   sum = group_reduce<group>(sum, Sum{});
-  if (at.there && wide.leader<group>())
-    y[std::int64_t{at.plane} * s.output + (at.row * s.q + at.column)] =
-        narrow<T>(sum / divisor_of<Compute<T>>(d, rows, columns));
+  if (at.there && threadIdx.x % group == 0)
+    y[s.place(at)] = narrow<T>(sum / divisor_of<Compute<T>>(d, s, at.row, at.column));
+}
+
+// Any windows, backward. Where all have `one` divisor, it is what the sum of dy is divided by.
+template <int width, Windows windows, bool one, class T, class Index>
+__global__ void __launch_bounds__(pool_threads)
+    avg_pool_gather(PlacesOf<Index> places, AnySides<Index> s, Divisor d,
+                    OneDivisor<Compute<T>> all, const T* dy, T* dx) {
+  const auto share = [&](std::int64_t i, Index p, Index q, Index, Index) {
+    return one ? widen(dy[i]) : widen(dy[i]) / divisor_of<Compute<T>>(d, s, p, q);
+  };
+  const auto mean = [&](Compute<T> sum) { return one ? all(sum) : sum; };
+  const auto add = [&](Compute<T>(&sum)[width], std::int64_t i, Index p, Index q, Index, Index c) {
+    const Compute<T> v = share(i, p, q, 0, c);
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      if (c + j >= 0 && c + j < s.across.kernel) sum[j] += v;
+  };
+  at_place(places, [&](const Place<Index>& at) {
+    if constexpr (windows == Windows::overlap)
+      gather_overlap<width>(at, s, dx, add, mean);
+    else
+      gather<width, windows == Windows::apart>(at, s, dx, share, mean);
+  });
 }
 
 template <class T, class Index>
 void forward_of_any(const PoolSize& s, const Divisor& d, const T* x, T* y) {
-  if constexpr (std::is_same_v<Index, int> && sizeof(T) <= 4)
-    if (is_wide(s))
-      return visit_groups(s, [&]<int group>() {
-        const Wide wide(s);
-        launch(op, avg_pool_wide<group, T>, wide.blocks(group), pool_threads, 0, wide,
-               Extents<int>(s), d, x, y);
-      });
   const PlacesOf<Index> outputs(s.planes, s.p, s.q);
-  visit_kernel(s, [&]<int kernel>() {
-    launch(op, avg_pool_any<kernel, T, Index>, outputs.blocks(), outputs.threads(), 0, outputs,
-           Extents<Index>(s), d, x, y);
+  const auto go = [&](auto kernel, int threads, int group) {
+    launch(op, kernel, outputs.blocks(threads / group), threads, 0, outputs, AnySides<Index>(s), d,
+           x, y);
+  };
+  if constexpr (sizeof(Index) == 4)
+    if (visit_kernel(
+            s, [&]<int kernel>() { go(avg_pool_square<kernel, T, Index>, outputs.threads(), 1); }))
+      return;
+  visit_groups(s, [&]<int group>() {
+    go(avg_pool_group<group, T, Index>, group == 1 ? outputs.threads() : pool_threads, group);
   });
 }
 
 template <class T, class Index>
 void backward_of_any(const PoolSize& s, const Divisor& d, const T* dy, T* dx) {
-  const auto go = [&]<int width, bool apart, bool one>() {
-    const PlacesOf<Index> inputs(s.planes, s.h, s.w / width);
-    launch(op, avg_pool_gather<width, apart, one, T, Index>, inputs.blocks(), inputs.threads(), 0,
-           inputs, Extents<Index>(s), AnyWindows<Index>(s), d,
-           OneDivisor<Compute<T>>(divisor_of_all(s, d)), dy, dx);
+  const auto go = [&]<int width, Windows windows, bool one>() {
+    const PlacesOf<Index> inputs(s.planes, s.h, divide_up<std::int64_t>(s.w, width));
+    launch(op, avg_pool_gather<width, windows, one, T, Index>, inputs.blocks(), inputs.threads(), 0,
+           inputs, AnySides<Index>(s), d, OneDivisor<Compute<T>>(divisor_of_all(s, d)), dy, dx);
   };
-  if (divisor_of_all(s, d) == 0) return go.template operator()<1, false, false>();
-  visit_gather(s, dx,
-               [&]<int width, bool apart>() { go.template operator()<width, apart, true>(); });
+  visit_gather(s, dx, [&]<int width, Windows windows>() {
+    divisor_of_all(s, d) ? go.template operator()<width, windows, true>()
+                         : go.template operator()<width, windows, false>();
+  });
 }
 
 // f(T{}, Index{}) with the types of values and counts.
@@ -204,7 +182,7 @@ bool visit_known(const PoolSize& s, const Divisor& d, const T* image, const T* o
     if (divisor_of_all(s, d) != 0)
       f(block, OneDivisor<Compute<T>>(divisor_of_all(s, d)));
     else
-      f(block, OwnDivisors<Compute<T>>{Extents<int>(s), d});
+      f(block, OwnDivisors<Compute<T>>{AnySides<int>(s), d});
   });
 }
 

@@ -1,6 +1,8 @@
 // The maximum of a window and its place there: of equal ones the first, and NaN wins, the last.
 #pragma once
-#include "ebb/ops/packs.cuh"
+#include <climits>
+
+#include "ebb/ops/pooling/any.cuh"
 
 namespace ebb::gpu {
 
@@ -100,18 +102,19 @@ struct Abreast<bf16, true> {
   }
 };
 
-// What the maximum of a window has the largest of: a value, the earlier of equal ones, NaN before
-// all, and the last of those.
-__device__ inline std::uint64_t rank(float v, int place) {
-  constexpr std::uint32_t sign = 1u << 31;
-  if (v != v) return ~0ull << 32 | static_cast<std::uint32_t>(place);
-  const auto bits = __float_as_uint(v + 0.f);  // of zeros, one
-  const std::uint32_t order = bits & sign ? ~bits : bits | sign;
-  return std::uint64_t{order} << 32 | ~static_cast<std::uint32_t>(place);
-}
-__device__ inline int place_of(std::uint64_t rank) {
-  const auto low = static_cast<std::uint32_t>(rank);
-  return static_cast<int>(rank >> 32 == ~0u ? low : ~low);
+inline constexpr int nowhere = INT_MAX;  // the place of a thread that has nothing of a window
+
+// The maximum of what a group's threads have: the first of equal ones, the last NaN.
+template <int group, class T>
+__device__ Best<T> group_best(const Best<T>& mine) {
+  if constexpr (group == 1) return mine;
+  const T value = group_reduce<group>(mine.value, Max{});
+  const bool last = value != value, here = last ? mine.value != mine.value : mine.value == value;
+  const int place = group_reduce<group>(!here  ? nowhere
+                                        : last ? -mine.place
+                                               : mine.place,
+                                        [](int a, int b) { return min(a, b); });
+  return {value, last ? -place : place};
 }
 
 }  // namespace ebb::gpu

@@ -1,39 +1,24 @@
 // What avg_pool2d divides a window's sum by: the elements it has, with the padding or without, or a
 // number that the user gave.
 #pragma once
+#include "ebb/ops/pooling/any.cuh"
 #include "ebb/ops/pooling/avg_pool2d.h"
-#include "ebb/ops/pooling/places.cuh"
 
 namespace ebb::gpu {
 
-// One side of a window: clipped to the image, and its length with the padding it may count.
+// How many places of a side a window has: in the padded image or in the image.
 template <class Index>
-struct Range {
-  Index first, last, length;
-  __device__ Range(Index at, Index kernel, Index stride, Index padding, Index extent,
-                   bool count_padding) {
-    const Index begin = at * stride - padding;
-    const Index end = min(begin + kernel, extent + padding);
-    first = max(begin, Index{0});
-    last = min(end, extent);
-    length = count_padding ? end - begin : max(last - first, Index{0});
-  }
-};
+__device__ Index places_of(const AnySide<Index>& s, Index window, bool count_padding) {
+  const Index begin = s.begin(window), end = min(begin + s.kernel, s.extent + s.padding);
+  return count_padding ? end - begin : min(end, s.extent) - max(begin, Index{0});
+}
 
+// Of window (p, q).
 template <class T, class Index>
-__device__ T divisor_of(const Divisor& d, const Range<Index>& rows, const Range<Index>& columns) {
+__device__ T divisor_of(const Divisor& d, const AnySides<Index>& s, Index p, Index q) {
   return d.fixed ? static_cast<T>(d.fixed)
-                 : static_cast<T>(rows.length) * static_cast<T>(columns.length);
-}
-
-// The two sides of window (p, q).
-template <class Index>
-__device__ Range<Index> rows_of(const Extents<Index>& s, const Divisor& d, Index p) {
-  return {p, s.kernel_h, s.stride_h, s.padding_h, s.h, d.count_padding};
-}
-template <class Index>
-__device__ Range<Index> columns_of(const Extents<Index>& s, const Divisor& d, Index q) {
-  return {q, s.kernel_w, s.stride_w, s.padding_w, s.w, d.count_padding};
+                 : static_cast<T>(places_of(s.down, p, d.count_padding)) *
+                       static_cast<T>(places_of(s.across, q, d.count_padding));
 }
 
 // The one divisor of all windows; 0 if they differ.
@@ -67,11 +52,9 @@ struct OneDivisor {
 template <class T>
 struct OwnDivisors {
   static constexpr bool one = false;
-  Extents<int> s;
+  AnySides<int> s;
   Divisor d;
-  __device__ T operator()(T sum, int p, int q) const {
-    return sum / divisor_of<T>(d, rows_of(s, d, p), columns_of(s, d, q));
-  }
+  __device__ T operator()(T sum, int p, int q) const { return sum / divisor_of<T>(d, s, p, q); }
 };
 
 }  // namespace ebb::gpu

@@ -133,11 +133,11 @@ __device__ void load_line(const T* at, int first, int length, T none, T (&to)[be
   for (int j = 0; j < after; ++j) to[before + n + j] = one(n + j);
 }
 
-// The reverse, of what lies inside the line.
+// The reverse, of what lies inside the line: packs do.
 template <bool packed, int n, class T>
 __device__ void store_line(T* at, int first, int length, const Pack<T, n>& from) {
   if constexpr (packed) {
-    if (first < length) store(reinterpret_cast<Pack<T, n>*>(at), from);
+    store(reinterpret_cast<Pack<T, n>*>(at), from);
   } else {
 #pragma unroll
     for (int j = 0; j < n; ++j)

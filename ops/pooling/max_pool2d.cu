@@ -2,7 +2,6 @@
 #include "ebb/ops/pooling/best.cuh"
 #include "ebb/ops/pooling/known.cuh"
 #include "ebb/ops/pooling/max_pool2d.h"
-#include "ebb/ops/pooling/wide.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -92,114 +91,95 @@ struct MaxPoolGather {
   }
 };
 
-// The first row or column of a window that begins at `at` inside the image.
-template <class Index>
-__device__ Index first_inside(Index at, Index dilation) {
-  return at < 0 ? (dilation - 1 - at) / dilation : 0;
-}
-
-// Any windows: one output a thread, of windows of kernel² elements, or any if that is 0.
+// Any windows: a thread has a square of kernel² elements.
 template <int kernel, class T, class I, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    max_pool_any(PlacesOf<Index> places, Extents<Index> s, const T* x, I* index, T* y) {
-  at_place(places, [&](std::int64_t plane, Index p, Index q) {
-    const Index top = p * s.stride_h - s.padding_h;
-    const Index left = q * s.stride_w - s.padding_w;
-    const Index r0 = first_inside(top, s.dilation_h), c0 = first_inside(left, s.dilation_w);
-    const bool some = r0 < s.kernel_h && top + r0 * s.dilation_h < s.h && c0 < s.kernel_w &&
-                      left + c0 * s.dilation_w < s.w;
-    Best<Compute<T>> best{-INFINITY, some ? static_cast<int>(r0 * s.kernel_w + c0) : -1};
-    if constexpr (kernel > 0) {
-      T in[kernel][kernel];
-      load_window(s, x + plane * s.image, top, left, least<T>(), in);
+    max_pool_square(PlacesOf<Index> places, AnySides<Index> s, const T* x, I* index, T* y) {
+  at_place(places, [&](const Place<Index>& at) {
+    const Index top = s.down.begin(at.row), left = s.across.begin(at.column);
+    const auto rows = s.down.taps(top), columns = s.across.taps(left);
+    const bool some = rows.first < rows.last && columns.first < columns.last;
+    const Index first = some ? rows.first * kernel + columns.first : -1;
+    T in[kernel][kernel];
+    load_window(s, x + std::int64_t{at.plane} * s.image, top, left, least<T>(), in);
+    Best<Compute<T>> best{-INFINITY, static_cast<int>(first)};
 #pragma unroll
-      for (int k = 0; k < kernel * kernel; ++k) best.see(widen(in[k / kernel][k % kernel]), k);
-    } else {
-      for (Index r = r0; r < s.kernel_h; ++r) {
-        const Index h = top + r * s.dilation_h;
-        if (h >= s.h) break;
-        const T* row = x + (plane * s.h + h) * s.w;
-        for (Index c = c0; c < s.kernel_w; ++c) {
-          const Index w = left + c * s.dilation_w;
-          if (w >= s.w) break;
-          best.see(widen(row[w]), static_cast<int>(r * s.kernel_w + c));
-        }
-      }
-    }
-    const std::int64_t i = plane * s.output + (p * s.q + q);
-    y[i] = narrow<T>(best.value);
-    if (index) index[i] = static_cast<I>(best.place);
+    for (int k = 0; k < kernel * kernel; ++k) best.see(widen(in[k / kernel][k % kernel]), k);
+    y[s.place(at)] = narrow<T>(best.value);
+    if (index) index[s.place(at)] = static_cast<I>(best.place);
   });
 }
 
-// Any windows, backward: a thread has `width` inputs side by side.
-template <int width, bool apart, class T, class I, class Index>
+// Any windows: a group of threads has one.
+template <int group, class T, class I, class Index>
 __global__ void __launch_bounds__(pool_threads)
-    max_pool_gather(PlacesOf<Index> places, Extents<Index> s, AnyWindows<Index> windows,
-                    const I* index, const T* dy, T* dx) {
-  at_place(places, [&](std::int64_t plane, Index h, Index pack) {
-    const Index w = pack * width;
-    Compute<T> sum[width] = {};
-    windows.down.template each<apart>(h, [&](Index p, Index r) {
-      const std::int64_t line = plane * s.output + p * s.q;
-#pragma unroll
-      for (int j = 0; j < width; ++j)
-        windows.across.template each<apart>(w + j, [&](Index q, Index c) {
-          const Compute<T> of_window = widen(dy[line + q]);
-          if (index[line + q] == static_cast<I>(r * s.kernel_w + c)) sum[j] += of_window;
-        });
-    });
-    store(reinterpret_cast<Pack<T, width>*>(dx + plane * s.image + (h * s.w + w)),
-          narrow<T, width>(sum));
-  });
-}
-
-// Windows of many elements that hardly overlap: a group of threads an output.
-template <int group, class T, class I>
-__global__ void __launch_bounds__(pool_threads)
-    max_pool_wide(Wide wide, Extents<int> s, const T* x, I* index, T* y) {
-  const auto at = wide.place<group>();
-  const int top = at.row * s.stride_h - s.padding_h, left = at.column * s.stride_w - s.padding_w;
+    max_pool_group(PlacesOf<Index> places, AnySides<Index> s, const T* x, I* index, T* y) {
+  const auto at = place_of_group<group>(places);
+  const Index top = s.down.begin(at.row), left = s.across.begin(at.column);
   const T* const plane = x + std::int64_t{at.plane} * s.image;
-  std::uint64_t best = 0;
-  if (at.there)
-    wide.each<group>(max(top, 0), min(top + s.kernel_h, s.h), max(left, 0),
-                     min(left + s.kernel_w, s.w), [&](int h, int w) {
-                       const int place = (h - top) * s.kernel_w + (w - left);
-                       best = max(best, rank(widen(plane[h * s.w + w]), place));
-                     });
-  best = group_reduce<group>(best, Max{});
-  if (!at.there || !wide.leader<group>()) return;
-  const int place = place_of(best);
-  const std::int64_t i = std::int64_t{at.plane} * s.output + (at.row * s.q + at.column);
-  y[i] = plane[(top + place / s.kernel_w) * s.w + left + place % s.kernel_w];
-  if (index) index[i] = static_cast<I>(place);
+  Best<Compute<T>> best{-INFINITY, nowhere};
+  if (at.there) {
+    const Share<group, Index> share(s, top, left);
+    if (share.rows > 0) best.place = static_cast<int>(share.first_tap);
+    share.each(
+        [&](Index place, Index tap) { best.see(widen(plane[place]), static_cast<int>(tap)); });
+  }
+  best = group_best<group>(best);
+  if (!at.there || threadIdx.x % group != 0) return;
+  const bool some = best.place != nowhere;
+  const Index r = best.place / s.across.kernel, c = best.place % s.across.kernel;
+  y[s.place(at)] = some ? plane[s.place(top, left, r, c)] : least<T>();
+  if (index) index[s.place(at)] = static_cast<I>(some ? best.place : -1);
+}
+
+// Any windows, backward.
+template <int width, Windows windows, class T, class I, class Index>
+__global__ void __launch_bounds__(pool_threads)
+    max_pool_gather(PlacesOf<Index> places, AnySides<Index> s, const I* index, const T* dy, T* dx) {
+  const auto passed = [&](std::int64_t i, Index, Index, Index r, Index c) {
+    const Compute<T> of_window = widen(dy[i]);
+    return index[i] == static_cast<I>(r * s.across.kernel + c) ? of_window : 0;
+  };
+  const auto sum = [](Compute<T> sum) { return sum; };
+  const auto add = [&](Compute<T>(&sum)[width], std::int64_t i, Index, Index, Index r, Index c) {
+    const Index at = static_cast<Index>(index[i]) - (r * s.across.kernel + c);  // which of dx
+    const bool some = at >= 0 && at < width && c + at >= 0 && c + at < s.across.kernel;
+    const Compute<T> of_window = some ? widen(dy[i]) : 0;
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      if (at == j) sum[j] += of_window;
+  };
+  at_place(places, [&](const Place<Index>& at) {
+    if constexpr (windows == Windows::overlap)
+      gather_overlap<width>(at, s, dx, add, sum);
+    else
+      gather<width, windows == Windows::apart>(at, s, dx, passed, sum);
+  });
 }
 
 template <class T, class I, class Index>
 void forward_of_any(const PoolSize& s, const T* x, I* index, T* y) {
-  if constexpr (std::is_same_v<Index, int> && sizeof(T) <= 4)
-    if (is_wide(s))
-      return visit_groups(s, [&]<int group>() {
-        const Wide wide(s);
-        launch(op, max_pool_wide<group, T, I>, wide.blocks(group), pool_threads, 0, wide,
-               Extents<int>(s), x, index, y);
-      });
   const PlacesOf<Index> outputs(s.planes, s.p, s.q);
-  const auto go = [&]<int kernel>() {
-    launch(op, max_pool_any<kernel, T, I, Index>, outputs.blocks(), outputs.threads(), 0, outputs,
-           Extents<Index>(s), x, index, y);
+  const auto go = [&](auto kernel, int threads, int group) {
+    launch(op, kernel, outputs.blocks(threads / group), threads, 0, outputs, AnySides<Index>(s), x,
+           index, y);
   };
-  if constexpr (sizeof(I) == 1) return visit_kernel(s, go);
-  go.template operator()<0>();
+  if constexpr (sizeof(I) == 1 && sizeof(Index) == 4)
+    if (visit_kernel(s, [&]<int kernel>() {
+          go(max_pool_square<kernel, T, I, Index>, outputs.threads(), 1);
+        }))
+      return;
+  visit_groups(s, [&]<int group>() {
+    go(max_pool_group<group, T, I, Index>, group == 1 ? outputs.threads() : pool_threads, group);
+  });
 }
 
 template <class T, class I, class Index>
 void backward_of_any(const PoolSize& s, const I* index, const T* dy, T* dx) {
-  visit_gather(s, dx, [&]<int width, bool apart>() {
-    const PlacesOf<Index> inputs(s.planes, s.h, s.w / width);
-    launch(op, max_pool_gather<width, apart, T, I, Index>, inputs.blocks(), inputs.threads(), 0,
-           inputs, Extents<Index>(s), AnyWindows<Index>(s), index, dy, dx);
+  visit_gather(s, dx, [&]<int width, Windows windows>() {
+    const PlacesOf<Index> inputs(s.planes, s.h, divide_up<std::int64_t>(s.w, width));
+    launch(op, max_pool_gather<width, windows, T, I, Index>, inputs.blocks(), inputs.threads(), 0,
+           inputs, AnySides<Index>(s), index, dy, dx);
   });
 }
 

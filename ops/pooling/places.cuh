@@ -1,5 +1,5 @@
 // Pooling on the GPU: which thread has which place of the planes, and how narrow a type may count
-// them. What a thread does there is in known.cuh, any.cuh and wide.cuh, by the kind of window.
+// them. What a thread does there is in known.cuh and any.cuh, by the kind of window.
 #pragma once
 #include <algorithm>
 
@@ -46,11 +46,11 @@ using FewPlaces = Places<std::uint32_t>;  // less than 2³¹
 template <class Index>
 using PlacesOf = Places<std::make_unsigned_t<Index>>;
 
-// Calls f(plane, row, column) for the thread's place. Inside a plane an int can mostly count.
+// f(the thread's place), if it has one.
 template <class Word, class F>
 __device__ void at_place(const Places<Word>& places, const F& f) {
   const auto at = places[blockIdx.x * Word{blockDim.x} + threadIdx.x];
-  if (at.there) f(std::int64_t{at.plane}, at.row, at.column);
+  if (at.there) f(at);
 }
 
 // Whether an int can count the places of a plane, with room for a window.
@@ -66,29 +66,5 @@ inline bool is_few(const PoolSize& s) {
   constexpr std::int64_t most = std::int64_t{1} << 31;
   return is_small(s) && s.planes * std::max(s.h * s.w, s.p * s.q) < most;
 }
-
-// The extents of a plane and its windows, as narrow as counting allows.
-template <class Index>
-struct Extents {
-  Index h, w, p, q;
-  Index image, output;  // places of a plane
-  Index kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-
-  explicit Extents(const PoolSize& s)
-      : h(static_cast<Index>(s.h)),
-        w(static_cast<Index>(s.w)),
-        p(static_cast<Index>(s.p)),
-        q(static_cast<Index>(s.q)),
-        image(static_cast<Index>(s.h * s.w)),
-        output(static_cast<Index>(s.p * s.q)),
-        kernel_h(static_cast<Index>(s.kernel_h)),
-        kernel_w(static_cast<Index>(s.kernel_w)),
-        stride_h(static_cast<Index>(s.stride_h)),
-        stride_w(static_cast<Index>(s.stride_w)),
-        padding_h(static_cast<Index>(s.padding_h)),
-        padding_w(static_cast<Index>(s.padding_w)),
-        dilation_h(static_cast<Index>(s.dilation_h)),
-        dilation_w(static_cast<Index>(s.dilation_w)) {}
-};
 
 }  // namespace ebb::gpu

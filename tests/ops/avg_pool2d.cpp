@@ -115,6 +115,9 @@ TEST_CASE("avg_pool2d: agrees on all devices in windows of any size") {
   check_means({2, 3, 13, 12}, 6, {.stride = 6, .padding = 3, .ceil_mode = true});
   check_means({1, 2, 33, 40}, 17, {.stride = 16, .padding = 8, .count_include_pad = false});
   check_means({2, 1, 70, 65}, {70, 64}, {});
+  check_means({2, 3, 15, 19}, {4, 9}, {.padding = Pair(2, 4), .ceil_mode = true});
+  check_means({2, 2, 14, 21}, {9, 8}, {.stride = 1, .padding = Pair(4, 3)});
+  check_means({1, 1, 24, 45}, {20, 18}, {.stride = 1, .count_include_pad = false});
 }
 
 TEST_CASE("avg_pool2d: infinities and NaN stay what they are in f32 and bf16") {

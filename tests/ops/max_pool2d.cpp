@@ -151,6 +151,11 @@ TEST_CASE("max_pool2d: ties go to the first and NaN to the last in windows of an
   check_places({5, 6, 9, 13}, 2, {.stride = 1, .padding = 1, .dilation = Pair(3, 4)});
   check_places({1, 2, 33, 40}, 17, {.stride = 16, .padding = 8, .ceil_mode = true}, 997);
   check_places({2, 1, 70, 65}, {70, 64}, {}, 9973);
+  check_places({2, 3, 15, 19}, {4, 9}, {.padding = Pair(2, 4), .ceil_mode = true}, 97);
+  check_places({2, 2, 14, 21}, {9, 8}, {.stride = 1, .padding = Pair(4, 3)}, 97);
+  check_places({1, 3, 16, 17}, {2, 4},
+               {.stride = 1, .padding = Pair(1, 2), .dilation = Pair(3, 2)});
+  check_places({2, 1, 40, 60}, {16, 5}, {.stride = Pair(17, 16), .dilation = Pair(2, 3)}, 997);
 }
 
 TEST_CASE("max_pool2d: rows that no window covers have a zero gradient") {
