@@ -102,11 +102,11 @@ class SpreadRows {
     if (threadIdx.x == spread_threads) {
       for (int slot = 0; slot < slots; ++slot) {
         shared.full[slot].init(1);
-        shared.empty[slot].init(spread_warps);
+        shared.empty[slot].init(spread_threads);
       }
       for (int turn = 0; turn < spread_turns; ++turn) {
-        shared.summed[turn].init(spread_warps * numbers);
-        shared.known[turn].init(rows);
+        shared.summed[turn].init(spread_threads);
+        shared.known[turn].init(3 * warp_size);  // each helper that follows the sums
       }
       hopper::show_barriers();
       for (int step = 0; step < slots; ++step) fetch(step, step);
@@ -139,6 +139,7 @@ class SpreadRows {
       if (helper == 1) send(step);
       if (helper == 2 && adds(step)) add_up(step);
       if (helper == 3) receive(step);
+      shared_.known[step % spread_turns].arrive();
     }
   }
 
@@ -239,17 +240,16 @@ class SpreadRows {
       await(shared_.known, i - lag);
       read(i - lag, mapping_.slot, in);
       map(own, i - lag, in, y);
-      __syncwarp();
-      if (lane() == 0) shared_.empty[mapping_.slot].arrive();
+      shared_.empty[mapping_.slot].arrive();
       go_on(mapping_);
     }
   }
   __device__ void tell(int step, typename Body::Number (&v)[numbers]) {
     const auto all = Fold<numbers>::add(v, lane());
-    if (lane() % Fold<numbers>::lanes != 0) return;
     const int turn = step % spread_turns;
-    shared_.of_warps[turn][threadIdx.x / warp_size][Fold<numbers>::number(lane())] =
-        static_cast<double>(all);
+    if (lane() % Fold<numbers>::lanes == 0)
+      shared_.of_warps[turn][threadIdx.x / warp_size][Fold<numbers>::number(lane())] =
+          static_cast<double>(all);
     shared_.summed[turn].arrive();
   }
   __device__ void map(const Own& own, int step, const Packs& in, T* y) const {
@@ -324,7 +324,6 @@ class SpreadRows {
     if (mine)
       shared_.of_rows[step % spread_turns][r] =
           body_.known(own_row, s_.cols, given, a, b, blockIdx.x == 0);
-    if (lane() < rows) shared_.known[step % spread_turns].arrive();
   }
 
   const Body& body_;
