@@ -3,7 +3,7 @@
 //   windows(f)            f(visit) for each window of elements, where visit(g) calls g(column, x…)
 //                         for each of this thread's
 //   reduce(op, a)         of the row's threads, to all of them
-//   write_packs(y, pack)  y[row, column] = pack(first column of a pack)(j, column, x…)
+//   write_packs(y, pack)  y[row, column] = pack(first column of a pack)(j, column, x…); or write()
 #pragma once
 #include <limits>
 

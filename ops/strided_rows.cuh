@@ -59,6 +59,7 @@ class StridedRow : public RowSteps<StridedRow<T, inputs>, T> {
     return partial[threadIdx.x];
   }
 
+  // Each element in double: windows of a thread are short, and there are no packs to write.
   template <class Total = C, class F>
   __device__ Total sum(F f) {
     double total = 0;

@@ -21,7 +21,7 @@ constexpr Convolve* convolutions[] = {
     strips::convolve,     // depthwise, with the kernels that networks have
     planes::convolve,     // other groups of few channels
     pointwise::convolve,  // one tap
-    unfolded::convolve,   // windows that hardly overlap
+    unfolded::convolve,   // windows that hardly overlap, and pixels that pointwise leaves
     phases::convolve,     // the input gradient of a stride
     hopper::convolve,     // no stride, on Hopper's tensor cores
     mma::convolve,        // on tensor cores

@@ -39,8 +39,9 @@ Convolve convolve;
 WeightGradient weight_gradient;
 }  // namespace planes
 
-// One tap that meets every pixel in its place, by the library: a product for each image. Not of
-// planes that are no multiple of 4; the weight gradient of large images, or of one.
+// One tap that meets every pixel in its place, by the library: a product for each image. Not in
+// f64, of groups, or of planes or channels that are no multiple of 4; the weight gradient of large
+// images, or of one.
 namespace pointwise {
 Convolve convolve;
 WeightGradient weight_gradient;

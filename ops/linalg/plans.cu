@@ -225,6 +225,7 @@ std::vector<int> alike(std::string_view op, const Key& key, Device device, const
 // meanwhile. One after the likeliest has to be clearly faster.
 template <class Run>
 int fastest_of(std::string_view op, Device device, const std::vector<int>& candidates, Run run) {
+  if (candidates.size() < 2) return candidates.empty() ? 0 : candidates.front();
   constexpr int rounds = 5;
   constexpr double clearly = 0.99, patience = 0.1;  // seconds in all
   constexpr std::int64_t flushed = std::int64_t{1} << 26;
@@ -243,7 +244,7 @@ int fastest_of(std::string_view op, Device device, const std::vector<int>& candi
       least[i] = std::min(least[i], seconds);
       spent += seconds;
     }
-  int best = candidates.empty() ? 0 : candidates.front();
+  int best = candidates.front();
   for (const int i : candidates)
     if (least[i] < clearly * least[best]) best = i;
   return best;

@@ -3,7 +3,8 @@
 // bf16 on Hopper:
 //
 //   rows                            forward                       backward
-//   of 1 MB, or 256 KB and few      norm_spread.cu, from 1 MB     norm_spread.cu
+//   of 1 MB                         norm_spread.cu                norm_spread.cu
+//   of 256 KB, in f32 if not many   as below                      norm_spread.cu
 //   few(), in one wave of blocks    norm_engine.cu, in clusters   norm_few.cu
 //   of more than 64 KB              norm_engine.cu, in clusters   norm_ring.cu, in clusters
 //   of more than 8 KB, or odd       norm_engine.cu                norm_ring.cu

@@ -13,7 +13,7 @@ struct Taps {
   Index first, last;
 };
 
-// One side of an image and its windows; an unsigned Word divides.
+// One side of an image and its windows, divided by as unsigned words.
 template <class Index>
 struct AnySide {
   using Divider = WordDivider<std::make_unsigned_t<Index>>;
