@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/exit.h"
+#include "common/text.h"
 
 namespace example {
 

@@ -6,7 +6,6 @@
 #include <map>
 #include <string>
 
-#include "common/text.h"
 #include "ebb/ebb.h"
 
 namespace example {

@@ -8,7 +8,6 @@
 
 #include <sys/stat.h>
 
-#include "common/text.h"
 #include "ebb/core/error.h"
 
 namespace example {

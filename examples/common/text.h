@@ -18,7 +18,7 @@ bool read_number(const std::string& text, T& number) {
 std::string shown(std::int64_t value);
 std::string shown(double value);
 
-// As printf() would print it.
+// As printf() would print it, up to 255 bytes.
 [[gnu::format(printf, 1, 2)]] std::string formatted(const char* format, ...);
 
 // "data, data/mnist"

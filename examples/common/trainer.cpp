@@ -6,6 +6,7 @@
 #include "common/checkpoint.h"
 #include "common/exit.h"
 #include "common/signals.h"
+#include "common/text.h"
 
 namespace example {
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/file.h"
+#include "common/text.h"
 #include "ebb/core/error.h"
 #include "mnist/idx.h"
 

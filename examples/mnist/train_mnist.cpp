@@ -6,6 +6,7 @@
 #include "common/exit.h"
 #include "common/file.h"
 #include "common/flags.h"
+#include "common/text.h"
 #include "mnist/accuracy.h"
 #include "mnist/draw.h"
 #include "mnist/model.h"

@@ -1,5 +1,6 @@
 #include "mnist/trainer.h"
 
+#include "common/text.h"
 #include "mnist/accuracy.h"
 #include "mnist/model.h"
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/text.h"
+
 namespace transformer {
 
 using example::shown;

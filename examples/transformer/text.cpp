@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include "common/file.h"
+#include "common/text.h"
 #include "ebb/core/error.h"
 
 namespace transformer {

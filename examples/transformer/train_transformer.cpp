@@ -5,6 +5,7 @@
 
 #include "common/exit.h"
 #include "common/flags.h"
+#include "common/text.h"
 #include "transformer/model.h"
 #include "transformer/trainer.h"
 

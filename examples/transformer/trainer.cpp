@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "common/text.h"
 #include "transformer/model.h"
 #include "transformer/peak.h"
 #include "transformer/sampler.h"

@@ -74,7 +74,7 @@ class Attend {
   template <int rows>
   void see(std::int64_t i, const View<T, rows>& view) {
     if (view.columns() == 0) return;
-    if (rows > 1) multiply<T, Sees::all>(s_.head_dim, q_.from(i), k_, view.columns(), p_);
+    if constexpr (rows > 1) multiply<T, Sees::all>(s_.head_dim, q_.from(i), k_, view.columns(), p_);
     T shrink[group<T>];
     exponentials(i, view, shrink);
     if (s_.dropout.threshold > 0) drop(view);

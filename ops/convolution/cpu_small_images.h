@@ -172,8 +172,8 @@ class SmallImages {
                    out + (j * size.filters + v * l) * many);
   }
 
-  // dy as [block of filters][block of images][pixel][image][filter], zeros where there is no
-  // filter.
+  // dy as [block of filters][block of images][pixel][image][filter]. Lanes beyond the last filter
+  // repeat it and are not used.
   Array<T> filter_rows(const T* dy, int vectors, const Blocks& blocks) const {
     const std::int64_t pixels = z_.p * z_.q, width = vectors * lanes<T>;
     const std::int64_t across = (z_.k + width - 1) / width;

@@ -18,7 +18,6 @@ struct Options {
   std::string model = "default";
   std::string device = "auto";
   bool dry = false;
-  std::vector<std::string> images;
 };
 
 Options parse(std::vector<std::string> words) {
