@@ -157,6 +157,13 @@ double sum_row(std::int64_t n, const Formula& formula, const X*... x) {
   return Eigen::internal::predux(((a[0] + b[0]) + (a[1] + b[1])).v);
 }
 
+// Σ x over a row of n elements.
+template <class T>
+double row_sum(const T* x, std::int64_t n) {
+  return sum_row<T>(
+      n, [](auto x) { return x; }, x);
+}
+
 // The largest of a row, by four registers that need not wait for each other. Should it miss a NaN,
 // sums do not.
 template <class T>

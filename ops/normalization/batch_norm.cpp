@@ -103,6 +103,7 @@ namespace {
 
 using cpu::array;
 using cpu::Array;
+using cpu::row_sum;
 using cpu::Simd;
 using cpu::sum_row;
 
@@ -220,9 +221,7 @@ Parts plane_moments(const T* x, const Planes& s) {
   const auto n = static_cast<double>(s.plane);
   for_planes(s, [&](std::int64_t p, std::int64_t) {
     const T* v = x + p * s.plane;
-    const double mean = sum_row<T>(
-                            s.plane, [](auto x) { return x; }, v) /
-                        n;
+    const double mean = row_sum(v, s.plane) / n;
     const T near = T(mean);
     const double off = mean - static_cast<double>(near);
     const auto square = [m = Simd<T>(near)](auto x) { return (x - m) * (x - m); };
@@ -385,8 +384,7 @@ std::vector<double> plane_sums(const T* x, const T* dy, const Planes& s, const T
     const T* g = dy + p * s.plane;
     const auto g_hat = [mean = Simd<T>(half<T> * m[c]), inverse = Simd<T>(2 * r[c])](
                            auto g, auto x) { return g * ((half<T> * x - mean) * inverse); };
-    partial[static_cast<size_t>(p)] = sum_row<T>(
-        s.plane, [](auto g) { return g; }, g);
+    partial[static_cast<size_t>(p)] = row_sum(g, s.plane);
     partial[static_cast<size_t>(planes + p)] = sum_row<T>(s.plane, g_hat, g, v);
   });
   std::vector<double> sums(static_cast<size_t>(2 * s.channels));

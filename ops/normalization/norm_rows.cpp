@@ -54,6 +54,7 @@ namespace {
 using cpu::array;
 using cpu::Array;
 using cpu::map_row;
+using cpu::row_sum;
 using cpu::Simd;
 using cpu::sum_row;
 
@@ -90,10 +91,7 @@ struct Forward {
 
   void row(std::int64_t i, const T* x, T* y) const {
     const auto n = static_cast<double>(cols);
-    const double m = mean ? sum_row<T>(
-                                cols, [](auto x) { return x; }, x) /
-                                n
-                          : 0.0;
+    const double m = mean ? row_sum(x, cols) / n : 0.0;
     const auto square = [m = Simd<double>(m)](Simd<double> x) { return (x - m) * (x - m); };
     const T r = T(1 / std::sqrt(sum_row<T>(cols, square, x) / n + eps));
     if (mean) mean[i] = m;
@@ -221,8 +219,7 @@ struct Gradient {
           g + at, step, [w = Simd<T>(weight[k])](auto up) { return up * w; }, up + at);
       dw[k] += sum_row<T>(
           count, [](auto up, auto hat) { return up * hat; }, up + at, to + at);
-      db[k] += sum_row<T>(
-          count, [](auto up) { return up; }, up + at);
+      db[k] += row_sum(up + at, count);
     }
     array(sum, step).setZero();
     const T *hats = to, *gs = g;

@@ -64,9 +64,7 @@ struct RowExponentials {
       map_row(
           e + r * n, n, [m = Simd<T>(max[r])](auto x) { return exp(x - m); }, x + r * n);
     }
-    for (std::int64_t r = 0; r < count; ++r)
-      sum[r] = sum_row<T>(
-          n, [](auto e) { return e; }, e + r * n);
+    for (std::int64_t r = 0; r < count; ++r) sum[r] = row_sum(e + r * n, n);
   }
 };
 

@@ -67,8 +67,7 @@ template <class T>
 void backward_rows(const View& v, const T* y, const T* dy, T* dx) {
   cpu::for_rows(v, [&](std::int64_t at, std::int64_t count) {
     for (std::int64_t o = at; o < at + count * v.n; o += v.n) {
-      const cpu::Simd<T> sum = T(cpu::sum_row<T>(
-          v.n, [](auto g) { return g; }, dy + o));
+      const cpu::Simd<T> sum = T(cpu::row_sum(dy + o, v.n));
       cpu::map_row(
           dx + o, v.n, [sum](auto y, auto g) { return g - exp(y) * sum; }, y + o, dy + o);
     }
