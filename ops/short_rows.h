@@ -78,31 +78,43 @@ struct NearRows {
 
 }  // namespace detail
 
+// How many rows are laid side by side, where they become rows of m.
+template <class T>
+std::int64_t rows_together(const View& v, std::int64_t m) {
+  return near_elements<T> / std::max(v.n * v.inner, m) / lanes<T> * lanes<T>;
+}
+
 // f(first, count, columns, from…, to): the elements of `count` rows from `first` on are the columns
 // of each `from`, and what `to` then has becomes y's, in rows of `m`; m may be 0. columns.inner is
-// whole registers: columns beyond `count` have something of the last row's.
+// whole registers: columns beyond `count` have something of the last row's. Rows [begin, end), on
+// this thread, in order.
+template <class T, class F, class... X>
+void each_short_row(const View& v, std::int64_t begin, std::int64_t end, const F& f, T* y,
+                    std::int64_t m, const X*... x) {
+  constexpr std::int64_t width = lanes<T>;
+  const std::int64_t n = v.n * v.inner, some = rows_together<T>(v, m);
+  const std::array<const T*, sizeof...(X)> rows{x...};
+  detail::NearRows<T, sizeof...(X)> near;
+  for (std::int64_t first = begin; first < end; first += some) {
+    const std::int64_t count = std::min(some, end - first);
+    const std::int64_t step = (count + width - 1) / width * width;
+    for (size_t i = 0; i < rows.size(); ++i)
+      detail::rows_to_columns(rows[i] + first * n, n, count, near.rows, near.from[i], step);
+    const View columns{1, v.n, v.inner * step};
+    if constexpr (sizeof...(X) == 1) f(first, count, columns, near.from[0], near.to);
+    if constexpr (sizeof...(X) == 2) f(first, count, columns, near.from[0], near.from[1], near.to);
+    if (m > 0) detail::columns_to_rows(near.to, step, m, count, near.rows, y + first * m);
+  }
+}
+
+// The same for all rows, shared out among threads.
 template <class T, class F, class... X>
 void for_short_rows(const View& v, const F& f, T* y, std::int64_t m, const X*... x) {
-  constexpr std::int64_t width = lanes<T>;
-  const std::int64_t n = v.n * v.inner;
-  const std::int64_t some = near_elements<T> / std::max(n, m) / width * width;
-  const std::int64_t groups = (v.outer + some - 1) / some;
-  const std::array<const T*, sizeof...(X)> rows{x...};
-  parallel_for(
-      groups, 1 + 16384 / (some * std::max(n, m)), [&](std::int64_t begin, std::int64_t end) {
-        detail::NearRows<T, sizeof...(X)> near;
-        for (std::int64_t g = begin; g < end; ++g) {
-          const std::int64_t first = g * some, count = std::min(some, v.outer - first);
-          const std::int64_t step = (count + width - 1) / width * width;
-          for (size_t i = 0; i < rows.size(); ++i)
-            detail::rows_to_columns(rows[i] + first * n, n, count, near.rows, near.from[i], step);
-          const View columns{1, v.n, v.inner * step};
-          if constexpr (sizeof...(X) == 1) f(first, count, columns, near.from[0], near.to);
-          if constexpr (sizeof...(X) == 2)
-            f(first, count, columns, near.from[0], near.from[1], near.to);
-          if (m > 0) detail::columns_to_rows(near.to, step, m, count, near.rows, y + first * m);
-        }
-      });
+  const std::int64_t some = rows_together<T>(v, m), groups = (v.outer + some - 1) / some;
+  parallel_for(groups, 1 + 16384 / (some * std::max(v.n * v.inner, m)),
+               [&](std::int64_t begin, std::int64_t end) {
+                 each_short_row(v, begin * some, std::min(end * some, v.outer), f, y, m, x...);
+               });
 }
 
 }  // namespace ebb::cpu

@@ -20,9 +20,9 @@ class SmallImages {
     });
   }
 
-  // Where rows are too short to fill a tile by themselves.
+  // Where rows are too short to fill a tile by themselves. Padding may make y large where x is not.
   static bool fits(const Conv2dSize& z) {
-    return z.options.groups == 1 && z.n >= 16 && z.q <= 5 &&
+    return z.options.groups == 1 && z.n >= 16 && z.q <= 5 && z.p * z.q <= 64 &&
            z.h * z.w <= (z.r * z.s > 1 ? 64 : 9) && z.c * z.r * z.s >= 16 && !direct::few<T>(z.k) &&
            !direct::few<T>(z.c);
   }

@@ -299,7 +299,8 @@ Partial backward_of_many(const Gradient<T>& gradient) {
           gradient.columns(p * part + first, count, c.inner, x, dy, dx, partial.at(0, p),
                            partial.at(1, p));
         };
-        cpu::for_short_rows(view, f, gradient.dx + at, cols, gradient.x + at, gradient.dy + at);
+        cpu::each_short_row(view, 0, view.outer, f, gradient.dx + at, cols, gradient.x + at,
+                            gradient.dy + at);
         continue;
       }
       for (std::int64_t first = p * part; first < stop; first += window) {
