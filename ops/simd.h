@@ -65,6 +65,9 @@ struct Simd {
   // Not a <= b: larger, or one of them is NaN.
   friend Mask<T> not_at_most(Simd a, Simd b) { return {~(a.v <= b.v)}; }
 
+  // Whether x takes the place of the best so far: it is larger, or the first NaN.
+  friend Mask<T> beats(Simd x, Simd best) { return not_at_most(x, best) & (best == best); }
+
   // NaN compares as false, so what a condition does to NaN is seen in the formula.
   friend Simd select(Mask<T> condition, Simd yes, Simd no) {
     return of(condition.v ? yes.v : no.v);
@@ -114,6 +117,23 @@ Simd<T> lane_numbers() {
   return Simd<T>::of(Eigen::internal::plset<Packet<T>>(T(0)));
 }
 
+// The lanes c … of a row that lie before n.
+template <class T>
+Mask<T> before(std::int64_t n, std::int64_t c) {
+  return Simd<T>::of(Eigen::internal::plset<Packet<T>>(T(c))) < Simd<T>(T(n));
+}
+
+// The first n of a register, the others 0.
+template <class T>
+Simd<T> load_up_to(const T* p, std::int64_t n) {
+  if (n >= lanes<T>) return Simd<T>::load(p);
+  return select(before<T>(n, 0), Simd<T>::load(p, n), T(0));
+}
+template <class T>
+void store_up_to(Simd<T> x, T* p, std::int64_t n) {
+  n >= lanes<T> ? x.store(p) : x.store(p, n);
+}
+
 // A register's lanes in double, of which one holds a part of them.
 template <class T>
 inline constexpr int double_parts = lanes<T> / lanes<double>;
@@ -141,6 +161,10 @@ Simd<double> as_double(Simd<float> x) {
 template <class T>
 bool not_at_most(T a, T b) {
   return !(a <= b);
+}
+template <class T>
+bool beats(T x, T best) {
+  return x > best || (x != x && best == best);
 }
 template <class T>
 T select(bool condition, T yes, T no) {

@@ -104,23 +104,6 @@ void multiply(std::int64_t k, Block<const T> a, Block<const T> b, std::int64_t c
     product<T, 1, sees, turned, rows>(k, a, b.from(0, c), y.from(0, c), store, scale);
 }
 
-// The lanes c … of a row that lie before n.
-template <class T>
-Mask<T> before(std::int64_t n, std::int64_t c) {
-  return Simd<T>::of(Eigen::internal::plset<Packet<T>>(T(c))) < Simd<T>(T(n));
-}
-
-// The first n of a register, the others 0.
-template <class T>
-Simd<T> load_up_to(const T* p, std::int64_t n) {
-  if (n >= lanes<T>) return Simd<T>::load(p);
-  return select(before<T>(n, 0), Simd<T>::load(p, n), T(0));
-}
-template <class T>
-void store_up_to(Simd<T> x, T* p, std::int64_t n) {
-  n >= lanes<T> ? x.store(p) : x.store(p, n);
-}
-
 // to = scale · from, rows × columns of it, and zeros down to a whole group.
 template <class T>
 void copy_rows(Block<const T> from, std::int64_t rows, std::int64_t columns, T scale, Block<T> to) {

@@ -144,9 +144,7 @@ class Dots {
       for (int t = 0; t < turns; ++t)
         step(sum[t], [&](const T* p) { return ploadu<P>(p + i + t * l); });
     for (; i + l <= k; i += l) step(sum[0], [&](const T* p) { return ploadu<P>(p + i); });
-    const auto beyond = Simd<T>(T(k - i)) <= Simd<T>::of(plset<P>(T(0)));
-    if (i < k)
-      step(sum[0], [&](const T* p) { return zero_where(beyond, Simd<T>::load(p + i, k - i)).v; });
+    if (i < k) step(sum[0], [&](const T* p) { return load_up_to(p + i, k - i).v; });
     for (int e = 0; e < rows * cols; ++e) {
       for (int t = 1; t < turns; ++t) sum[0][e] = padd(sum[0][e], sum[t][e]);
       sums[e] += static_cast<double>(predux(sum[0][e]));

@@ -107,7 +107,7 @@ void pool_columns(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std:
 
 template <class T>
 cpu::Simd<T> larger(cpu::Simd<T> best, cpu::Simd<T> v) {
-  return select(not_at_most(v, best) & (best == best), v, best);
+  return select(beats(v, best), v, best);
 }
 
 // The same where no one asks for places and windows are a pixel apart: n is a register or more.

@@ -56,10 +56,7 @@ Tensor max(const Tensor& x, const ReduceOptions& options) {
 
 namespace {
 
-template <class T>
-bool larger(T x, T best) {
-  return x > best || (x != x && best == best);
-}
+using cpu::beats;
 
 // The number of a row in an element of a register that chooses it together with values, by bits.
 template <class T>
@@ -77,7 +74,7 @@ void look_at_rows(const T* x, std::int64_t k, std::int64_t step, std::int64_t wi
   constexpr std::int64_t lanes = cpu::lanes<T>;
   for (std::int64_t i = 0; i < width && width < lanes; ++i)
     for (int j = 0; j < count; ++j)
-      if (larger(x[j * step + i], best[i]))
+      if (beats(x[j * step + i], best[i]))
         best[i] = x[j * step + i], at[i] = std::bit_cast<T>(static_cast<Place<T>>(k + j));
   for (std::int64_t i = 0; i < width && width >= lanes; i += lanes) {
     const std::int64_t c = std::min(i, width - lanes);  // to look twice changes nothing
@@ -85,7 +82,7 @@ void look_at_rows(const T* x, std::int64_t k, std::int64_t step, std::int64_t wi
 #pragma GCC unroll 4
     for (int j = 0; j < count; ++j) {
       const auto v = cpu::Simd<T>::load(x + j * step + c);
-      const auto better = not_at_most(v, value) & (value == value);
+      const auto better = beats(v, value);
       value = select(better, v, value);
       where = select(better, place<T>(k + j), where);
     }
@@ -121,7 +118,7 @@ Largest<T> first_largest(const T* x, std::int64_t n, bool place) {
   if (n < width) {
     std::int64_t at = 0;
     for (std::int64_t k = 1; k < n; ++k)
-      if (larger(x[k], x[at])) at = k;
+      if (beats(x[k], x[at])) at = k;
     return {x[at], at};
   }
   const Simd<T> end = Simd<T>::load(x + n - width);
@@ -220,7 +217,7 @@ void max_of_rows(const T* x, const View& v, std::int32_t* index, T* y) {
     Largest<T> best = found[static_cast<size_t>(o * blocks)];
     for (std::int64_t b = 1; b < blocks; ++b) {
       const Largest<T>& next = found[static_cast<size_t>(o * blocks + b)];
-      if (larger(next.value, best.value)) best = next;
+      if (beats(next.value, best.value)) best = next;
     }
     y[o] = best.value;
     if (index) index[o] = static_cast<std::int32_t>(best.at);
