@@ -22,26 +22,6 @@ inline constexpr std::int64_t near_elements = 8192 / sizeof(T);
 
 namespace detail {
 
-// A square of registers `from_step` apart, transposed; rows beyond `rows` are anything, those of
-// the result beyond `cols` stay unwritten.
-template <class T>
-void transpose_square(const T* from, std::int64_t from_step, T* to, std::int64_t to_step,
-                      std::int64_t rows, std::int64_t cols) {
-  constexpr int width = lanes<T>;
-  auto square = square_of(Simd<T>(T(0)).v);
-  if (rows >= width)
-    for (int j = 0; j < width; ++j) square.packet[j] = Simd<T>::load(from + j * from_step).v;
-  else
-    for (int j = 0; j < width; ++j)
-      if (j < rows) square.packet[j] = Simd<T>::load(from + j * from_step).v;
-  Eigen::internal::ptranspose(square);
-  if (cols >= width)
-    for (int j = 0; j < width; ++j) Simd<T>::of(square.packet[j]).store(to + j * to_step);
-  else
-    for (int j = 0; j < width; ++j)
-      if (j < cols) Simd<T>::of(square.packet[j]).store(to + j * to_step);
-}
-
 // to[k · step + r] = x[r · n + k] for r < count, by whole registers. By way of `near`, as memory is
 // to be read in order.
 template <class T>

@@ -15,6 +15,30 @@ Eigen::internal::PacketBlock<P, Eigen::internal::unpacket_traits<P>::size> squar
 }
 }  // namespace detail
 
+// A square of registers `from_step` apart, transposed; rows beyond `rows` are anything, those of
+// the result beyond `cols` stay unwritten.
+template <class T>
+void transpose_square(const T* from, std::int64_t from_step, T* to, std::int64_t to_step,
+                      std::int64_t rows = lanes<T>, std::int64_t cols = lanes<T>) {
+  constexpr int width = lanes<T>;
+  auto square = detail::square_of(Simd<T>(T(0)).v);
+  if (rows >= width) {
+#pragma GCC unroll 16
+    for (int j = 0; j < width; ++j) square.packet[j] = Simd<T>::load(from + j * from_step).v;
+  } else {
+    for (int j = 0; j < width; ++j)
+      if (j < rows) square.packet[j] = Simd<T>::load(from + j * from_step).v;
+  }
+  Eigen::internal::ptranspose(square);
+  if (cols >= width) {
+#pragma GCC unroll 16
+    for (int j = 0; j < width; ++j) Simd<T>::of(square.packet[j]).store(to + j * to_step);
+  } else {
+    for (int j = 0; j < width; ++j)
+      if (j < cols) Simd<T>::of(square.packet[j]).store(to + j * to_step);
+  }
+}
+
 // to[i] has element i of each of `count` rows of n, at most as many as there are lanes; lanes
 // beyond repeat the last row.
 template <class T>

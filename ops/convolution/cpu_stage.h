@@ -8,7 +8,7 @@
 
 #include "ebb/core/parallel.h"
 #include "ebb/ops/convolution/conv2d.h"
-#include "ebb/ops/simd.h"
+#include "ebb/ops/side_by_side.h"
 
 namespace ebb::cpu::direct {
 
@@ -44,19 +44,6 @@ struct Correlation {
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of SIMD types as template arguments
-// A square of one register.
-template <class T>
-void transpose_square(const T* src, std::int64_t src_step, T* dst, std::int64_t dst_step) {
-  using namespace Eigen::internal;
-  constexpr int n = lanes<T>;
-  PacketBlock<Packet<T>, n> square;
-#pragma GCC unroll 16
-  for (int a = 0; a < n; ++a) square.packet[a] = ploadu<Packet<T>>(src + a * src_step);
-  ptranspose(square);
-#pragma GCC unroll 16
-  for (int b = 0; b < n; ++b) pstoreu(dst + b * dst_step, square.packet[b]);
-}
-
 // dst[j · dst_step + i] = src[i · src_step + j], i < rows, j < cols; in squares, the last of which
 // overlap those before them where there is room.
 template <class T>
