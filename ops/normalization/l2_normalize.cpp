@@ -44,15 +44,18 @@ void for_tiles(const View& v, const F& f) {
                });
 }
 
-// From squares of norms.
+// Of a norm's square. NaN stays NaN.
+template <class D>
+D signed_scale(D square, D eps) {
+  using cpu::select, std::sqrt;
+  const D norm = sqrt(square);
+  return select(norm <= eps, D(-1.0) / eps, D(1.0) / norm);
+}
+
 template <class T>
 void signed_scales(double* squares, std::int64_t n, double eps, T* scale) {
   cpu::map_row(
-      squares, n,
-      [eps = Simd<double>(eps)](auto square) {
-        const auto norm = sqrt(square);
-        return select(norm <= eps, -1.0 / eps, 1.0 / norm);
-      },
+      squares, n, [eps = Simd<double>(eps)](auto square) { return signed_scale(square, eps); },
       squares);
   cpu::array(scale, n) = cpu::array(squares, n).template cast<T>();
 }
@@ -63,8 +66,7 @@ void rows(const View& v, const T* x, double eps, T* y, T* scale) {
     for (std::int64_t o = begin; o < end; ++o) {
       const T* row = x + o * v.n;
       const auto square = [](Simd<double> x) { return x * x; };
-      const double norm = std::sqrt(cpu::sum_row<T>(v.n, square, row));
-      scale[o] = norm <= eps ? T(-1 / eps) : T(1 / norm);  // NaN stays NaN
+      scale[o] = T(signed_scale(cpu::sum_row<T>(v.n, square, row), eps));
       cpu::map_row(
           y + o * v.n, v.n, [factor = Simd<T>(std::abs(scale[o]))](auto x) { return x * factor; },
           row);
