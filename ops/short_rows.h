@@ -10,10 +10,11 @@
 
 namespace ebb::cpu {
 
-// Also [outer, n, inner] with little in n and inner: each outer index is a row of n · inner.
+// Also [outer, n, inner] with little in n and inner: each outer index is a row of n · inner. Rows
+// of a register (16) are worth laying side by side for one input, not for more.
 template <class T>
-bool are_short_rows(const View& v, std::int64_t short_row = 16) {
-  const std::int64_t most = v.inner == 1 ? short_row : 64;
+bool are_short_rows(const View& v, int inputs = 1) {
+  const std::int64_t most = v.inner != 1 ? 64 : inputs == 1 ? 16 : 15;
   return v.outer > 1 && 0 < v.n && 0 < v.inner && v.inner < lanes<T> && v.n * v.inner <= most;
 }
 

@@ -127,10 +127,10 @@ void backward_columns(const View& v, const T* y, const T* dy, const T* scale, T*
   });
 }
 
-// Short rows as columns, whose scales are worked on near, too.
+// Short rows as columns, whose scales are worked on near, too: like a second input.
 template <class T>
 bool are_short(const View& v) {
-  return v.inner == 1 && cpu::are_short_rows<T>(v, 15);
+  return v.inner == 1 && cpu::are_short_rows<T>(v, 2);
 }
 
 template <class T>

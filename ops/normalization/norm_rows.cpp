@@ -294,7 +294,7 @@ Partial backward_of_many(const Gradient<T>& gradient) {
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t stop = std::min(rows, (p + 1) * part), at = p * part * cols;
       const View view{stop - p * part, cols, 1};
-      if (cpu::are_short_rows<T>(view, 15)) {
+      if (cpu::are_short_rows<T>(view, 2)) {
         const auto f = [&](auto first, auto count, const View& c, const T* x, const T* dy, T* dx) {
           gradient.columns(p * part + first, count, c.inner, x, dy, dx, partial.at(0, p),
                            partial.at(1, p));

@@ -39,10 +39,10 @@ void for_columns(const View& v, F&& f) {
                });
 }
 
-// rows(v, x…, y) or columns(v, x…, y). Rows of a register are worth laying side by side for one x.
+// rows(v, x…, y) or columns(v, x…, y).
 template <class T, class Rows, class Columns, class... X>
 void along_lines(const View& v, Rows rows, Columns columns, T* y, const X*... x) {
-  if (are_short_rows<T>(v, sizeof...(X) == 1 ? 16 : 15)) {
+  if (are_short_rows<T>(v, sizeof...(X))) {
     const auto f = [=](auto, auto, const View& c, auto*... p) { columns(c, p...); };
     for_short_rows(v, f, y, v.n * v.inner, x...);
   } else if (v.inner == 1) {
