@@ -25,6 +25,12 @@ Shape::Shape(std::span<const std::int64_t> dims, std::string_view op) {
           "at most 2^63 - 1 elements");
 }
 
+std::int64_t Shape::wrapped(int dim) const {
+  require(-rank_ <= dim && dim < rank_, Kind::index, "shape", text("no dimension ", dim), *this,
+          text("[", -rank_, ", ", rank_ - 1, "]"));
+  return dims_[static_cast<size_t>(dim + rank_)];
+}
+
 std::int64_t Shape::product(int first, int last) const {
   std::int64_t count = 1;
   for (int d = first; d < last; ++d) count *= dims_[d];

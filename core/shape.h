@@ -1,6 +1,7 @@
 // The extent of each dimension, slowest first. Tensors are contiguous, so there are no strides.
 #pragma once
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <ostream>
@@ -20,7 +21,9 @@ class Shape {
   explicit Shape(std::span<const std::int64_t> dims, std::string_view op = "shape");
 
   int rank() const { return rank_; }
-  std::int64_t operator[](int dim) const { return dims_[dim]; }
+  std::int64_t operator[](int dim) const {  // -1 is the last; error `index`
+    return 0 <= dim && dim < rank_ ? dims_[static_cast<std::size_t>(dim)] : wrapped(dim);
+  }
   const std::int64_t* begin() const { return dims_.data(); }
   const std::int64_t* end() const { return dims_.data() + rank_; }
 
@@ -31,6 +34,7 @@ class Shape {
   friend bool operator==(const Shape&, const Shape&) = default;
 
  private:
+  std::int64_t wrapped(int dim) const;
   std::array<std::int64_t, max_rank> dims_{};
   int rank_ = 0;
 };

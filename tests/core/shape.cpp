@@ -1,6 +1,7 @@
 #include "ebb/core/shape.h"
 
 #include <climits>
+#include <tuple>
 
 #include "twins.h"
 
@@ -45,6 +46,13 @@ TEST_CASE("shape: dimensions count from the end; those out of range are named") 
   for (const std::int64_t dim : {std::int64_t{3}, std::int64_t{-4}, INT64_MIN, INT64_MAX})
     check_error(Kind::index, {"op: dimension out of range", std::to_string(dim), "[-3, 2]"},
                 [&] { wrap_dim("op", dim, 3); });
+  const Shape shape{2, 3, 5};
+  CHECK(shape[-1] == 5);
+  CHECK(shape[-3] == 2);
+  for (const int dim : {3, -4, INT_MAX, INT_MIN})
+    check_error(Kind::index, {"shape: no dimension", std::to_string(dim), "[2,3,5]", "[-3, 2]"},
+                [&] { std::ignore = shape[dim]; });
+  check_error(Kind::index, {"shape: no dimension 0", "[]"}, [] { std::ignore = Shape()[0]; });
 }
 
 TEST_CASE("shape: broadcasting stretches ones, aligned at the right") {
