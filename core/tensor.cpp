@@ -88,7 +88,8 @@ void Tensor::set_grad(Tensor gradient) {
                 gradient.device() == device(),
             Kind::state, "set_grad", "gradient does not fit its tensor", gradient, *this);
   }
-  checked(impl_);
+  require(!checked(impl_).node || !gradient.defined(), Kind::state, "set_grad",
+          "only leaves have gradients", "the result of an op", "a leaf, or its detach()");
   // With its history it could lead back to this tensor, and neither would ever be freed.
   impl_->grad = gradient.requires_grad() ? gradient.detach() : std::move(gradient);
 }

@@ -61,8 +61,9 @@ class Tensor {
   bool requires_grad() const;
   Tensor& set_requires_grad(bool on);  // error `dtype` for integers, `state` for results of ops
   Tensor grad() const;  // undefined when there is none; f32 when several bf16 ones were added up
-  void set_grad(Tensor gradient);  // error `state` unless shape, dtype and device agree
-  void zero_grad();                // drops the gradient
+  // Error `state` unless shape, dtype and device agree, and for results of ops.
+  void set_grad(Tensor gradient);
+  void zero_grad();  // drops the gradient
   void backward(const Tensor& dy = {}, bool retain_graph = false) const;
   [[nodiscard]] Tensor detach() const;  // same elements, no history
 

@@ -99,6 +99,8 @@ TEST_CASE("tensor: only floating leaves can require a gradient") {
   Tensor y = silu(x);
   check_error(Kind::state, {"requires_grad", "the result of an op"},
               [&] { y.set_requires_grad(false); });
+  check_error(Kind::state, {"set_grad: only leaves"}, [&] { y.set_grad(ones_like(y)); });
+  y.zero_grad();  // none to drop
   check_error(Kind::state, {"move_to"}, [&] { y.move_to(cpu_device); });
   check_error(Kind::state, {"set_grad", "[2]"}, [&] { x.set_grad(ones({2})); });
 }
