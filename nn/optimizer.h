@@ -3,11 +3,13 @@
 //   AdamW optimizer(net.parameters(), {.weight_decay = 0.01});
 //   loss.backward(); optimizer.step(rate(step)); optimizer.zero_grad();
 //
-// step(rate) changes every parameter that has a gradient, all in one kernel. Parameters that should
-// not decay form a group of their own: AdamW(decay_groups(net, 0.1), {}). Errors: `value` for no
-// parameters and bad options, `state` for a parameter that is the result of an op, as w.to(device)
-// is, `device` for parameters on several devices, `state` when a gradient is on another device than
-// its parameter.
+// step(rate) changes every parameter that has a gradient, all in one kernel. It looks at no
+// number, which would wait for the device: a gradient that is not finite makes its parameter so,
+// unless clip_grad_norm(parameters, max_norm, {.error_if_nonfinite = true}) was called before.
+// Parameters that should not decay form a group of their own: AdamW(decay_groups(net, 0.1), {}).
+// Errors: `value` for no parameters and bad options, `state` for a parameter that is the result
+// of an op, as w.to(device) is, `device` for parameters on several devices, `state` when a
+// gradient is on another device than its parameter.
 //
 // A bf16 parameter is too coarse to take small steps: its optimizer keeps an f32 master weight,
 // steps on that in f32 and rounds it to the parameter. Where a parameter is not what its master
