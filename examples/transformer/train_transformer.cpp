@@ -68,6 +68,32 @@ void add_flags(example::Flags& flags, Options& o) {
   flags.toggle("--dry-run", o.dry_run, "one step, nothing written");
 }
 
+void require_flags(bool ok, const std::string& message) {
+  if (!ok) throw example::Stop(example::exit_code::usage, message);
+}
+
+// What no flag tells of itself.
+void check_together(const example::Flags& flags, const Config& c) {
+  const bool of_text = c.task == "text";
+  for (const char* flag : {"--text", "--block-size", "--digits"})
+    require_flags(!flags.given(flag) || of_text != (std::string(flag) == "--digits"),
+                  std::string(flag) + ": not for --task " + c.task);
+  const int most = Problems::most_digits(c.task == "sort" ? Skill::sort : Skill::addition);
+  require_flags(of_text || c.digits <= most,
+                example::formatted("--digits: at most %d for this task", most));
+  const auto heads = static_cast<long long>(c.n_head), width = static_cast<long long>(c.n_embd);
+  require_flags(width % heads == 0, example::formatted("--n-head: does not divide --n-embd; got "
+                                                       "%lld heads of %lld",
+                                                       heads, width));
+  require_flags(c.architecture != "llama" || width / heads % 2 == 0,
+                example::formatted("--n-head: llama's rotary positions turn pairs of numbers; got "
+                                   "heads of %lld; expected an even width of each",
+                                   width / heads));
+  require_flags(c.warmup_iters < c.max_iters,
+                "--warmup-iters: leaves no step after it; got " + example::shown(c.warmup_iters) +
+                    "; expected fewer than --max-iters " + example::shown(c.max_iters));
+}
+
 // Reads twice: first for what names a configuration, then what is given over its settings.
 bool parse(int argc, char** argv, Options& o, ebb::Device& device) {
   example::Flags flags("train_transformer",
@@ -86,17 +112,7 @@ bool parse(int argc, char** argv, Options& o, ebb::Device& device) {
   if (!flags.given("--target"))
     o.target = default_target(o.run, o.text.empty() ? o.config : "another text", device.is_cuda());
   if (o.out.empty()) o.out = "out/" + o.run.task;
-  const bool of_text = o.run.task == "text";
-  const auto refuse = [&](const char* flag, bool text_only) {
-    if (!flags.given(flag) || of_text == text_only) return;
-    throw example::Stop(example::exit_code::usage,
-                        std::string(flag) + ": not for --task " + o.run.task);
-  };
-  refuse("--text", true), refuse("--block-size", true), refuse("--digits", false);
-  const int most = Problems::most_digits(o.run.task == "sort" ? Skill::sort : Skill::addition);
-  if (!of_text && o.run.digits > most)
-    throw example::Stop(example::exit_code::usage,
-                        "--digits: at most " + std::to_string(most) + " for this task");
+  check_together(flags, o.run);
   return true;
 }
 

@@ -46,9 +46,6 @@ example::Pace pace_of(const Config& config, const Task& task) {
 }
 
 nn::Schedule schedule(const Config& c) {
-  require(c.warmup_iters < c.max_iters, Kind::value, "train_transformer",
-          "--warmup-iters leaves no steps to learn in", c.warmup_iters,
-          text("fewer than --max-iters ", c.max_iters));
   const nn::Schedule down =
       nn::cosine({.peak = c.lr, .steps = c.max_iters - c.warmup_iters, .last = c.min_lr});
   return c.warmup_iters > 0 ? nn::warm_up(c.warmup_iters, down) : down;
