@@ -50,6 +50,8 @@ TEST_CASE("opcase: what is no case is refused in one short line, without an answ
   tools.check_case_refused(5, {"silu: no attribute `dim`"});
   tools.make_case("sum", R"({"dim":1e300})");
   tools.check_case_refused(3, {"sum: attribute dim"});
+  tools.make_case("gelu", R"({"approximate":""})");
+  tools.check_case_refused(3, {"gelu: attribute approximate", "got \"\""});
   std::filesystem::remove(tools.path / "case");
   tools.check_case_refused(3, {"case: cannot be opened"});
   REQUIRE(::mkfifo((tools.path / "case").c_str(), 0600) == 0);
@@ -129,6 +131,9 @@ TEST_CASE("opbench: a case that makes no sense is a row with an error, and the n
 TEST_CASE("opcase and opbench: what cannot be read or written is said") {
   Tools tools;
   CHECK(tools.run("opbench", {"--cases", "nowhere"}).code == 7);
+  CHECK(tools.run("opbench", {"--cases", "."}).code == 7);
+  CHECK(tools.bench("").code == 3);
+  CHECK(tools.bench("# none\n\n").code == 3);
   write(tools.path / "cases", R"({"op":"silu","shape":[2]})");
   tools.around.output = "/dev/full";
   CHECK(tools.run("opbench", {"--cases", "cases"}).code == 7);

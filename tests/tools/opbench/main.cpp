@@ -152,14 +152,18 @@ int fail(int code, const std::string& message) {
 }
 
 int run(std::istream& cases, const std::vector<std::string>& only, Device device) {
+  bool found = false;
   for (std::string line; std::getline(cases, line);) {
     if (line.empty() || line[0] == '#' || !wanted(line, only)) continue;
+    found = true;
     const Json row = row_of(line, device);
     std::cout << row.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
     if (!std::cout) return fail(7, "stdout cannot be written");
     release_cache(device);
   }
-  return 0;
+  if (cases.bad()) return fail(7, "the cases cannot be read");  // a folder opens, and no more
+  return found ? 0
+               : fail(3, "no case to measure; got none of those ops; expected a JSON line each");
 }
 
 }  // namespace
@@ -180,8 +184,7 @@ int main(int argc, char** argv) {
     return error.get_exit_code() == 0 ? app.exit(error) : fail(2, error.what());
   }
   std::ifstream cases(file);
-  if (!cases || cases.peek() == std::ifstream::traits_type::eof())  // a folder opens, and ends
-    return fail(7, "cannot read " + file);
+  if (!cases) return fail(7, "cannot read " + file);
   if (where == "cuda" && cuda_device_count() == 0)
     return fail(4, "no CUDA device; got none; expected one, or --device cpu");
   return run(cases, only, where == "cuda" ? cuda_device : cpu_device);
