@@ -44,8 +44,9 @@ double Attributes::number(const char* name) const {
 }
 
 std::string Attributes::word(const char* name) const {
-  if (!all_.at(name).is_string()) refuse(name, "a string");
-  return all_.at(name).get<std::string>();
+  const Json& value = all_.at(name);
+  if (!value.is_string() || value == "") refuse(name, "a word");
+  return value.get<std::string>();
 }
 
 std::vector<std::int64_t> Attributes::integers(const char* name) const {
