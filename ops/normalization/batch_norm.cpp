@@ -1,10 +1,9 @@
 #include "ebb/ops/normalization/batch_norm.h"
 
 #include <algorithm>
+#include <tuple>
 
-#include "ebb/ops/map.h"
-#include "ebb/ops/short_rows.h"
-#include "ebb/ops/sums.h"
+#include "ebb/ops/normalization/moments.h"
 
 namespace ebb {
 namespace {
@@ -101,21 +100,7 @@ Tensor batch_norm(const Tensor& x, Tensor running_mean, Tensor running_var, cons
 
 namespace {
 
-using cpu::array;
-using cpu::Array;
-using cpu::row_sum;
-using cpu::Simd;
-using cpu::sum_row;
-
-std::int64_t grain(std::int64_t plane) { return 16384 / (plane + 8); }
-
-// Calls f(plane index, channel) for every plane, on all threads.
-template <class F>
-void for_planes(const Planes& s, F f) {
-  parallel_for(s.samples * s.channels, grain(s.plane), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t p = begin; p < end; ++p) f(p, p % s.channels);
-  });
-}
+using namespace cpu;
 
 // Planes of less than a register: a sample is gone through as a row, of which each element has its
 // channel's numbers beside it.
@@ -151,141 +136,36 @@ Array<T> of_joined_rows(const Planes& s, const Array<T>& channels) {
   return all;
 }
 
-// Of each channel's values.
-struct Moments {
-  std::vector<double> mean;
-  std::vector<double> square;  // Σ (x − mean)²
-};
-
-// The same of its parts, [parts, channels]: the planes, or up to `part_rows` rows of [N,C].
-struct Parts : Moments {
-  std::int64_t channels;
-  std::vector<double> counts;
-
-  Parts(std::int64_t parts, std::int64_t channels) : channels(channels) {
-    mean.resize(static_cast<size_t>(parts * channels));
-    square.resize(mean.size());
-    counts.resize(static_cast<size_t>(parts));
-  }
-
-  // Parts add up in order; squares move to the common mean, which nothing is subtracted for that
-  // is much larger than the result.
-  Moments total(double count) const {
-    Moments all{std::vector<double>(static_cast<size_t>(channels)),
-                std::vector<double>(static_cast<size_t>(channels))};
-    auto common = array(all.mean.data(), channels);
-    auto squares = array(all.square.data(), channels);
-    const auto part = [&](const std::vector<double>& v, size_t p) {
-      return array(v.data() + static_cast<std::int64_t>(p) * channels, channels);
-    };
-    for (size_t p = 0; p < counts.size(); ++p) common += part(mean, p) * (counts[p] / count);
-    for (size_t p = 0; p < counts.size(); ++p)
-      squares += part(square, p) + counts[p] * (part(mean, p) - common).square();
-    return all;
-  }
-};
-
-// Small planes as columns.
-template <class T>
-void column_moments(const View& v, std::int64_t count, const T* x, double* mean, double* square) {
-  constexpr std::int64_t most = cpu::near_elements<T>;
-  double sums[most] = {}, squares[most] = {};
-  T near[most];
-  cpu::add_rows(0, v.n, v.inner, sums, [=](auto k, auto c) { return x[k * v.inner + c]; });
-  const auto n = static_cast<double>(v.n);
-  for (std::int64_t c = 0; c < v.inner; ++c) near[c] = T(sums[c] / n);
-  cpu::add_rows(0, v.n, v.inner, squares, [=, m = &near[0]](auto k, auto c) {
-    const T d = x[k * v.inner + c] - m[c];
-    return d * d;
-  });
-  for (std::int64_t c = 0; c < count; ++c) {
-    mean[c] = sums[c] / n;
-    const double off = mean[c] - static_cast<double>(near[c]);
-    square[c] = squares[c] - n * off * off;
-  }
-}
-
-template <class T>
-Parts plane_moments(const T* x, const Planes& s) {
-  Parts parts(s.samples, s.channels);
-  std::ranges::fill(parts.counts, static_cast<double>(s.plane));
-  double *means = parts.mean.data(), *squares = parts.square.data();
-  const View planes{s.samples * s.channels, s.plane, 1};
-  if (cpu::are_short_rows<T>(planes)) {
-    const auto f = [=](auto first, auto count, const View& v, const T* x, T*) {
-      column_moments(v, count, x, means + first, squares + first);
-    };
-    cpu::for_short_rows(planes, f, static_cast<T*>(nullptr), 0, x);
-    return parts;
-  }
-  const auto n = static_cast<double>(s.plane);
-  for_planes(s, [&](std::int64_t p, std::int64_t) {
-    const T* v = x + p * s.plane;
-    const double mean = row_sum(v, s.plane) / n;
-    const T near = T(mean);
-    const double off = mean - static_cast<double>(near);
-    const auto square = [m = Simd<T>(near)](auto x) { return (x - m) * (x - m); };
-    means[p] = mean;
-    squares[p] = sum_row<T>(s.plane, square, v) - n * off * off;
-  });
-  return parts;
-}
-
-template <class T>
-Parts row_moments(const T* x, std::int64_t rows, std::int64_t channels) {
-  constexpr std::int64_t part_rows = 64;
-  Parts parts((rows + part_rows - 1) / part_rows, channels);
-  const auto count = static_cast<std::int64_t>(parts.counts.size());
-  parallel_for(count, grain(part_rows * channels), [&](std::int64_t begin, std::int64_t end) {
-    Array<T> near(channels);
-    for (std::int64_t p = begin; p < end; ++p) {
-      const std::int64_t first = p * part_rows;
-      const std::int64_t last = std::min(rows, first + part_rows);
-      const auto n = static_cast<double>(last - first);
-      auto mean = array(parts.mean.data() + p * channels, channels);
-      auto square = array(parts.square.data() + p * channels, channels);
-      cpu::add_rows(first, last, channels, mean.data(),
-                    [=](std::int64_t r, std::int64_t c) { return x[r * channels + c]; });
-      mean /= n;
-      near = mean.template cast<T>();
-      cpu::add_rows(first, last, channels, square.data(),
-                    [=, m = near.data()](std::int64_t r, std::int64_t c) {
-                      const T d = x[r * channels + c] - m[c];
-                      return d * d;
-                    });
-      square -= n * (mean - near.template cast<double>()).square();
-      parts.counts[static_cast<size_t>(p)] = n;
-    }
-  });
-  return parts;
-}
-
-template <class R>
-void move(R& running, double batch, double momentum) {
-  running = R((1 - momentum) * static_cast<double>(running) + momentum * batch);
-}
-
-void statistics(const Tensor& x, const Planes& s, const BatchNormOptions& options,
-                Tensor& running_mean, Tensor& running_var, Tensor& mean, Tensor& inverse) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    const double n = static_cast<double>(s.count());
-    const T* v = x.data<T>();
-    const Moments moments =
-        (s.plane == 1 ? row_moments(v, s.samples, s.channels) : plane_moments(v, s)).total(n);
-    visit<float, double>(running_mean.dtype(), op, [&](auto kind) {
-      using R = decltype(kind);
-      T *to_mean = mean.data<T>(), *to_inverse = inverse.data<T>();
-      R *means = running_mean.data<R>(), *vars = running_var.data<R>();
-      for (std::int64_t c = 0; c < s.channels; ++c) {
-        const double m = moments.mean[static_cast<size_t>(c)];
-        const double square = moments.square[static_cast<size_t>(c)];
-        to_mean[c] = T(m);
-        to_inverse[c] = T(1 / std::sqrt(square / n + options.eps));
-        move(means[c], m, options.momentum);
-        move(vars[c], square / (n - 1), options.momentum);
-      }
+// y = formula(k…, x…): beside its elements x each channel's numbers k.
+template <class T, class Formula, class... K, class... X>
+void map_channels(const Planes& s, T* y, Formula formula, const std::tuple<K...>& constants,
+                  const X*... x) {
+  const auto by_rows = [&](const auto&... k) {
+    const auto rows = std::tuple(of_joined_rows<T>(s, k)...);
+    for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
+      const auto map = [&](const auto&... k) {
+        map_row(y + at, n, formula, k.data()..., (x + at)...);
+      };
+      std::apply(map, rows);
     });
+  };
+  const auto by_planes = [&](const auto&... k) {
+    for_planes(s, [&](std::int64_t p, std::int64_t c) {
+      const auto of_channel = [formula, ... k = Simd<T>(k[c])](auto... x) {
+        return formula(k..., x...);
+      };
+      map_row(y + p * s.plane, s.plane, of_channel, (x + p * s.plane)...);
+    });
+  };
+  go_by_rows<T>(s) ? std::apply(by_rows, constants) : std::apply(by_planes, constants);
+}
+
+// running ← (1 − momentum) · running + momentum · batch
+void move(Tensor& running, const Array<double>& batch, double momentum) {
+  visit<float, double>(running.dtype(), op, [&](auto zero) {
+    using R = decltype(zero);
+    auto r = array(running.data<R>(), batch.size());
+    r = ((1 - momentum) * r.template cast<double>() + momentum * batch).template cast<R>();
   });
 }
 
@@ -294,7 +174,16 @@ void statistics(const Tensor& x, const Planes& s, const BatchNormOptions& option
 void cpu::batch_norm_train(const Tensor& x, const Planes& s, const BatchNormOptions& options,
                            const Tensor& weight, const Tensor& bias, Tensor& running_mean,
                            Tensor& running_var, Tensor& mean, Tensor& inverse, Tensor& y) {
-  statistics(x, s, options, running_mean, running_var, mean, inverse);
+  visit<float, double>(x.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const auto n = static_cast<double>(s.count());
+    const auto [means, squares] = channel_moments(x.data<T>(), s);
+    array(mean.data<T>(), s.channels) = means.template cast<T>();
+    array(inverse.data<T>(), s.channels) =
+        (squares / n + options.eps).sqrt().inverse().template cast<T>();
+    move(running_mean, means, options.momentum);
+    move(running_var, squares / (n - 1), options.momentum);
+  });
   batch_norm_apply(x, s, mean, inverse, weight, bias, y);
 }
 
@@ -317,6 +206,13 @@ namespace {
 template <class T>
 constexpr T half = T(0.5);
 
+// Those of a tensor [channels], or the same number for each where there is none.
+template <class T>
+Array<T> numbers(const Tensor& v, std::int64_t channels, T otherwise) {
+  if (!v.defined()) return Array<T>::Constant(channels, otherwise);
+  return array(v.data<T>(), channels);
+}
+
 }  // namespace
 
 void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
@@ -324,31 +220,14 @@ void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
                            Tensor& y) {
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t channels = s.channels;
-    const Array<T> m = half<T> * array(mean.data<T>(), channels);
-    Array<T> scale = 2 * array(inverse.data<T>(), channels);
-    if (weight.defined()) scale *= array(weight.data<T>(), channels);
-    Array<T> shift = Array<T>::Zero(channels);
-    if (bias.defined()) shift = array(bias.data<T>(), channels);
-    const auto formula = [](auto x, auto m, auto scale, auto shift) {
+    const Array<T> m = half<T> * array(mean.data<T>(), s.channels);
+    const Array<T> scale =
+        2 * array(inverse.data<T>(), s.channels) * numbers(weight, s.channels, T(1));
+    const Array<T> shift = numbers(bias, s.channels, T(0));
+    const auto formula = [](auto m, auto scale, auto shift, auto x) {
       return (half<T> * x - m) * scale + shift;
     };
-    const T* in = x.data<T>();
-    T* out = y.data<T>();
-    if (go_by_rows<T>(s)) {
-      const Array<T> ms = of_joined_rows(s, m), scales = of_joined_rows(s, scale),
-                     shifts = of_joined_rows(s, shift);
-      return for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
-        map_row(out + at, n, formula, in + at, ms.data(), scales.data(), shifts.data());
-      });
-    }
-    for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      const auto of_channel = [formula, m = Simd<T>(m[c]), scale = Simd<T>(scale[c]),
-                               shift = Simd<T>(shift[c])](auto x) {
-        return formula(x, m, scale, shift);
-      };
-      map_row(out + p * s.plane, s.plane, of_channel, in + p * s.plane);
-    });
+    map_channels(s, y.data<T>(), formula, std::tie(m, scale, shift), x.data<T>());
   });
 }
 
@@ -422,34 +301,16 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
     return batch_norm_apply(dy, s, zeros(mean.shape(), mean.options()), inverse, weight, {}, dx);
   visit<float, double>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t channels = s.channels;
-    const Array<T> m = half<T> * array(mean.data<T>(), channels);
-    const Array<T> r = array(inverse.data<T>(), channels);
-    Array<T> scale = r;
-    if (weight.defined()) scale *= array(weight.data<T>(), channels);
     // dx = scale · (dy − a − b · (x − μ)/2)
-    const Array<T> a = array(sum_dy.data<T>(), channels) / T(s.count());
-    const Array<T> b = array(sum_dy_x.data<T>(), channels) * (2 * r) / T(s.count());
-    const auto formula = [](auto x, auto g, auto m, auto scale, auto a, auto b) {
-      return scale * (g - a - b * (half<T> * x - m));
+    const Array<T> m = half<T> * array(mean.data<T>(), s.channels);
+    const Array<T> r = array(inverse.data<T>(), s.channels);
+    const Array<T> scale = r * numbers(weight, s.channels, T(1));
+    const Array<T> a = array(sum_dy.data<T>(), s.channels) / T(s.count());
+    const Array<T> b = array(sum_dy_x.data<T>(), s.channels) * (2 * r) / T(s.count());
+    const auto formula = [](auto m, auto scale, auto a, auto b, auto x, auto dy) {
+      return scale * (dy - a - b * (half<T> * x - m));
     };
-    const T *in = x.data<T>(), *g = dy.data<T>();
-    T* out = dx.data<T>();
-    if (go_by_rows<T>(s)) {
-      const Array<T> ms = of_joined_rows(s, m), scales = of_joined_rows(s, scale),
-                     as = of_joined_rows(s, a), bs = of_joined_rows(s, b);
-      return for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
-        map_row(out + at, n, formula, in + at, g + at, ms.data(), scales.data(), as.data(),
-                bs.data());
-      });
-    }
-    for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      const auto of_channel = [formula, m = Simd<T>(m[c]), scale = Simd<T>(scale[c]),
-                               a = Simd<T>(a[c]), b = Simd<T>(b[c])](auto x, auto g) {
-        return formula(x, g, m, scale, a, b);
-      };
-      map_row(out + p * s.plane, s.plane, of_channel, in + p * s.plane, g + p * s.plane);
-    });
+    map_channels(s, dx.data<T>(), formula, std::tie(m, scale, a, b), x.data<T>(), dy.data<T>());
   });
 }
 
