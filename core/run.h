@@ -74,21 +74,26 @@ void call_widened(void (*twin)(P...), A&... arguments) {
 
 }  // namespace detail
 
+// run() for a CPU twin that takes bf16 as it is.
 template <auto Cpu, auto Gpu, class... Args>
-void run(Device device, Args&&... arguments) {
+void run_as_is(Device device, Args&&... arguments) {
   static_assert(std::is_same_v<decltype(Cpu), decltype(Gpu)>, "twins share one function type");
   if (!device.is_cuda()) {
-    if ((detail::is_bf16(arguments) || ...)) {
-      detail::call_widened(Cpu, arguments...);
-    } else {
-      Cpu(arguments...);
-    }
+    Cpu(arguments...);
   } else if constexpr (has_cuda) {
     gpu::use(device);
     Gpu(arguments...);
   } else {
     require_available("run", device);
   }
+}
+
+template <auto Cpu, auto Gpu, class... Args>
+void run(Device device, Args&&... arguments) {
+  if (!device.is_cuda() && (detail::is_bf16(arguments) || ...))
+    detail::call_widened(Cpu, arguments...);
+  else
+    run_as_is<Cpu, Gpu>(device, arguments...);
 }
 
 }  // namespace ebb

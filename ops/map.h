@@ -1,14 +1,12 @@
 // Internal: not in <ebb/ebb.h>, not installed.
 // CPU element-wise maps: y[i] = f(x[i], …), the formula on SIMD registers, split over threads.
 //
-//   map<T>(y, [](auto x) { return x / (1 + exp(-x)); }, x);
-//   map<T>(std::tie(da, db), [](auto a, auto b, auto dy) { return std::array{dy * b, dy * a}; },
-//          a, b, dy);
+//   map(y, x, [](auto x) { return x / (1 + exp(-x)); });
+//   map(std::tie(da, db), a, b, dy,
+//       [](auto a, auto b, auto dy) { return std::array{dy * b, dy * a}; });
 //
-// A formula that takes the output as well gets Eigen arrays instead, a block that stays in the
-// first-level cache at a time:
-//
-//   map<T>(y, [](auto& y, const auto& x) { y = x.square(); }, x);
+// All tensors are f32, f64 or bf16, which is calculated with as f32: some of it at a time is
+// widened, and results are rounded, while they are near.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -20,6 +18,15 @@
 namespace ebb::cpu {
 
 inline constexpr std::int64_t map_grain = 1 << 15;
+
+// What T is calculated with as.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
+
+template <class From, class To>
+void convert(const From* from, std::int64_t n, To* to) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
+}
 
 namespace detail {
 
@@ -57,50 +64,61 @@ void map_elements(std::array<T*, outputs> y, std::int64_t n, Formula formula, co
 }
 
 template <class T, size_t outputs, class Formula, class... X>
-void map_registers(std::array<T*, outputs> y, std::int64_t n, const Formula& formula,
-                   const X*... x) {
-  constexpr std::int64_t width = lanes<T>;
-  parallel_for((n + width - 1) / width, map_grain / width,
-               [&](std::int64_t begin, std::int64_t end) {
-                 const std::int64_t at = begin * width;
-                 std::array<T*, outputs> to = y;
-                 for (T*& pointer : to) pointer += at;
-                 map_elements<T>(to, std::min(end * width, n) - at, formula, (x + at)...);
-               });
+requires std::is_same_v<T, bf16>
+void map_elements(std::array<T*, outputs> y, std::int64_t n, Formula formula, const X*... x) {
+  constexpr std::int64_t most = 512;
+  float in[sizeof...(X)][most], out[outputs][most];
+  std::array<float*, outputs> results;
+  std::copy_n(out, outputs, results.begin());
+  for (std::int64_t i = 0; i < n; i += most) {
+    const std::int64_t count = std::min(most, n - i);
+    size_t k = 0;
+    const auto widened = [&](const bf16* x) {
+      convert(x, count, in[k]);
+      return static_cast<const float*>(in[k++]);
+    };
+    std::apply([&](auto... x) { map_elements<float>(results, count, formula, x...); },
+               std::tuple{widened(x + i)...});
+    for (k = 0; k < outputs; ++k) convert(out[k], count, y[k] + i);
+  }
 }
 
-// Blocks begin at the same elements whatever the number of threads, so that Eigen's split into
-// registers and single elements does too.
-template <class T, class Formula, class... X>
-void map_arrays(T* y, std::int64_t n, const Formula& formula, const X*... x) {
-  constexpr std::int64_t block = 2048;
-  const std::int64_t blocks = (n + block - 1) / block;
-  parallel_for(blocks, map_grain / block, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin * block; i < std::min(end * block, n); i += block) {
-      const std::int64_t count = std::min(block, n - i);
-      auto result = array(y + i, count);
-      formula(result, array(x + i, count)...);
-    }
+template <size_t outputs, class Formula, class... X>
+void map_tensors(const std::array<Tensor*, outputs>& y, const Formula& formula, const X&... x) {
+  const std::int64_t n = y[0]->numel();
+  visit<float, double, bf16>(y[0]->dtype(), "map", [&](auto zero) {
+    using T = decltype(zero);
+    constexpr std::int64_t width = lanes<Wide<T>>;
+    parallel_for((n + width - 1) / width, map_grain / width, [&](auto begin, auto end) {
+      const std::int64_t at = begin * width;
+      std::array<T*, outputs> to;
+      for (size_t k = 0; k < outputs; ++k) to[k] = y[k]->template data<T>() + at;
+      map_elements<T>(to, std::min(end * width, n) - at, formula, (x.template data<T>() + at)...);
+    });
   });
+}
+
+// f(the last of `all`, the others…).
+template <class F, class... All>
+void last_first(const F& f, const All&... all) {
+  const auto tuple = std::tie(all...);
+  constexpr size_t last = sizeof...(All) - 1;
+  [&]<size_t... i>(std::index_sequence<i...>) { f(std::get<last>(tuple), std::get<i>(tuple)...); }
+  (std::make_index_sequence<last>());
 }
 
 }  // namespace detail
 
-template <class T, class Formula, class... X>
-void map(Tensor& y, const Formula& formula, const X&... x) {
-  if constexpr (std::is_invocable_v<const Formula&, decltype((void)x, Simd<T>(T()))...>) {
-    detail::map_registers<T, 1>({y.data<T>()}, y.numel(), formula, x.template data<T>()...);
-  } else {
-    detail::map_arrays<T>(y.data<T>(), y.numel(), formula, x.template data<T>()...);
-  }
+// map(y, x, …, formula).
+template <class... Args>
+void map(Tensor& y, const Args&... args) {
+  detail::last_first([&](const auto&... a) { detail::map_tensors<1>({&y}, a...); }, args...);
 }
 
-template <class T, class... Y, class Formula, class... X>
-void map(const std::tuple<Y&...>& y, const Formula& formula, const X&... x) {
-  const auto pointers =
-      std::apply([](auto&... t) { return std::array{t.template data<T>()...}; }, y);
-  detail::map_registers<T, sizeof...(Y)>(pointers, std::get<0>(y).numel(), formula,
-                                         x.template data<T>()...);
+template <class... Y, class... Args>
+void map(const std::tuple<Y&...>& y, const Args&... args) {
+  const auto to = std::apply([](auto&... t) { return std::array{&t...}; }, y);
+  detail::last_first([&](const auto&... a) { detail::map_tensors(to, a...); }, args...);
 }
 
 // The same for a row of n elements, on this thread.

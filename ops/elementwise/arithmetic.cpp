@@ -11,14 +11,15 @@ Tensor calculate(const char* op, Sign sign, const Tensor& a, const Tensor& b) {
   require_floating(op, "a", a);
   require_alike(op, "a", a, "b", b);
   Tensor y = empty(broadcast(op, a.shape(), b.shape()), a.options());
-  run<cpu::arithmetic, gpu::arithmetic>(a.device(), sign, a, b, y);
+  run_as_is<cpu::arithmetic, gpu::arithmetic>(a.device(), sign, a, b, y);
   return y;
 }
 
 Tensor calculate(const char* op, Sign sign, const Tensor& x, double s, bool s_first = false) {
   require_floating(op, "x", x);
   Tensor y = empty_like(x);
-  run<cpu::arithmetic_with_number, gpu::arithmetic_with_number>(x.device(), sign, x, s, s_first, y);
+  run_as_is<cpu::arithmetic_with_number, gpu::arithmetic_with_number>(x.device(), sign, x, s,
+                                                                      s_first, y);
   return y;
 }
 
@@ -61,7 +62,7 @@ Tensor mul(const Tensor& a, const Tensor& b) {
     if (both_equal(of_a, of_b)) {
       da = empty_like(dy);
       db = empty_like(dy);
-      run<cpu::mul_backward, gpu::mul_backward>(dy.device(), a.get(), b.get(), dy, da, db);
+      run_as_is<cpu::mul_backward, gpu::mul_backward>(dy.device(), a.get(), b.get(), dy, da, db);
       return {da, db};
     }
     if (of_a.needed) da = sum_to(calculate("mul", Sign::mul, dy, b), of_a.shape);
@@ -80,7 +81,7 @@ Tensor div(const Tensor& a, const Tensor& b) {
     if (both_equal(of_a, of_b)) {
       da = empty_like(dy);
       db = empty_like(dy);
-      run<cpu::div_backward, gpu::div_backward>(dy.device(), y.get(), b.get(), dy, da, db);
+      run_as_is<cpu::div_backward, gpu::div_backward>(dy.device(), y.get(), b.get(), dy, da, db);
       return {da, db};
     }
     const Tensor q = calculate("div", Sign::div, dy, b);
@@ -173,12 +174,14 @@ template <class T, class Formula>
 void one_row(const Formula& f, const Layout& l, const T* a, const T* b, T* y) {
   const int last = l.rank - 1;
   const std::int64_t n = l.dims[last];
+  using X = cpu::Simd<cpu::Wide<T>>;
+  const auto wide = [](T x) { return static_cast<cpu::Wide<T>>(x); };
   if (l.a[last] == 0) {
     cpu::map_row(
-        y, n, [f, a = cpu::Simd<T>(*a)](auto b) { return f(a, b); }, b);
+        y, n, [f, a = X(wide(*a))](auto b) { return f(a, b); }, b);
   } else if (l.b[last] == 0) {
     cpu::map_row(
-        y, n, [f, b = cpu::Simd<T>(*b)](auto a) { return f(a, b); }, a);
+        y, n, [f, b = X(wide(*b))](auto a) { return f(a, b); }, a);
   } else {
     cpu::map_row(y, n, f, a, b);
   }
@@ -190,7 +193,11 @@ constexpr std::int64_t near_numbers = 512;
 // A short row of an operand, by a whole register: what is too much, the next row is laid over.
 template <class T>
 void lay(const T* x, bool stays, std::int64_t n, T* near) {
-  (stays ? cpu::Simd<T>(*x) : cpu::Simd<T>::load(x, n)).store(near);
+  if constexpr (std::is_same_v<T, bf16>) {
+    for (std::int64_t i = 0; i < n; ++i) near[i] = x[stays ? 0 : i];
+  } else {
+    (stays ? cpu::Simd<T>(*x) : cpu::Simd<T>::load(x, n)).store(near);
+  }
 }
 
 // An operand's short rows as they lie in y: where they are, if they do there, else near.
@@ -221,7 +228,7 @@ class NearRows {
   const std::int64_t* stride_;
   const T* x_;
   bool whole_ = true, laid_ = false;
-  T near_[near_numbers + cpu::lanes<T>];
+  T near_[near_numbers + cpu::lanes<cpu::Wide<T>>];
 };
 
 // Some short rows together.
@@ -246,15 +253,15 @@ void cpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
   } else if (b.numel() == 1 && !l.equal()) {
     return arithmetic_with_number(sign, a, b.item(), false, y);
   }
-  visit<float, double>(y.dtype(), "arithmetic", [&](auto zero) {
-    using T = decltype(zero);
-    with_formula(sign, [&](auto f) {
-      if (l.equal()) return map<T>(y, f, a, b);
+  with_formula(sign, [&](auto f) {
+    if (l.equal()) return map(y, a, b, f);
+    visit<float, double, bf16>(y.dtype(), "arithmetic", [&](auto zero) {
+      using T = decltype(zero);
       const std::int64_t n = l.dims[l.rank - 1];
       const T *from_a = a.data<T>(), *from_b = b.data<T>();
       T* to = y.data<T>();
       parallel_for(y.numel() / n, map_grain / (n + 16), [&](std::int64_t begin, std::int64_t end) {
-        if (n < lanes<T>) return short_rows(f, l, begin, end, from_a, from_b, to);
+        if (n < lanes<Wide<T>>) return short_rows(f, l, begin, end, from_a, from_b, to);
         for_rows(l, begin, end, [&](std::int64_t r, std::int64_t in_a, std::int64_t in_b) {
           one_row(f, l, from_a + in_a, from_b + in_b, to + r * n);
         });
@@ -264,43 +271,24 @@ void cpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
 }
 
 void cpu::arithmetic_with_number(Sign sign, const Tensor& x, double s, bool s_first, Tensor& y) {
-  visit<float, double>(y.dtype(), "arithmetic", [&](auto zero) {
-    using T = decltype(zero);
-    const Simd<T> number = static_cast<T>(s);
-    with_formula(sign, [&](auto f) {
-      if (s_first) {
-        map<T>(
-            y, [&](auto x) { return f(number, x); }, x);
-      } else {
-        map<T>(
-            y, [&](auto x) { return f(x, number); }, x);
-      }
-    });
+  with_formula(sign, [&](auto f) {
+    if (s_first)
+      map(y, x, [f, s](auto x) { return f(decltype(x)(s), x); });
+    else
+      map(y, x, [f, s](auto x) { return f(x, decltype(x)(s)); });
   });
 }
 
 void cpu::mul_backward(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, Tensor& db) {
-  visit<float, double>(dy.dtype(), "mul", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>(
-        std::tie(da, db),
-        [](auto a, auto b, auto dy) {
-          return std::array{dy * b, dy * a};
-        },
-        a, b, dy);
+  map(std::tie(da, db), a, b, dy, [](auto a, auto b, auto dy) {
+    return std::array{dy * b, dy * a};
   });
 }
 
 void cpu::div_backward(const Tensor& y, const Tensor& b, const Tensor& dy, Tensor& da, Tensor& db) {
-  visit<float, double>(dy.dtype(), "div", [&](auto zero) {
-    using T = decltype(zero);
-    map<T>(
-        std::tie(da, db),
-        [](auto y, auto b, auto dy) {
-          const auto q = dy / b;
-          return std::array{q, -(q * y)};
-        },
-        y, b, dy);
+  map(std::tie(da, db), y, b, dy, [](auto y, auto b, auto dy) {
+    const auto q = dy / b;
+    return std::array{q, -(q * y)};
   });
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "ebb/core/parallel.h"
+#include "ebb/ops/map.h"
 
 namespace ebb {
 
@@ -19,10 +19,10 @@ Tensor dropout(const Tensor& x, const DropoutOptions& options) {
                                        : default_generator().next();
   const DropThreshold threshold(p);
   Tensor y = empty_like(x);
-  run<cpu::dropout, gpu::dropout>(x.device(), x, stream, threshold, y);
+  run_as_is<cpu::dropout, gpu::dropout>(x.device(), x, stream, threshold, y);
   return record("dropout", y, {x}, [stream, threshold](const Tensor& dy) -> Gradients {
     Tensor dx = empty_like(dy);
-    run<cpu::dropout, gpu::dropout>(dy.device(), dy, stream, threshold, dx);
+    run_as_is<cpu::dropout, gpu::dropout>(dy.device(), dy, stream, threshold, dx);
     return {dx};
   });
 }
@@ -110,12 +110,12 @@ void fetch_ahead(const T* in, T* out) {
 void cpu::dropout(const Tensor& x, const Stream& stream, const DropThreshold& threshold,
                   Tensor& y) {
   require_on_host("dropout", stream);
-  visit<float, double>(x.dtype(), "dropout", [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), "dropout", [&](auto zero) {
     using T = decltype(zero);
     const T* in = x.data<T>();
     T* out = y.data<T>();
     const std::int64_t n = x.numel();
-    const T scale = static_cast<T>(threshold.scale);
+    const auto scale = static_cast<Wide<T>>(threshold.scale);
     const auto high = static_cast<std::int32_t>(threshold.high);
     parallel_for((n + segment_size - 1) / segment_size, 16, [&](auto begin, auto end) {
       for (std::int64_t s = begin; s < end; ++s) {
@@ -123,11 +123,20 @@ void cpu::dropout(const Tensor& x, const Stream& stream, const DropThreshold& th
         Draws d = draws(stream, static_cast<std::uint64_t>(s));
         if (threshold.low > 0 && std::ranges::count(d, high) > 0)
           break_ties(stream, threshold, static_cast<std::uint64_t>(s), d);
-        const std::int64_t at = s * segment_size;
-        const std::int64_t count = std::min(segment_size, n - at);
-        for (std::int64_t i = 0; i < count; ++i) {
-          const T kept = in[at + i] * scale;
-          out[at + i] = d[i] >= high ? kept : T(0);
+        const std::int64_t at = s * segment_size, count = std::min(segment_size, n - at);
+        const auto drop = [&](const Wide<T>* from, Wide<T>* to) {
+          for (std::int64_t i = 0; i < count; ++i) {
+            const Wide<T> kept = from[i] * scale;
+            to[i] = d[i] >= high ? kept : Wide<T>(0);
+          }
+        };
+        if constexpr (std::is_same_v<T, bf16>) {
+          float near[segment_size];
+          convert(in + at, count, near);
+          drop(near, near);
+          convert(near, count, out + at);
+        } else {
+          drop(in + at, out + at);
         }
       }
     });

@@ -16,25 +16,18 @@ Tensor invert_colors(const Tensor& x, const InvertOptions& options) {
   require(!bytes || (max <= 255 && max == std::floor(max)), Kind::value, op, "bad max for u8", max,
           "a whole number, 1 to 255");
   Tensor y = empty_like(x);
-  run<cpu::invert_colors, gpu::invert_colors>(x.device(), x, max, y);
+  run_as_is<cpu::invert_colors, gpu::invert_colors>(x.device(), x, max, y);
   return record(op, y, {x}, [](const Tensor& dy) -> Gradients { return {neg(dy)}; });
 }
 
 void cpu::invert_colors(const Tensor& x, double max, Tensor& y) {
-  visit<float, double, std::uint8_t>(x.dtype(), "invert_colors", [&](auto zero) {
-    using T = decltype(zero);
-    const auto top = static_cast<T>(max);
-    if constexpr (std::is_same_v<T, std::uint8_t>) {
-      const T* in = x.data<T>();
-      T* out = y.data<T>();
-      parallel_for(x.numel(), map_grain, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i)
-          out[i] = static_cast<T>(top - std::min(top, in[i]));
-      });
-    } else {
-      map<T>(
-          y, [&](auto x) { return top - x; }, x);
-    }
+  if (x.dtype() != Dtype::u8) return map(y, x, [max](auto x) { return max - x; });
+  const auto* in = x.data<std::uint8_t>();
+  auto* out = y.data<std::uint8_t>();
+  const auto top = static_cast<std::uint8_t>(max);
+  parallel_for(x.numel(), map_grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i)
+      out[i] = static_cast<std::uint8_t>(top - std::min(top, in[i]));
   });
 }
 

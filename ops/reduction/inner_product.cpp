@@ -17,7 +17,7 @@ Tensor inner_product(const Tensor& a, const Tensor& b) {
                  needs_b = b.requires_grad()](const Tensor& dy) -> Gradients {
                   Tensor da = needs_a ? empty_like(a) : Tensor();
                   Tensor db = needs_b ? empty_like(b) : Tensor();
-                  run<cpu::inner_product_backward, gpu::inner_product_backward>(
+                  run_as_is<cpu::inner_product_backward, gpu::inner_product_backward>(
                       dy.device(), a.get(), b.get(), dy, da, db);
                   return {da, db};
                 });
@@ -36,13 +36,9 @@ void cpu::inner_product(const Tensor& a, const Tensor& b, Tensor& y) {
 
 void cpu::inner_product_backward(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da,
                                  Tensor& db) {
-  visit<float, double>(a.dtype(), "inner_product", [&](auto zero) {
-    using T = decltype(zero);
-    const T g = *dy.data<T>();
-    const auto scaled = [g](auto x) { return x * g; };
-    if (da.defined()) map<T>(da, scaled, b);
-    if (db.defined()) map<T>(db, scaled, a);
-  });
+  const auto scaled = [g = dy.item()](auto x) { return x * g; };
+  if (da.defined()) map(da, b, scaled);
+  if (db.defined()) map(db, a, scaled);
 }
 
 }  // namespace ebb

@@ -125,11 +125,7 @@ void cpu::loss_and_gradient(const Tensor& target, std::int64_t first, std::int64
 }
 
 void cpu::scale(const Tensor& x, const Tensor& factor, Tensor& y) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    map<T>(
-        y, [by = *factor.data<T>()](auto v) { return v * by; }, x);
-  });
+  map(y, x, [by = factor.item()](auto v) { return v * by; });
 }
 
 }  // namespace ebb

@@ -23,7 +23,7 @@ Tensor mse_loss(const Tensor& x, const Tensor& target, MseLossOptions options) {
                  needs_t = target.requires_grad()](const Tensor& dy) -> Gradients {
                   const auto gradient = [&](double sign) {
                     Tensor d = empty_like(x);
-                    run<cpu::mse_loss_backward, gpu::mse_loss_backward>(
+                    run_as_is<cpu::mse_loss_backward, gpu::mse_loss_backward>(
                         dy.device(), x.get(), t.get(), dy, sign * 2 * factor, each, d);
                     return d;
                   };
@@ -32,12 +32,14 @@ Tensor mse_loss(const Tensor& x, const Tensor& target, MseLossOptions options) {
 }
 
 void cpu::mse_loss(const Tensor& x, const Tensor& target, double factor, bool each, Tensor& y) {
+  if (each) {
+    return map(y, x, target, [](auto x, auto t) {
+      const auto d = x - t;
+      return d * d;
+    });
+  }
   visit<float, double>(x.dtype(), "mse_loss", [&](auto zero) {
     using T = decltype(zero);
-    if (each) {
-      return map<T>(
-          y, [](auto& y, const auto& x, const auto& t) { y = (x - t).square(); }, x, target);
-    }
     const T* a = x.data<T>();
     const T* b = target.data<T>();
     const double sum =
@@ -48,21 +50,10 @@ void cpu::mse_loss(const Tensor& x, const Tensor& target, double factor, bool ea
 
 void cpu::mse_loss_backward(const Tensor& x, const Tensor& target, const Tensor& dy, double factor,
                             bool each, Tensor& dx) {
-  visit<float, double>(x.dtype(), "mse_loss", [&](auto zero) {
-    using T = decltype(zero);
-    const T scale = T(factor);
-    if (each) {
-      return map<T>(
-          dx,
-          [=](auto& dx, const auto& x, const auto& t, const auto& dy) {
-            dx = scale * (x - t) * dy;
-          },
-          x, target, dy);
-    }
-    const T g = scale * *dy.data<T>();
-    map<T>(
-        dx, [=](auto& dx, const auto& x, const auto& t) { dx = g * (x - t); }, x, target);
-  });
+  if (each)
+    map(dx, x, target, dy, [=](auto x, auto t, auto dy) { return factor * (x - t) * dy; });
+  else
+    map(dx, x, target, [g = factor * dy.item()](auto x, auto t) { return g * (x - t); });
 }
 
 }  // namespace ebb

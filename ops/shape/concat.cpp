@@ -45,7 +45,7 @@ Tensor concat(std::span<const Tensor> xs, std::int64_t dim) {
   for (const Tensor& x : xs) {
     const std::int64_t length = x.shape()[at] * inner;
     const Runs runs{outer, length, 0, length, start, step};
-    run_bytes<cpu::copy_runs, gpu::copy_runs>(y.device(), "concat", runs, x, y);
+    run_as_is<cpu::copy_runs, gpu::copy_runs>(y.device(), "concat", runs, x, y);
     parts.push_back({x.shape(), runs, x.requires_grad()});
     start += length;
   }
@@ -56,7 +56,7 @@ Tensor concat(std::span<const Tensor> xs, std::int64_t dim) {
       if (needed) {
         dx = empty(shape, dy.options());
         const Runs back{r.count, r.length, r.y_start, r.y_step, r.x_start, r.x_step};
-        run_bytes<cpu::copy_runs, gpu::copy_runs>(dy.device(), "concat", back, dy, dx);
+        run_as_is<cpu::copy_runs, gpu::copy_runs>(dy.device(), "concat", back, dy, dx);
       }
       gradients.push_back(dx);
     }

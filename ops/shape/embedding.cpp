@@ -56,7 +56,7 @@ Shape result_shape(const Shape& indices, std::int64_t width) {
 Tensor embedding(const Tensor& indices, const Tensor& weight, EmbeddingOptions options) {
   check(indices, weight, options);
   Tensor y = empty(result_shape(indices.shape(), weight.size(1)), weight.options());
-  run_bytes<cpu::embedding, gpu::embedding>(y.device(), indices, weight, y);
+  run_as_is<cpu::embedding, gpu::embedding>(y.device(), indices, weight, y);
   return record(op, y, {weight},
                 [indices = Saved(indices), shape = weight.shape()](const Tensor& dy) -> Gradients {
                   Tensor dw = empty(shape, dy.options());

@@ -5,6 +5,7 @@
 
 #include "ebb/core/parallel.h"
 #include "ebb/ops/shape/runs.h"
+#include "ebb/ops/side_by_side.h"
 
 namespace ebb {
 namespace {
@@ -37,7 +38,7 @@ Tensor permuted(const char* op, const Tensor& x, const Axes& axes) {
   Tensor y = empty(Shape(std::span<const std::int64_t>(dims.data(), static_cast<size_t>(x.rank()))),
                    x.options());
   if (y.numel() == 0) return y;
-  run_bytes<cpu::permute, gpu::permute>(x.device(), op, gather_for(x.shape(), axes), x, y);
+  run_as_is<cpu::permute, gpu::permute>(x.device(), op, gather_for(x.shape(), axes), x, y);
   return y;
 }
 
@@ -126,6 +127,17 @@ void transpose_tile(const Word* x, std::int64_t x_step, std::int64_t rows, std::
     std::copy_n(x, rows * cols, near);
   else
     for (std::int64_t r = 0; r < rows; ++r) cpu::copy_row(x + r * x_step, cols, near + r * cols);
+  if constexpr (sizeof(Word) >= 4) {
+    constexpr std::int64_t width = cpu::lanes<Word>;
+    if (rows >= width && cols >= width) {  // the last squares overlap those before them
+      for (std::int64_t c = 0; c < cols; c += width)
+        for (std::int64_t r = 0; r < rows; r += width) {
+          const std::int64_t i = std::min(r, rows - width), j = std::min(c, cols - width);
+          cpu::transpose_square(near + i * cols + j, cols, y + j * y_step + i, y_step);
+        }
+      return;
+    }
+  }
   const auto move = [=](std::int64_t r, std::int64_t c) { y[c * y_step + r] = near[r * cols + c]; };
   if (rows >= cols) {
     for (std::int64_t c = 0; c < cols; ++c)
@@ -187,7 +199,9 @@ void permute_words(const Gather& g, std::int64_t size, const Word* x, Word* y) {
 
 void cpu::permute(std::string_view, const Gather& g, const Tensor& x, Tensor& y) {
   visit_words(x.dtype(), [&](auto zero) {
-    using Word = decltype(zero);
+    using Bits = decltype(zero);  // as numbers, which there are registers of
+    using Word = std::conditional_t<sizeof(Bits) == 8, double,
+                                    std::conditional_t<sizeof(Bits) == 4, float, Bits>>;
     permute_words(g, y.numel(), static_cast<const Word*>(x.raw()), static_cast<Word*>(y.raw()));
   });
 }

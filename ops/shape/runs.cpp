@@ -35,10 +35,14 @@ void copy_words(const Runs& r, const Word* x, Word* y) {
   const std::int64_t parts = (r.length + most - 1) / most;
   const std::int64_t worth_a_thread = 1 + most / std::min(r.length, most);
   parallel_for(r.count * parts, worth_a_thread, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t p = begin; p < end; ++p) {
-      const std::int64_t run = parts == 1 ? p : p / parts, at = (p - run * parts) * most;
-      cpu::copy_row(x + r.x_start + run * r.x_step + at, std::min(most, r.length - at),
-                    y + r.y_start + run * r.y_step + at);
+    const Word* from = x + r.x_start;
+    Word* to = y + r.y_start;
+    for (std::int64_t run = begin; run < end && parts == 1; ++run)
+      cpu::copy_row(from + run * r.x_step, r.length, to + run * r.y_step);
+    for (std::int64_t p = begin; p < end && parts > 1; ++p) {
+      const std::int64_t run = p / parts, at = p % parts * most;
+      cpu::copy_row(from + run * r.x_step + at, std::min(most, r.length - at),
+                    to + run * r.y_step + at);
     }
   });
 }

@@ -3,6 +3,8 @@
 // slice move is a set of runs at regular distances.
 #pragma once
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "ebb/ops/ops.h"
 
@@ -36,25 +38,27 @@ void visit_words(Dtype dtype, F&& f) {
   }
 }
 
-// For a few elements a call of memmove would take longer than they do.
+// For a few elements a call of memmove would take longer than they do: words of 16, 8 or 4 bytes,
+// of which the last overlaps the one before it.
 template <class T>
 void copy_row(const T* from, std::int64_t n, T* to) {
-  if (n > 16) return void(std::copy_n(from, n, to));
+  const auto bytes = static_cast<std::int64_t>(sizeof(T)) * n;
+  if (bytes > 256) return void(std::memcpy(to, from, static_cast<size_t>(bytes)));
+  const auto copy = [=]<int size>(std::integral_constant<int, size>) {
+    const auto move = [=](std::int64_t at) {
+      std::memcpy(reinterpret_cast<char*>(to) + at, reinterpret_cast<const char*>(from) + at, size);
+    };
+    for (std::int64_t at = 0; at + size < bytes; at += size) move(at);
+    move(bytes - size);
+  };
+  if (bytes >= 16) return copy(std::integral_constant<int, 16>());
+  if (bytes >= 8) return copy(std::integral_constant<int, 8>());
+  if (bytes >= 4) return copy(std::integral_constant<int, 4>());
   for (std::int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
 }  // namespace cpu
 namespace gpu {
 CopyRuns copy_runs;
-}
-
-// run() without its widening of bf16: bytes are bytes.
-template <auto Cpu, auto Gpu, class... Args>
-void run_bytes(Device device, Args&&... arguments) {
-  if (device.is_cuda()) {
-    run<Cpu, Gpu>(device, arguments...);
-  } else {
-    Cpu(arguments...);
-  }
 }
 
 }  // namespace ebb

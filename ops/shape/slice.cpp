@@ -21,11 +21,11 @@ Tensor slice(const Tensor& x, std::int64_t dim, std::int64_t start, std::int64_t
   const Runs runs{
       x.shape().product(0, at), length * inner, first * inner, extent * inner, 0, length * inner};
   Tensor y = empty(x.shape().with(at, length), x.options());
-  run_bytes<cpu::copy_runs, gpu::copy_runs>(x.device(), "slice", runs, x, y);
+  run_as_is<cpu::copy_runs, gpu::copy_runs>(x.device(), "slice", runs, x, y);
   return record("slice", y, {x}, [runs, shape = x.shape()](const Tensor& dy) -> Gradients {
     Tensor dx = zeros(shape, dy.options());
     const Runs back{runs.count, runs.length, 0, runs.y_step, runs.x_start, runs.x_step};
-    run_bytes<cpu::copy_runs, gpu::copy_runs>(dy.device(), "slice", back, dy, dx);
+    run_as_is<cpu::copy_runs, gpu::copy_runs>(dy.device(), "slice", back, dy, dx);
     return {dx};
   });
 }
