@@ -100,8 +100,11 @@ T row_loss(const T* x, T max, std::int64_t classes, std::int64_t t, const T* w, 
            double e) {
   T loss = T(1 - e) * (w ? w[t] : T(1)) * (log_sum - (x[t] - max));
   if (e > 0) {
-    const double spread = cpu::sum_of(
-        0, classes, [=](std::int64_t c) { return (w ? w[c] : T(1)) * (log_sum - (x[c] - max)); });
+    const cpu::Simd<T> m = max, s = log_sum;
+    const auto term = [m, s](auto x) { return s - (x - m); };
+    const auto weighted = [term](auto x, auto w) { return w * term(x); };
+    const double spread =
+        w ? cpu::sum_row<T>(classes, weighted, x, w) : cpu::sum_row<T>(classes, term, x);
     loss += T(e / static_cast<double>(classes) * spread);
   }
   return loss;
@@ -136,7 +139,7 @@ void forward(const Tensor& x, const Tensor& target, const T* w, const CrossEntro
   if (cpu::are_short_rows<T>(view)) {
     const auto f = [&](auto first, auto count, const View& c, const T* columns, T* near) {
       cpu::ColumnExponentials<T> e(columns, c, c.inner, near);
-      finish_rows(first, count, e.max.data(), e.sum.data());
+      finish_rows(first, count, e.max, e.sum);
     };
     return cpu::for_short_rows(view, f, static_cast<T*>(nullptr), 0, from);
   }

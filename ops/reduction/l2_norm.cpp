@@ -83,7 +83,9 @@ void cpu::l2_norm(const Tensor& x, const View& v, Tensor& y) {
     using T = decltype(zero);
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    if (are_short_rows<T>(v)) {
+    if (v.n == 1) {
+      return map(y, x, [](auto x) { return abs(x); });
+    } else if (are_short_rows<T>(v)) {
       const auto f = [](auto, auto, const View& c, const T* x, T* y) { norm_columns(x, c, y); };
       return for_short_rows(v, f, to, v.inner, from);
     }

@@ -11,7 +11,7 @@ namespace ebb::cpu {
 
 inline std::int64_t line_grain(std::int64_t elements) { return 16384 / (elements + 8); }
 
-inline constexpr std::int64_t most_rows = 16;
+inline constexpr std::int64_t most_rows = 16, most_columns = 256;  // that are worked on together
 
 // f(at, count): `count` whole rows from element `at` on, few enough to stay in the first-level
 // cache: what is done to one row need not wait for what was done to it before.
@@ -28,7 +28,7 @@ void for_rows(const View& v, F&& f) {
 template <class F>
 void for_columns(const View& v, F&& f) {
   if (v.n == 0) return;
-  const std::int64_t tile = std::clamp<std::int64_t>((1 << 16) / v.n / 32 * 32, 32, 256);
+  const std::int64_t tile = std::clamp<std::int64_t>((1 << 16) / v.n / 32 * 32, 32, most_columns);
   const std::int64_t tiles = (v.inner + tile - 1) / tile;
   parallel_for(v.outer * tiles, line_grain(v.n * std::min(tile, v.inner)),
                [&](std::int64_t begin, std::int64_t end) {
@@ -39,6 +39,31 @@ void for_columns(const View& v, F&& f) {
                });
 }
 
+// Columns that are fewer than a register's lanes become rows, near.
+template <class T, class Rows, class... X>
+void along_few_columns(const View& v, Rows rows, T* y, const X*... x) {
+  const std::int64_t size = v.n * v.inner;
+  parallel_for(v.outer, line_grain(size), [&](std::int64_t begin, std::int64_t end) {
+    Array<T> near((sizeof...(X) + 1) * size);
+    for (std::int64_t o = begin; o < end; ++o) {
+      T* free = near.data();
+      const auto transposed = [&](const T* x) {
+        for (std::int64_t i = 0; i < v.inner; ++i, free += v.n)
+          gather_row(x + o * size + i, v.inner, v.n, free);
+        return static_cast<const T*>(free - size);
+      };
+      std::apply(
+          [&](auto... near) {
+            rows({v.inner, v.n, 1}, near..., free);
+          },
+          std::tuple{transposed(x)...});
+      for (std::int64_t k = 0; k < v.n; ++k)
+        for (std::int64_t i = 0; i < v.inner; ++i)
+          y[o * size + k * v.inner + i] = free[i * v.n + k];
+    }
+  });
+}
+
 // rows(v, x…, y) or columns(v, x…, y).
 template <class T, class Rows, class Columns, class... X>
 void along_lines(const View& v, Rows rows, Columns columns, T* y, const X*... x) {
@@ -47,6 +72,8 @@ void along_lines(const View& v, Rows rows, Columns columns, T* y, const X*... x)
     for_short_rows(v, f, y, v.n * v.inner, x...);
   } else if (v.inner == 1) {
     rows(v, x..., y);
+  } else if (v.inner < lanes<T>) {
+    along_few_columns(v, rows, y, x...);
   } else {
     columns(v, x..., y);
   }
@@ -68,16 +95,18 @@ struct RowExponentials {
   }
 };
 
+// At most near_elements columns.
 template <class T>
 struct ColumnExponentials {
-  Array<T> max;
-  Array<double> sum;
+  T max[near_elements<T>];
+  double sum[near_elements<T>];
 
-  ColumnExponentials(const T* x, const View& v, std::int64_t width, T* e)
-      : max(array(x, width)), sum(Array<double>::Zero(width)) {
+  ColumnExponentials(const T* x, const View& v, std::int64_t width, T* e) {
     constexpr std::int64_t near = 16;  // rows that stay in the first-level cache
     const std::int64_t step = v.inner;
-    T* m = max.data();
+    T* m = max;
+    std::copy_n(x, width, m);
+    std::fill_n(sum, width, 0.0);
     for (std::int64_t k = 1; k < v.n; ++k)
       map_row(
           m, width, [](auto m, auto x) { return select(m < x, x, m); }, m, x + k * step);
@@ -86,7 +115,7 @@ struct ColumnExponentials {
       for (std::int64_t i = k; i < end; ++i)
         map_row(
             e + i * step, width, [](auto x, auto m) { return exp(x - m); }, x + i * step, m);
-      add_rows(k, end, width, sum.data(), [=](auto i, auto c) { return e[i * step + c]; });
+      add_rows(k, end, width, sum, [=](auto i, auto c) { return e[i * step + c]; });
     }
   }
 };

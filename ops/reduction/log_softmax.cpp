@@ -36,30 +36,27 @@ void rows(const View& v, const T* x, T* y) {
 
 // log of the nearest T, and what that leaves: as good as in double, and faster.
 template <class T>
-cpu::Array<T> log_of(const cpu::Array<double>& sums) {
-  const std::int64_t n = sums.size();
-  cpu::Array<T> y(n), low(n);
-  const double* from = sums.data();
-  T *high = y.data(), *rest = low.data();
+void log_of(const double* sums, std::int64_t n, T* y) {
+  T rest[cpu::most_columns];
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
-    high[i] = T(from[i]);
-    rest[i] = T(from[i] - static_cast<double>(high[i]));
+    y[i] = T(sums[i]);
+    rest[i] = T(sums[i] - static_cast<double>(y[i]));
   }
   cpu::map_row(
-      high, n, [](auto high, auto rest) { return log(high) + rest / high; }, high, rest);
-  return y;
+      y, n, [](auto high, auto rest) { return log(high) + rest / high; }, y, &rest[0]);
 }
 
 template <class T>
 void columns(const View& v, const T* x, T* y) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const cpu::ColumnExponentials<T> e(x + at, v, width, y + at);
-    const cpu::Array<T> log_sum = log_of<T>(e.sum);
+    T log_sum[cpu::most_columns];
+    log_of(e.sum, width, log_sum);
     for (std::int64_t k = 0; k < v.n; ++k)
       cpu::map_row(
           y + at + k * v.inner, width, [](auto x, auto m, auto s) { return (x - m) - s; },
-          x + at + k * v.inner, e.max.data(), log_sum.data());
+          x + at + k * v.inner, &e.max[0], &log_sum[0]);
   });
 }
 
@@ -78,14 +75,15 @@ template <class T>
 void backward_columns(const View& v, const T* y, const T* dy, T* dx) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const std::int64_t step = v.inner;
-    cpu::Array<double> sums = cpu::Array<double>::Zero(width);
-    cpu::add_rows(0, v.n, width, sums.data(),
+    double sums[cpu::most_columns] = {};
+    cpu::add_rows(0, v.n, width, sums,
                   [=, g = dy + at](auto k, auto c) { return g[k * step + c]; });
-    const cpu::Array<T> sum = sums.template cast<T>();
+    T sum[cpu::most_columns];
+    std::copy_n(sums, width, sum);
     for (std::int64_t k = at; k < at + v.n * step; k += step)
       cpu::map_row(
           dx + k, width, [](auto y, auto g, auto sum) { return g - exp(y) * sum; }, y + k, dy + k,
-          sum.data());
+          &sum[0]);
   });
 }
 

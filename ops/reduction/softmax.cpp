@@ -34,11 +34,12 @@ template <class T>
 void columns(const View& v, const T* x, T* y) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const cpu::ColumnExponentials<T> e(x + at, v, width, y + at);
-    const cpu::Array<T> scale = e.sum.inverse().template cast<T>();
+    T scale[cpu::most_columns];
+    for (std::int64_t i = 0; i < width; ++i) scale[i] = T(1 / e.sum[i]);
     for (std::int64_t k = 0; k < v.n; ++k) {
       T* row = y + at + k * v.inner;
       cpu::map_row(
-          row, width, [](auto e, auto scale) { return e * scale; }, row, scale.data());
+          row, width, [](auto e, auto scale) { return e * scale; }, row, &scale[0]);
     }
   });
 }
@@ -64,14 +65,15 @@ void backward_columns(const View& v, const T* y, const T* dy, T* dx) {
   cpu::for_columns(v, [&](std::int64_t at, std::int64_t width) {
     const T *p = y + at, *g = dy + at;
     const std::int64_t step = v.inner;
-    cpu::Array<double> sum = cpu::Array<double>::Zero(width);
-    cpu::add_rows(0, v.n, width, sum.data(),
+    double sum[cpu::most_columns] = {};
+    cpu::add_rows(0, v.n, width, sum,
                   [=](auto k, auto c) { return p[k * step + c] * g[k * step + c]; });
-    const cpu::Array<T> dot = sum.template cast<T>();
+    T dot[cpu::most_columns];
+    std::copy_n(sum, width, dot);
     for (std::int64_t k = 0; k < v.n; ++k)
       cpu::map_row(
           dx + at + k * step, width, [](auto p, auto g, auto dot) { return p * (g - dot); },
-          p + k * step, g + k * step, dot.data());
+          p + k * step, g + k * step, &dot[0]);
   });
 }
 
