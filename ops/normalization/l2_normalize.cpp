@@ -8,9 +8,10 @@ namespace ebb {
 
 Tensor l2_normalize(const Tensor& x, L2NormalizeOptions options) {
   require_floating("l2_normalize", "x", x);
-  const View view = view_along("l2_normalize", x.shape(), options.dim);
+  View view = view_along("l2_normalize", x.shape(), options.dim);
   require(options.eps > 0 && std::isfinite(options.eps), Kind::value, "l2_normalize",
           "eps out of range", options.eps, "more than 0");
+  if (view.n == 1) view = {1, 1, x.numel()};  // wherever the dimension is
   Tensor y = empty_like(x);
   Tensor scale = empty({view.outer, view.inner},
                        {x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, x.device()});
