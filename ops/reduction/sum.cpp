@@ -57,11 +57,17 @@ constexpr std::int64_t few = 64;
 
 template <class T>
 double quick_row_sum(const T* x, std::int64_t n) {
-  if (n <= few) return cpu::row_sum(x, n);
-  const std::int64_t q = n / 64 * 16;
-  const auto sum = [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); };
-  return cpu::sum_row<T>(q, sum, x, x + q, x + 2 * q, x + 3 * q) +
-         cpu::row_sum(x + 4 * q, n - 4 * q);
+  using cpu::Simd;
+  constexpr std::int64_t width = cpu::lanes<T>;
+  Simd<double> a = 0.0, b = 0.0;
+  std::int64_t i = 0;
+  for (; n > few && i + 4 * width <= n; i += 4 * width) {
+    const auto at = [=](int k) { return Simd<T>::load(x + i + k * width); };
+    const auto four = (at(0) + at(1)) + (at(2) + at(3));
+    a = a + cpu::as_double<0>(four);
+    if constexpr (cpu::double_parts<T> == 2) b = b + cpu::as_double<1>(four);
+  }
+  return Eigen::internal::predux((a + b).v) + cpu::row_sum(x + i, n - i);
 }
 
 template <class T>
