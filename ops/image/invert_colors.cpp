@@ -25,7 +25,8 @@ void cpu::invert_colors(const Tensor& x, double max, Tensor& y) {
   const auto* in = x.data<std::uint8_t>();
   auto* out = y.data<std::uint8_t>();
   const auto top = static_cast<std::uint8_t>(max);
-  parallel_for(x.numel(), map_grain, [&](std::int64_t begin, std::int64_t end) {
+  // By value: a byte that is written could be part of what lies behind a reference.
+  parallel_for(x.numel(), map_grain, [=](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i)
       out[i] = static_cast<std::uint8_t>(top - std::min(top, in[i]));
   });
