@@ -1,14 +1,12 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// The CPU's convolution of channels by themselves where their planes are small: as many of them
+// The CPU's convolution of channels by themselves where their planes fit the second-level cache: as many of them
 // side by side (side_by_side.h) as a register has lanes, padded with zeros, so that every tap of
 // every output is one multiplication of registers.
 #pragma once
 #include <array>
-#include <vector>
+#include <utility>
 
-#include "ebb/core/parallel.h"
-#include "ebb/ops/convolution/conv2d.h"
-#include "ebb/ops/side_by_side.h"
+#include "ebb/ops/convolution/cpu_stage.h"
 
 namespace ebb::cpu {
 
@@ -22,34 +20,41 @@ class Depthwise {
   }
 
   static bool fits(const Conv2dSize& z) {
-    constexpr std::int64_t most = 1900;  // registers of a plane, padded too, and of its result
+    constexpr std::int64_t most = 12000;      // registers of a plane, padded too, and of its result
+    constexpr std::int64_t most_taps = 1024;  // rounding stays small in sums one after another
     const Pair p = z.options.padding;
     return z.n > 0 && z.options.groups == z.c && z.k == z.c && z.c >= lanes<T> / 2 && p.h < most &&
-           p.w < most && z.h * z.w <= most && z.r * z.s <= most &&
+           p.w < most && z.h * z.w <= most && z.r * z.s <= most_taps &&
            z.h * z.w + (z.h + 2 * p.h) * (z.w + 2 * p.w) + z.p * z.q <= most;
   }
 
-  void forward(const T* x, const T* w, const T* b, T* y) const {
+  void forward(const T* x, const T* w, const T* b, T* y, bool turned = false) const {
     for_channels(z_.n, [&](Near& near, std::int64_t n, std::int64_t c, std::int64_t count) {
       side_by_side(w + c * taps(), taps(), count, near.w.data());
+      if (turned) std::ranges::reverse(near.w);
       if (b) side_by_side(b + c, 1, count, near.bias.data());
       load_padded(x + (n * z_.c + c) * z_.h * z_.w, count, near);
       const V bias = b ? near.bias[0] : V(0);
-      for (std::int64_t p = 0; p < z_.p; ++p) {
-        std::int64_t q = 0;
-        for (; q + 4 <= z_.q; q += 4) add_taps<4>(near, bias, p, q);
-        for (; q < z_.q; ++q) add_taps<1>(near, bias, p, q);
-      }
+      for (std::int64_t p = 0; p < z_.p; ++p)
+        in_parts(z_.q, [&]<int many>(std::int64_t q) { add_taps<many>(near, bias, p, q); });
       row_by_row(near.y.data(), outputs(), count, y + (n * z_.k + c) * outputs());
     });
   }
 
+  // Without strides the correlation of dy with the kernel turned by 180°.
   void input_gradient(const T* w, const T* dy, T* dx) const {
+    const auto& o = z_.options;
+    const Pair rest{(z_.r - 1) * o.dilation.h - o.padding.h,
+                    (z_.s - 1) * o.dilation.w - o.padding.w};
+    const Conv2dSize back{z_.n, z_.k, z_.p, z_.q, z_.c,
+                          z_.r, z_.s, z_.h, z_.w, {1, rest, o.dilation, o.groups}};
+    if (o.stride.h * o.stride.w == 1 && rest.h >= 0 && rest.w >= 0 && fits(back))
+      return Depthwise(back).forward(dy, w, nullptr, dx, true);
     for_channels(z_.n, [&](Near& near, std::int64_t n, std::int64_t c, std::int64_t count) {
       side_by_side(w + c * taps(), taps(), count, near.w.data());
       side_by_side(dy + (n * z_.k + c) * outputs(), outputs(), count, near.y.data());
       std::ranges::fill(near.x, V(0));
-      for_outputs([&](std::int64_t i, std::int64_t at) {
+      for_outputs(0, z_.p, [&](std::int64_t i, std::int64_t at) {
         const V g = near.y[static_cast<size_t>(i)];
         for (size_t t = 0; t < taps_.size(); ++t) {
           V& to = near.x[static_cast<size_t>(at + taps_[t])];
@@ -103,49 +108,69 @@ class Depthwise {
     const std::int64_t step = z_.options.stride.w;
     const V* x = near.x.data() + p * z_.options.stride.h * w_ + q * step;
     const V* w = near.w.data();
-    std::array<V, many> sums = filled<many>(bias);
-    for (const std::int64_t tap : taps_) {
-      for (int k = 0; k < many; ++k) sums[k] = sums[k] + x[tap + k * step] * *w;
-      ++w;
+    std::array<V, many> all = filled<many>(bias);
+    for (std::int64_t t = 0; t < taps();) {
+      const std::int64_t end = std::min(taps(), t + direct::terms_in_block);
+      std::array<V, many> sums = filled<many>(V(0));
+      for (; t < end; ++t) {
+        const V* at = x + taps_[static_cast<size_t>(t)];
+        for (int k = 0; k < many; ++k) sums[k] = sums[k] + at[k * step] * w[t];
+      }
+      for (int k = 0; k < many; ++k) all[k] = all[k] + sums[k];
     }
-    std::ranges::copy(sums, near.y.data() + p * z_.q + q);
+    std::ranges::copy(all, near.y.data() + p * z_.q + q);
   }
 
   // To the weights' gradient.
   void add_image(Near& near, const T* x, const T* dy, std::int64_t count) const {
     load_padded(x, count, near);
     side_by_side(dy, outputs(), count, near.y.data());
-    std::int64_t t = 0;
-    for (; t + 4 <= taps(); t += 4) add_outputs<4>(near, t);
-    for (; t < taps(); ++t) add_outputs<1>(near, t);
+    in_parts(taps(), [&]<int many>(std::int64_t t) { add_outputs<many>(near, t); });
   }
 
   // The same of the weights of taps t, t + 1, …, over all outputs.
   template <int many>
   void add_outputs(Near& near, std::int64_t t) const {
-    std::array<V, many> sums = filled<many>(V(0));
     std::array<const V*, many> x;
     for (int k = 0; k < many; ++k) x[k] = near.x.data() + taps_[static_cast<size_t>(t + k)];
     const V* dy = near.y.data();
-    for_outputs([&](std::int64_t i, std::int64_t at) {
-      for (int k = 0; k < many; ++k) sums[k] = sums[k] + x[k][at] * dy[i];
-    });
     V* w = near.w.data() + t;
-    for (int k = 0; k < many; ++k) w[k] = w[k] + sums[k];
+    const std::int64_t rows = std::max<std::int64_t>(1, direct::terms_in_block / z_.q);
+    for (std::int64_t p = 0; p < z_.p; p += rows) {
+      std::array<V, many> sums = filled<many>(V(0));
+      for_outputs(p, std::min(p + rows, z_.p), [&](std::int64_t i, std::int64_t at) {
+        for (int k = 0; k < many; ++k) sums[k] = sums[k] + x[k][at] * dy[i];
+      });
+      for (int k = 0; k < many; ++k) w[k] = w[k] + sums[k];
+    }
   }
 
   template <int many>
   static std::array<V, many> filled(V value) {
-    if constexpr (many == 1)
-      return {value};
-    else
-      return {value, value, value, value};
+    return [&]<int... k>(std::integer_sequence<int, k...>) {
+      return std::array{(static_cast<void>(k), value)...};
+    }
+    (std::make_integer_sequence<int, many>());
   }
 
-  // f(output, where its tap 0 is in the padded input).
+  // f<many>(first) for parts of n, all about as long: sums that need not wait for each other.
   template <class F>
-  void for_outputs(F&& f) const {
-    for (std::int64_t p = 0, i = 0; p < z_.p; ++p)
+  static void in_parts(std::int64_t n, F&& f) {
+    constexpr int most = 8;
+    const std::int64_t parts = (n + most - 1) / most;
+    for (std::int64_t i = 0; i < parts; ++i) {
+      const std::int64_t first = n * i / parts, many = n * (i + 1) / parts - first;
+      [&]<int... k>(std::integer_sequence<int, k...>) {
+        ((many == k + 1 ? f.template operator()<k + 1>(first) : void()), ...);
+      }
+      (std::make_integer_sequence<int, most>());
+    }
+  }
+
+  // f(output, where its tap 0 is in the padded input) for those of rows p … end − 1.
+  template <class F>
+  void for_outputs(std::int64_t p, std::int64_t end, F&& f) const {
+    for (std::int64_t i = p * z_.q; p < end; ++p)
       for (std::int64_t q = 0; q < z_.q; ++q, ++i)
         f(i, p * z_.options.stride.h * w_ + q * z_.options.stride.w);
   }

@@ -63,10 +63,10 @@ void transpose(const T* src, std::int64_t src_step, std::int64_t rows, std::int6
       }
       T edge[n * n] = {}, turned[n * n];
       for (std::int64_t a = 0; a < height; ++a)
-        std::copy_n(from + a * src_step, width, edge + a * n);
+        load_up_to(from + a * src_step, width).store(edge + a * n);
       transpose_square(edge, n, turned, n);
       for (std::int64_t b = 0; b < width; ++b)
-        std::copy_n(turned + b * n, height, to + b * dst_step);
+        store_up_to(Simd<T>::load(turned + b * n), to + b * dst_step, height);
     }
 }
 
