@@ -127,23 +127,26 @@ void run_tile(std::int64_t pixels, const Tile<T>& t) {
   table[static_cast<size_t>(pixels - 1)](t);
 }
 
+inline std::int64_t channels_in_block(std::int64_t taps) {
+  return std::max<std::int64_t>(1, terms_in_block / std::max<std::int64_t>(1, taps));
+}
+
 // A chunk of rows × cols pixels for one block of filters → out [pixel][filter].
 template <class T, int vectors>
 void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                      const T* w, const T* bias, T* out) {
   constexpr std::int64_t width = vectors * lanes<T>;
   const std::int64_t taps = std::ssize(sum.taps);
-  const std::int64_t block =
-      std::max<std::int64_t>(1, terms_in_block / std::max<std::int64_t>(1, taps));
+  const std::int64_t block = channels_in_block(taps);
   const std::int64_t tiles = (cols + most_pixels - 1) / most_pixels;
-  std::int64_t c = 0;
+  std::int64_t c = 0, first_tap = 0;
   do {
     Tile<T> t{in,
               sum.plane,
               std::min(block, sum.channels - c),
-              sum.taps.data(),
-              sum.places.data(),
-              taps,
+              sum.taps.data() + first_tap,
+              sum.places.data() + first_tap,
+              std::min(terms_in_block, taps - first_tap),
               sum.kernel,
               w + c * sum.kernel * width,
               bias,
@@ -157,9 +160,12 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
         const std::int64_t first = cols * k / tiles;
         t.in = in + c * sum.plane + i * sum.row_step + first;
         t.out = out + (i * cols + first) * width;
-        if (c > 0) t.add_to_out();
+        if (c + first_tap > 0) t.add_to_out();
         run_tile<T, vectors>(cols * (k + 1) / tiles - first, t);
       }
+    first_tap += terms_in_block;
+    if (first_tap < taps) continue;
+    first_tap = 0;
     c += block;
   } while (c < sum.channels);
 }
@@ -181,21 +187,35 @@ void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std:
   constexpr int n = lanes<T>;
   const std::int64_t step = padded_row<T>(cols);
   const auto run = [&]<int down, int across>(std::int64_t i, std::int64_t j) {
-    P y[down][across];
-    for (auto& row : y)
-      for (P& v : row) v = pset1<P>(bias);
-    const std::int64_t *taps = sum.taps.data(), *places = sum.places.data();
-    const T *of_channel = in + i * sum.row_step + j, *weights = w;
-    for (std::int64_t c = 0; c < sum.channels; ++c, of_channel += sum.plane, weights += sum.kernel)
-      for (std::int64_t t = 0; t < std::ssize(sum.taps); ++t) {
-        const T* x = of_channel + taps[t];
-        const P broadcast = pset1<P>(weights[places[t]]);
-        for (int r = 0; r < down; ++r)
-          for (int v = 0; v < across; ++v)
-            y[r][v] = pmadd(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);
-      }
+    T* to = out + i * step + j;
     for (int r = 0; r < down; ++r)
-      for (int v = 0; v < across; ++v) pstoreu(out + (i + r) * step + j + v * n, y[r][v]);
+      for (int v = 0; v < across; ++v) pstoreu(to + r * step + v * n, pset1<P>(bias));
+    const std::int64_t *taps = sum.taps.data(), *places = sum.places.data();
+    // Adds up channels [c, last) and taps [first, end).
+    const auto add = [&](std::int64_t c, std::int64_t last, std::int64_t first, std::int64_t end) {
+      P y[down][across];
+      for (auto& row : y)
+        for (P& v : row) v = pset1<P>(T(0));
+      const T *of_channel = in + c * sum.plane + i * sum.row_step + j,
+              *weights = w + c * sum.kernel;
+      for (; c < last; ++c, of_channel += sum.plane, weights += sum.kernel)
+        for (std::int64_t t = first; t < end; ++t) {
+          const T* x = of_channel + taps[t];
+          const P broadcast = pset1<P>(weights[places[t]]);
+          for (int r = 0; r < down; ++r)
+            for (int v = 0; v < across; ++v)
+              y[r][v] = pmadd(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);
+        }
+      for (int r = 0; r < down; ++r)
+        for (int v = 0; v < across; ++v) {
+          T* at = to + r * step + v * n;
+          pstoreu(at, padd(ploadu<P>(at), y[r][v]));
+        }
+    };
+    const std::int64_t all = std::ssize(sum.taps), block = channels_in_block(all);
+    for (std::int64_t c = 0; c < sum.channels; c += block)
+      for (std::int64_t t = 0; t < all; t += terms_in_block)
+        add(c, std::min(c + block, sum.channels), t, std::min(t + terms_in_block, all));
   };
   const auto all_rows = [&]<int across>(std::integral_constant<int, across>, std::int64_t j) {
     constexpr int most = 8 / across;

@@ -74,6 +74,26 @@ TEST_CASE("conv1d: a shifted input gives a shifted output") {
   check_close(slice(whole, 2, 5), part, {1e-14, 1e-14}, "shifted");
 }
 
+// The CPU's ways for few filters, for many, and for channels by themselves.
+TEST_CASE("conv1d: sums over thousands of taps keep class E") {
+  Generator g(12);
+  const auto positive = [&](const Shape& shape) { return uniform(shape, 0.5, 1, g); };
+  for (const auto& [x, w, groups] : {std::tuple{Shape{1, 1, 9000}, Shape{2, 1, 2000}, 1},
+                                     {Shape{1, 2, 5000}, Shape{17, 2, 2000}, 1},
+                                     {Shape{1, 8, 900}, Shape{8, 1, 800}, 8}}) {
+    const Tensor given[] = {positive(x).to(Dtype::f32), positive(w).to(Dtype::f32)};
+    const auto results = [&, groups = groups](Dtype dtype) {
+      const Tensor a = leaf(given[0].to(dtype).clone()), b = leaf(given[1].to(dtype).clone());
+      const Tensor y = conv1d(a, b, {}, {.groups = groups});
+      y.backward(ones(y.shape(), {.dtype = dtype}));
+      return Tensors{y.detach(), a.grad(), b.grad()};
+    };
+    const Tensors got = results(Dtype::f32), reference = results(Dtype::f64);
+    for (size_t i = 0; i < got.size(); ++i)
+      check_close(got[i], reference[i], {1e-7, 16 * 0x1p-24}, "result " + std::to_string(i));
+  }
+}
+
 TEST_CASE("conv1d: errors name conv1d") {
   const Tensor x = zeros({1, 2, 3}), w = zeros({4, 2, 3});
   const auto refuse = [](Kind kind, const char* part, const std::function<void()>& f) {
