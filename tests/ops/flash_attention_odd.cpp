@@ -34,29 +34,30 @@ TEST_CASE("flash_attention: scores of ±10,000 and more are finite, and pick the
 
 TEST_CASE("flash_attention: what a query does not see has no effect, be it NaN") {
   const auto check = [](std::int64_t n, std::int64_t d, Dtype dtype) {
+    // The first of all, one within a tile, the first of a tile, and the last of all.
     for (const Device device : devices())
-      for (const float other : {1000.0f, float(NAN), float(inf)})
-        for (const std::int64_t at : {std::int64_t{0}, std::int64_t{1}, std::int64_t{13},
-                                      std::int64_t{64}, std::int64_t{100}, n - 1}) {
-          const auto run = [&](bool change) {
-            Tensor qkv = randn({1, n, 3, 1, d}, 27, Dtype::f32);
-            if (change) std::fill_n(qkv.data<float>() + at * 3 * d, 3 * d, other);
-            qkv = leaf(qkv.to(dtype).to(device).detach().clone());
-            const Tensor y = flash_attention(qkv, {.is_causal = true});
-            // No upstream gradient from the position itself on: nothing that it touches counts.
-            Tensor dy = randn({1, n, 1, d}, 28, Dtype::f32);
-            std::fill(dy.data<float>() + at * d, dy.data<float>() + n * d, 0.0f);
-            y.backward(dy.to(dtype).to(device));
-            return std::pair(values(y), values(qkv.grad()));
-          };
-          const auto [y, g] = run(false);
-          const auto [z, h] = run(true);
+      for (const std::int64_t at : {std::int64_t{0}, std::int64_t{13}, std::int64_t{64}, n - 1}) {
+        const auto run = [&](std::optional<float> other) {
+          Tensor qkv = randn({1, n, 3, 1, d}, 27, Dtype::f32);
+          if (other) std::fill_n(qkv.data<float>() + at * 3 * d, 3 * d, *other);
+          qkv = leaf(qkv.to(dtype).to(device).detach().clone());
+          const Tensor y = flash_attention(qkv, {.is_causal = true});
+          // No upstream gradient from the position itself on: nothing that it touches counts.
+          Tensor dy = randn({1, n, 1, d}, 28, Dtype::f32);
+          std::fill(dy.data<float>() + at * d, dy.data<float>() + n * d, 0.0f);
+          y.backward(dy.to(dtype).to(device));
+          return std::pair(values(y), values(qkv.grad()));
+        };
+        const auto [y, g] = run({});
+        for (const float other : {1000.0f, float(NAN), float(inf)}) {
+          const auto [z, h] = run(other);
           for (size_t i = 0; i < size_t(at * d); ++i) CHECK(y[i] == z[i]);
           for (size_t i = 0; i < size_t(at * 3 * d); ++i)  // queries before `at`
             if (i % size_t(3 * d) < size_t(d)) CHECK(g[i] == h[i]);
           // A key of 1000s may as well have the least of scores.
           CHECK((at == n - 1 || std::isfinite(other) || y.back() != z.back()));
         }
+      }
   };
   check(150, 6, Dtype::f32);
   for (const std::int64_t d : {64, 72}) check(400, d, Dtype::f32);
