@@ -10,6 +10,8 @@
 namespace ebb::gpu {
 
 inline constexpr int largest_cluster = 16;  // that some GPUs can keep together
+// That grids are cut for on every GPU, so that all add in one order: a Hopper's.
+inline constexpr int multiprocessors_used = 132;
 
 template <int words>
 struct Exchange {

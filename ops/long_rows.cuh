@@ -305,14 +305,17 @@ bool long_rows_as(std::string_view op, const Body& body, LongRows s, const X*...
   const std::int64_t elements = packed ? s.cols : s.cols + pack_size<T> - 1;
   const std::int64_t packs = divide_up<std::int64_t>(elements, pack_size<T>);
   constexpr std::int64_t most = 4 * 16384 / 16 / sizeof...(X);
-  constexpr int multiprocessors_used = 132;  // of every GPU: all add in one order
   while (s.blocks < largest_cluster &&
          (packs > s.blocks * most ||
           (packs > s.blocks * 512 && s.rows * s.blocks * 2 <= multiprocessors_used)))
     s.blocks *= 2;
-  s.slice = static_cast<int>(divide_up<std::int64_t>(packs, s.blocks));
-  return launch_long_rows<T, 512, packed>(op, body, s, long_memory_of_two, x...) ||
-         launch_long_rows<T, 1024, packed>(op, body, s, long_memory, x...);
+  for (; s.blocks > 0; s.blocks /= 2) {  // not every GPU has room for the largest clusters
+    s.slice = static_cast<int>(divide_up<std::int64_t>(packs, s.blocks));
+    if (launch_long_rows<T, 512, packed>(op, body, s, long_memory_of_two, x...) ||
+        launch_long_rows<T, 1024, packed>(op, body, s, long_memory, x...))
+      return true;
+  }
+  return false;
 }
 
 template <class T, class Body, class... X>

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ebb/ops/columns.cuh"
+#include "ebb/ops/exchange.cuh"
 #include "ebb/ops/lanes.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
 
@@ -250,8 +251,7 @@ void backward(const NormalizeBackward& n) {
   const auto go = [&]<int group, int each, int width>() {
     constexpr int threads = block_threads(group, backward_threads);
     constexpr int per_block = threads / group;
-    // One wave on 132 multiprocessors; the same on every GPU, so that all add in one order.
-    constexpr std::int64_t most = 132 * 512 / threads;
+    constexpr std::int64_t most = multiprocessors_used * 512 / threads;  // one wave
     const std::int64_t blocks = std::min(divide_up<std::int64_t>(n.s.rows, per_block), most);
     constexpr int stage = 2 * each * threads * 16;
     const std::int64_t shared = per_block == 1 ? 4 * threads / warp_size : n.s.cols * count;

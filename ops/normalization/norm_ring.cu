@@ -30,7 +30,6 @@ int ring_blocks(std::int64_t packs, std::int64_t most) {
 template <class T, bool centred, class R>
 bool launch_ring(const NormalizeBackward& n, int blocks) {
   constexpr int count = centred ? 2 : 1;
-  constexpr int multiprocessors_used = 132;  // of every GPU: all add in one order
   constexpr int width = pack_size<T>;
   constexpr auto kernel = ring_backward_kernel<T, R, centred>;
   const std::int64_t packs = divide_up<std::int64_t>(n.s.cols, width);

@@ -9,15 +9,15 @@
 // nobody waits for it: reads, arithmetic and writes go on together. Threads own columns: weights,
 // and what is added up over the rows, stay in their registers.
 #pragma once
-#include "ebb/ops/hopper.cuh"
+#include "ebb/ops/exchange.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
 #include "ebb/ops/packs.cuh"
 #include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
 
-inline constexpr int spread_blocks = 132;  // of every GPU that has them: all add in one order
-inline constexpr int spread_warps = 16;    // that have columns
+inline constexpr int spread_blocks = multiprocessors_used;
+inline constexpr int spread_warps = 16;  // that have columns
 inline constexpr int spread_threads = spread_warps * warp_size;
 inline constexpr int spread_helpers = 4;         // more warps
 inline constexpr int spread_turns = 8;           // steps whose sums are under way at a time
