@@ -7,6 +7,14 @@
 #include "ebb/ops/lanes.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
 
+// The backward pass. Who takes which rows, the first that can:
+//
+//   f32 and bf16 on Hopper, from spread_bytes()  norm_spread.cu, all over the GPU
+//   the same, few() in one wave of blocks        norm_few.cu, in clusters of blocks
+//   the same, of more than 512 bytes             norm_ring.cu, in a block or a cluster
+//   others of 64 KB, or few()                    norm_slices.cu, read twice
+//   shorter                                      here
+//
 // Rows that fit a group's registers are read once, by a fixed number of groups that each walk many
 // rows, read ahead, and keep the columns' sums, dw and db, in registers; a second stage adds what
 // the blocks found.
@@ -236,6 +244,15 @@ void with_group(std::int64_t packs, const Go& go) {
   }
 }
 
+// From how many bytes clusters are slower than all blocks of the GPU, or cannot have the row.
+template <class T>
+constexpr std::int64_t spread_bytes(std::int64_t rows) {
+  constexpr std::int64_t unit = 1 << 18;
+  if (rows <= 32) return unit;
+  if (sizeof(T) == 2) return unit + 1;
+  return rows <= 256 ? 2 * unit : 4 * unit;
+}
+
 template <class T, bool centred>
 void backward(const NormalizeBackward& n) {
   using C = Compute<T>;
@@ -245,8 +262,10 @@ void backward(const NormalizeBackward& n) {
       n.s.cols % pack_size<T> == 0 && all_aligned(n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>());
   const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
   constexpr std::int64_t most_packs = sizeof(T) == 2 ? 1024 : 2048;
-  if (normalize_spread_backward(n) || normalize_few_backward(n) || normalize_ring_backward(n))
-    return;
+  const std::int64_t bytes = n.s.cols * std::int64_t{sizeof(T)};
+  if (bytes >= spread_bytes<T>(n.s.rows) && normalize_spread_backward(n)) return;
+  if (few(n.s) && normalize_few_backward(n)) return;
+  if (bytes > 512 && normalize_ring_backward(n)) return;
   if (packs > (packed ? most_packs : 8192) || few(n.s)) return normalize_slices_backward(n);
   const auto go = [&]<int group, int each, int width>() {
     constexpr int threads = block_threads(group, backward_threads);

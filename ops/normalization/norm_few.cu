@@ -193,7 +193,7 @@ bool backward(const NormalizeBackward& n) {
   constexpr int count = centred ? 2 : 1;
   constexpr int most = 8;  // packs of x and dy in a thread: 64 registers
   const T* const w = data_or_null<T>(n.weight);
-  if (!few(n.s) || n.s.cols % pack_size<T> != 0 ||
+  if (n.s.cols % pack_size<T> != 0 ||
       !all_aligned(n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>()))
     return false;
   const std::int64_t packs = n.s.cols / pack_size<T>;

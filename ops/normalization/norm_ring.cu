@@ -84,8 +84,7 @@ bool backward_as(const NormalizeBackward& n) {
 
 template <class T, bool centred>
 bool backward(const NormalizeBackward& n) {
-  constexpr std::int64_t shortest = 32;  // packs
-  if (n.s.cols <= shortest * pack_size<T> || compute_capability() < 90 ||
+  if (compute_capability() < 90 ||
       !hopper::has_barriers<ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>>(n.op) ||
       !all_aligned(n.x.data<T>(), n.dy.data<T>(), n.dx.data<T>()))
     return false;

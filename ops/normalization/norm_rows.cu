@@ -1,164 +1,171 @@
+#include <limits>
+
+#include "ebb/ops/long_rows.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
 
-#include "ebb/ops/lanes.cuh"
-
-// Rows that fit a group's registers are read once, by a group a row; short ones but in f64.
+// The forward pass. Who takes which rows, the first that can:
+//
+//   f32 and bf16 on Hopper, rows of 1 MB     norm_spread.cu, all over the GPU
+//   the same, of 64 KB, or few()             long_rows.cuh, in clusters of blocks
+//   others of 64 KB, or few()                norm_slices.cu, read twice
+//   shorter                                  rows.cuh, in a group's registers
 namespace ebb {
 namespace gpu {
 namespace {
 
-// What keeps squares of large numbers finite, and its own square times eps a normal number.
-template <class C>
-constexpr C small_scale = sizeof(C) == 4 ? C(0x1p-48) : C(0x1p-400);
+// y = w x̂ + b of a pack that begins at a column. Where rows are not packed, its elements lie
+// anywhere in the weight's packs.
+template <class T, bool packed>
+struct AffinePack {
+  using C = Compute<T>;
+  static constexpr int width = packed ? pack_size<T> : 1;
+  Hat<C> hat;
+  const T* weight;  // or null
+  const T* bias;    // or null
+  Pack<T, width> w;
+  Pack<T, width> b;
 
-// Of a warp's part of a row.
-template <class C>
-struct Part {
-  C count;
-  C mean;
-  C square;  // Σ (x − mean)²
+  __device__ AffinePack(const Hat<C>& of, const T* weights, const T* biases, std::int64_t column)
+      : hat(of),
+        weight(weights),
+        bias(biases),
+        w(load_if<width>(packed && weight, weight + column)),
+        b(load_if<width>(packed && bias, bias + column)) {}
+  __device__ C operator()(int j, std::int64_t column, C x) const {
+    if constexpr (packed) return hat(x) * (weight ? widen(w, j) : C(1)) + widen(b, j);
+    return hat(x) * (weight ? widen(weight[column]) : C(1)) + (bias ? widen(bias[column]) : C(0));
+  }
 };
 
-// Takes the mean of a group's row from its elements v, and finds Σ (x − mean)². Each warp does it
-// for its own, and then the block merges them:
-// Σ of all = Σ of each + its length · (its mean − mean of all)².
-template <class C, int group, int packs, int width, bool centred, class L>
-__device__ Part<C> centre(const L& lanes, C (&v)[packs][width]) {
-  constexpr int span = group < warp_size ? group : warp_size;  // lanes that shuffle
-  constexpr int warps = group / span;
-  Part<C> own{static_cast<C>(lanes.cols), 0, 0};
-  if constexpr (centred) {
-    if constexpr (warps > 1) own.count = static_cast<C>(lanes.of_warp());
-    C sum = 0;
-    lanes.each([&](int k, int j) { sum += v[k][j]; });
-    sum = warp_reduce<span>(sum, Sum{});
-    if (own.count > 0) own.mean = sum / own.count;
-  }
-  lanes.each([&](int k, int j) {
-    const C d = v[k][j] - own.mean;
-    own.square += d * d;
-    if constexpr (warps == 1) v[k][j] = d;
-  });
-  own.square = warp_reduce<span>(own.square, Sum{});
-  if constexpr (warps > 1) {
-    __shared__ Part<C> parts[warps];
-    if (threadIdx.x % span == 0) parts[threadIdx.x / span] = own;
-    __syncthreads();
-    own = {static_cast<C>(lanes.cols), 0, 0};
-    if constexpr (centred) {
-#pragma unroll
-      for (int w = 0; w < warps; ++w) own.mean += parts[w].count * parts[w].mean;
-      own.mean /= own.count;
-    }
-#pragma unroll
-    for (int w = 0; w < warps; ++w) {
-      const C d = parts[w].mean - own.mean;
-      own.square += parts[w].square + parts[w].count * d * d;
-    }
-    if constexpr (centred) lanes.each([&](int k, int j) { v[k][j] -= own.mean; });
-  }
-  return own;
-}
+struct Moments {
+  double mean;
+  double square;  // Σ (x − mean)²
+};
 
-template <class T, int group, int packs, int width, bool centred>
-__global__ void __launch_bounds__(block_threads(group, 128))
-    forward_kernel(const T* x, const T* weight, const T* bias, std::int64_t rows, int cols,
-                   double eps, double* mean, Compute<T>* rstd, T* y) {
+template <class T, bool centred>
+struct NormalizeRow {
   using C = Compute<T>;
-  using L = Lanes<T, group, packs, width>;
-  const std::int64_t slot =
-      static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / group) + threadIdx.x / group;
-  const bool inside = slot < rows;
-  const std::int64_t row = inside ? slot : 0;
-  const L lanes{inside ? cols : 0, static_cast<int>(threadIdx.x % group)};
-  // Seen from the row's first element, numbers far from 0 keep their digits.
-  const C origin = centred ? widen(x[row * cols]) : C(0);
-  C v[packs][width];
-  C scale = 1;
-  const auto load = [&] {
-    typename L::P in[packs];
-#pragma unroll
-    for (int k = 0; k < packs; ++k) in[k] = lanes.load(x + row * cols, k);
-#pragma unroll
-    for (int k = 0; k < packs; ++k)
-#pragma unroll
-      for (int j = 0; j < width; ++j) v[k][j] = widen(in[k], j) * scale - origin * scale;
-  };
-  load();
-  Part<C> moments = centre<C, group, packs, width, centred>(lanes, v);
-  // Squares of finite numbers may overflow: then the row is made small. Warps do so together.
-  if (__any_sync(0xffffffffu, !isfinite(moments.square))) {
-    if (!isfinite(moments.square)) scale = small_scale<C>;
-    if constexpr (group > warp_size) __syncthreads();
-    load();
-    moments = centre<C, group, packs, width, centred>(lanes, v);
-  }
-  const C r = 1 / sqrt(moments.square / static_cast<C>(cols) + scale * scale * static_cast<C>(eps));
-  if (inside && lanes.lane == 0) {
-    if constexpr (centred)
-      mean[row] = static_cast<double>(origin) + static_cast<double>(moments.mean) * (1 / scale);
-    rstd[row] = r * scale;
-  }
-#pragma unroll
-  for (int k = 0; k < packs; ++k) {
-    if (!lanes.has(k)) continue;
-    C w[width];
-    C b[width];
-    lanes.load(weight, k, 1, w);
-    lanes.load(bias, k, 0, b);
-#pragma unroll
-    for (int j = 0; j < width; ++j) v[k][j] = v[k][j] * r * w[j] + b[j];
-    lanes.store(y + row * cols, k, narrow<T>(v[k]));
-  }
-}
+  // Smaller variances than this, eps added, have lost squares that were too small for a C.
+  static constexpr double lowest = sizeof(C) == 4 ? 0x1p-90 : 0x1p-900;
+  const T* x;
+  const T* weight;
+  const T* bias;
+  std::int64_t cols;
+  double eps;
+  double* mean;
+  C* rstd;
+  T* y;
 
-// Packs of a row that a group may hold. Longer rows of f32 and bf16, and such of single elements,
-// the row engine has taken before.
-template <class T>
-constexpr std::int64_t most_packs(bool packed) {
-  if (sizeof(T) <= 4) return packed ? 512 : 0;
-  return packed ? 4096 : 8192;
-}
+  template <class Row>
+  __device__ void operator()(Row& row) const {
+    const double n = static_cast<double>(cols);
+    Moments of = std::is_same_v<typename Row::Wide, C> ? in_registers(row) : in_one_pass(row);
+    const double variance = of.square / n + eps;
+    const bool lost = !(lowest < variance && variance < std::numeric_limits<double>::infinity());
+    if (__any_sync(0xffffffffu, lost)) {  // the groups of a warp together
+      const Moments exact = in_doubles(row);
+      if (lost) of = exact;
+    }
+    const C r = static_cast<C>(1 / sqrt(of.square / n + eps));
+    if (row.leader()) {
+      if constexpr (centred) mean[row.index()] = of.mean;
+      rstd[row.index()] = r;
+    }
+    const Hat<C> hat(of.mean, r);
+    row.write_packs(y, [&](std::int64_t column) {
+      return AffinePack<T, Row::packed>(hat, weight, bias, column);
+    });
+  }
 
-// go.operator()<group, packs, width>() with the smallest group that holds a row.
-template <class T, bool packed, class Go>
-void with_group(std::int64_t packs, const Go& go) {
-  constexpr int width = packed ? pack_size<T> : 1;
-  if constexpr (packed) {
-    if (packs <= 8) return go.template operator()<8, 1, width>();
-    if (packs <= 32) return go.template operator()<32, 1, width>();
-    if (packs <= 128) return go.template operator()<32, 4, width>();
-    if (packs <= 256) return go.template operator()<64, 4, width>();
-    if (packs <= 512) return go.template operator()<128, 4, width>();
+ private:
+  // Seen from the row's first element, so that numbers far from 0 keep their digits.
+  template <class Row>
+  __device__ Moments in_registers(Row& row) const {
+    const C first = centred ? widen(x[row.index() * cols]) : C(0);
+    C off = 0;
+    if constexpr (centred) {
+      row.each([&](auto, C x) { off += x - first; });
+      off = row.reduce(Sum{}, off) / static_cast<C>(cols);
+    }
+    C square = 0;
+    row.each([&](auto, C x) {
+      const C d = (x - first) - off;
+      square += d * d;
+    });
+    square = row.reduce(Sum{}, square);
+    return {static_cast<double>(first) + static_cast<double>(off), static_cast<double>(square)};
   }
-  if constexpr (packed && sizeof(T) == 8) {
-    if (packs <= 1024) return go.template operator()<256, 4, width>();
-    if (packs <= 2048) return go.template operator()<512, 4, width>();
-    go.template operator()<512, 8, width>();
-  } else if constexpr (sizeof(T) == 8) {
-    if (packs <= 256) return go.template operator()<32, 8, 1>();
-    if (packs <= 2048) return go.template operator()<128, 16, 1>();
-    go.template operator()<512, 16, 1>();
+  // The same where a pass takes long: windows as seen from their first element, and these from the
+  // row's.
+  template <class Row>
+  __device__ Moments in_one_pass(Row& row) const {
+    constexpr C small = centred ? C(1) / 64 : C(1);  // differences of finite numbers may overflow
+    const double first = centred ? static_cast<double>(widen(x[row.index() * cols])) : 0.0;
+    double sum = 0;
+    double square = 0;
+    row.windows([&](auto visit) {
+      C origin = 0;
+      C off = 0;
+      C squares = 0;
+      int count = 0;
+      visit([&](auto, C x) {
+        if (centred && count == 0) origin = x * small;
+        const C d = x * small - origin;
+        if (centred) off += d;
+        squares += d * d;
+        ++count;
+      });
+      square += static_cast<double>(squares) / (small * small);
+      if (!centred) return;
+      const double from = static_cast<double>(origin) / small - first;
+      const double by = static_cast<double>(off) / small;
+      sum += by + count * from;
+      square += (2 * by + count * from) * from;
+    });
+    square = row.reduce(Sum{}, square);
+    if (!centred) return {0, square};
+    sum = row.reduce(Sum{}, sum);
+    const double off = sum / static_cast<double>(cols);
+    square -= off * sum;
+    return {first + off, square < 0 ? 0 : square};
   }
-}
+  // The same of numbers whose squares are too large for a C, or too small.
+  template <class Row>
+  __device__ Moments in_doubles(Row& row) const {
+    double m = 0;
+    if constexpr (centred) {
+      row.each([&](auto, C x) { m += static_cast<double>(x); });
+      m = row.reduce(Sum{}, m) / static_cast<double>(cols);
+    }
+    double square = 0;
+    row.each([&](auto, C x) {
+      const double d = static_cast<double>(x) - m;
+      square += d * d;
+    });
+    return {m, row.reduce(Sum{}, square)};
+  }
+};
 
 template <class T, bool centred>
 void forward(const Normalize& n) {
-  if (normalize_spread(n) || normalize_by_row(n)) return;
-  const T* w = data_or_null<T>(n.weight);
-  const T* b = data_or_null<T>(n.bias);
-  const bool packed =
-      n.s.cols % pack_size<T> == 0 && all_aligned(n.x.data<T>(), w, b, n.y.data<T>());
-  const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
-  if (packs > most_packs<T>(packed) || few(n.s)) return normalize_slices(n);
-  const auto go = [&]<int group, int each, int width>() {
-    constexpr int threads = block_threads(group, 128);
-    const std::int64_t blocks = divide_up<std::int64_t>(n.s.rows, threads / group);
-    launch(n.op, forward_kernel<T, group, each, width, centred>,
-           dim3(static_cast<unsigned>(blocks)), threads, 0, n.x.data<T>(), w, b, n.s.rows, n.s.cols,
-           n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), n.y.data<T>());
-  };
-  packed ? with_group<T, true>(packs, go) : with_group<T, false>(packs, go);
+  const std::int64_t bytes = n.s.cols * std::int64_t{sizeof(T)};
+  if (bytes >= 1 << 20 && normalize_spread(n)) return;
+  const T* const x = n.x.data<T>();
+  T* const y = n.y.data<T>();
+  const T* const w = data_or_null<T>(n.weight);
+  const T* const b = data_or_null<T>(n.bias);
+  const NormalizeRow<T, centred> body{
+      x, w, b, n.s.cols, n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), y};
+  if (few(n.s) || bytes > long_row_bytes) {
+    if constexpr (sizeof(T) <= 4)
+      if (all_aligned(w, b) && long_rows<T>(n.op, body, n.s.rows, n.s.cols, y, x)) return;
+    return normalize_slices(n);
+  }
+  const RowLayout layout{n.s.rows, n.s.cols};
+  if (n.s.cols % pack_size<T> == 0 && all_aligned(x, y, w, b))
+    keep_rows_as<T, true>(n.op, body, layout, x);
+  else
+    keep_rows_as<T, false>(n.op, body, layout, x);
 }
 
 }  // namespace

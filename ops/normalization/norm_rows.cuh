@@ -1,17 +1,6 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// What the kernels of norm_rows.h share, and who takes which rows. The first that can, with f32 and
-// bf16 on Hopper:
-//
-//   rows                            forward                       backward
-//   of 1 MB                         norm_spread.cu                norm_spread.cu
-//   of 256 KB, in f32 if not many   as below                      norm_spread.cu
-//   few(), in one wave of blocks    norm_engine.cu, in clusters   norm_few.cu
-//   of more than 64 KB              norm_engine.cu, in clusters   norm_ring.cu, in clusters
-//   of more than 8 KB, or odd       norm_engine.cu                norm_ring.cu
-//   shorter                         norm_rows.cu                  norm_ring.cu, norm_backward.cu
-//
-// Elsewhere, and with f64: few rows, and those that no group of threads can hold, in slices
-// (norm_slices.cu), and the others as without the lines above.
+// What the kernels of norm_rows.h share. Who takes which rows is said where both functions begin:
+// forward in norm_rows.cu, backward in norm_backward.cu.
 #pragma once
 #include "ebb/core/cuda.cuh"
 #include "ebb/core/tensor.h"
@@ -165,7 +154,6 @@ inline bool few(const NormRows& s) { return s.rows < 128 && s.cols > 4096; }
 // False, and nothing done, if the rows are not for them.
 bool normalize_spread(const Normalize& n);
 bool normalize_spread_backward(const NormalizeBackward& n);
-bool normalize_by_row(const Normalize& n);  // norm_engine.cu
 bool normalize_few_backward(const NormalizeBackward& n);
 bool normalize_ring_backward(const NormalizeBackward& n);
 

@@ -233,23 +233,13 @@ struct SpreadBackward {
   };
 };
 
-// Rows of `least` bytes and more: shorter ones are faster elsewhere.
 template <class T, class... X>
-bool can_spread(const NormRows& s, std::int64_t least, const X*... x) {
+bool can_spread(const NormRows& s, const X*... x) {
   constexpr int others = 16384;  // bytes of a block, more than its static memory
-  return s.cols * std::int64_t{sizeof(T)} >= least && compute_capability() >= 90 &&
-         multiprocessors() >= spread_blocks && block_memory() >= spread_memory + others &&
-         s.cols % pack_size<T> == 0 && all_aligned(x...) &&
+  return compute_capability() >= 90 && multiprocessors() >= spread_blocks &&
+         block_memory() >= spread_memory + others && s.cols % pack_size<T> == 0 &&
+         all_aligned(x...) &&
          hopper::has_barriers<spread_kernel<SpreadForward<float, true>, 1, 4>>("norm");
-}
-
-// Bytes from which clusters (norm_ring.cu) are slower, or cannot have the row.
-template <class T>
-constexpr std::int64_t least_backward(std::int64_t rows) {
-  constexpr std::int64_t unit = 1 << 18;
-  if (rows <= 32) return unit;
-  if (sizeof(T) == 2) return unit + 1;
-  return rows <= 256 ? 2 * unit : 4 * unit;
 }
 
 template <int packs, int rows, class Body>
@@ -291,7 +281,7 @@ template <class T, bool centred>
 bool forward(const Normalize& n) {
   const T* const w = data_or_null<T>(n.weight);
   const T* const b = data_or_null<T>(n.bias);
-  if (!can_spread<T>(n.s, 1 << 20, n.x.data<T>(), w, b, n.y.data<T>())) return false;
+  if (!can_spread<T>(n.s, n.x.data<T>(), w, b, n.y.data<T>())) return false;
   const SpreadForward<T, centred> body{
       {n.x.data<T>()}, w, b, n.eps, data_or_null<double>(n.mean), n.rstd.data<float>()};
   return spread<4>(n.op, body, n.s, n.x.device(), n.y.data<T>());
@@ -303,8 +293,8 @@ bool backward(const NormalizeBackward& n) {
   using Body = SpreadBackward<T, count>;
   const T* const w = data_or_null<T>(n.weight);
   const AffineGradients<T, count> gradients(n);
-  if (!can_spread<T>(n.s, least_backward<T>(n.s.rows), n.x.data<T>(), n.dy.data<T>(), w,
-                     n.dx.data<T>(), gradients.dweight, gradients.dbias))
+  if (!can_spread<T>(n.s, n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>(), gradients.dweight,
+                     gradients.dbias))
     return false;
   ParameterSums<T, count> sums(n, n.s.rows > Body::window ? 1 : 0);
   const Body body{{n.x.data<T>(), n.dy.data<T>()},
