@@ -2,10 +2,8 @@
 
 #include <algorithm>
 
-#include "ebb/ops/columns.cuh"
-#include "ebb/ops/exchange.cuh"
 #include "ebb/ops/lanes.cuh"
-#include "ebb/ops/normalization/norm_rows.cuh"
+#include "ebb/ops/normalization/norm_backward.cuh"
 
 // The backward pass. Who takes which rows, the first that can:
 //
@@ -118,6 +116,9 @@ struct ColumnSums {
   }
 };
 
+// Groups of more than a warp have a block for themselves.
+constexpr int block_threads(int group, int small) { return group <= warp_size ? small : group; }
+
 constexpr int backward_threads = 256;  // of a block with several groups
 
 // 512 threads a multiprocessor, and at most 128 registers each.
@@ -194,10 +195,7 @@ __global__ void __launch_bounds__(block_threads(group, backward_threads),
     }
     reduce_both<C, group>(a, b, scratch + (round & 1) * (2 * threads / warp_size));
     const C n = static_cast<C>(cols);
-    b = b / n;
-    // g − a − x̂ b = g − (a + rest b) − half(x) (twice_r b)
-    const C shift = (centred ? a / n : C(0)) + hat.rest * b;
-    const C slope = hat.twice_r * b;
+    const RowGradient<C> gradient(hat, r, centred ? a / n : C(0), b / n);
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       if (!inside || !lanes.has(k)) continue;
@@ -206,8 +204,7 @@ __global__ void __launch_bounds__(block_threads(group, backward_threads),
       C out[width];
 #pragma unroll
       for (int j = 0; j < width; ++j)
-        out[j] = r * (rounded_product(widen(up, j), widen(w[k], j)) - shift -
-                      hat.half(widen(in, j)) * slope);
+        out[j] = gradient(rounded_product(widen(up, j), widen(w[k], j)), widen(in, j));
       lanes.store(dx + row * cols, k, narrow<T>(out));
     }
     fetch(stage, row + stages * groups);

@@ -2,7 +2,7 @@
 #include <bit>
 
 #include "ebb/ops/exchange.cuh"
-#include "ebb/ops/normalization/norm_rows.cuh"
+#include "ebb/ops/normalization/norm_backward.cuh"
 
 // The backward pass of few rows on Hopper. A row lies in the registers of a cluster's blocks, a
 // slice each, while they tell each other its sums. Meanwhile every block adds up dw and db of its
@@ -149,15 +149,13 @@ __global__ void __launch_bounds__(few_threads, 1)
 #pragma unroll
       for (int q = 0; q < 2; ++q) sums[q] += __builtin_bit_cast(double, all[block][q]);
   }
-  // g − a − x̂ b = g − (a + rest b) − half(x) (twice_r b)
   const double cols = static_cast<double>(s.cols);
-  b = static_cast<float>(sums[1] / cols);
-  const float shift = (count == 2 ? static_cast<float>(sums[0] / cols) : 0.0f) + hat.rest * b;
-  const float slope = hat.twice_r * b;
+  const RowGradient<float> gradient(hat, r, count == 2 ? static_cast<float>(sums[0] / cols) : 0.0f,
+                                    static_cast<float>(sums[1] / cols));
   float out[width];
   each([&](int k, int j, float g) {
-    out[j] = r * (g - shift - hat.half(widen(in[k], j)) * slope);
-    if (j == width - 1) put(reinterpret_cast<P*>(of.dx + begin + at(k)), narrow<T>(out));
+    out[j] = gradient(g, widen(in[k], j));
+    if (j == width - 1) store_words(of.dx + begin + at(k), narrow<T>(out));
   });
 #endif
 }

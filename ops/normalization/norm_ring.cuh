@@ -7,7 +7,7 @@
 // of 16 bytes to another.
 #pragma once
 #include "ebb/ops/exchange.cuh"
-#include "ebb/ops/normalization/norm_rows.cuh"
+#include "ebb/ops/normalization/norm_backward.cuh"
 
 namespace ebb::gpu {
 
@@ -38,7 +38,7 @@ struct Slice {
 
 // The threads of a group wait for each other.
 template <int threads>
-__device__ void meet(int id) {
+__device__ void meet_in_group(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(threads) : "memory");
 }
 
@@ -78,38 +78,6 @@ __device__ void add_blocks(Exchange<rows>& exchange, int n, int blocks, int rank
       of[2 * i + 1] += of_block.y;
     }
 }
-
-// What a thread has found of its columns, which it adds to or moves to a place of its group.
-template <int count, int packs, int width, int threads>
-struct OwnSums {
-  using Row = Pack<float, width>;
-  float v[count][packs][width] = {};
-
-  template <class F>
-  __device__ void each(int lane, int cols, const F& f) {
-#pragma unroll
-    for (int q = 0; q < count; ++q)
-#pragma unroll
-      for (int k = 0; k < packs; ++k) {
-        const int column = (k * threads + lane) * width;
-        if (column < cols) f(q, column, v[q][k]);
-      }
-  }
-  __device__ void add(int lane, int cols, const float* from, std::int64_t stride) {
-    each(lane, cols, [&](int q, int column, float(&sum)[width]) {
-      const Row row = *reinterpret_cast<const Row*>(from + q * stride + column);
-#pragma unroll
-      for (int j = 0; j < width; ++j) sum[j] += row.v[j];
-    });
-  }
-  __device__ void move(int lane, int cols, float* to, std::int64_t stride) {
-    each(lane, cols, [&](int q, int column, float(&sum)[width]) {
-      store(reinterpret_cast<Row*>(to + q * stride + column), narrow<float>(sum));
-#pragma unroll
-      for (int j = 0; j < width; ++j) sum[j] = 0;
-    });
-  }
-};
 
 template <class T, class R, bool centred>
 __global__ void __launch_bounds__(R::threads* R::groups, 1)
@@ -180,13 +148,8 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
   for (int s = 0; s + 1 < R::stages; ++s) fetch(s, row + s * step);
   P w[packs];
 #pragma unroll
-  for (int k = 0; k < packs; ++k) {
-    float v[width];
-#pragma unroll
-    for (int j = 0; j < width; ++j) v[j] = 1;
-    w[k] = narrow<T>(v);
-    if (weight) w[k] = load_if<width>(column(k) < cols, weight + first_column + column(k));
-  }
+  for (int k = 0; k < packs; ++k)
+    w[k] = weight_pack<width>(weight, column(k) < cols, first_column + column(k));
   double next_mean[most];
   float next_r[most];
   const auto read_constants = [&](std::int64_t from) {
@@ -208,7 +171,7 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
   int phase = 0;
   for (int turn = 0; row - group * most < rows; row += step, turn ^= 1) {
     if (row >= rows) {  // all groups meet as often: racecheck only counts
-      meet<R::threads>(1 + group);
+      meet_in_group<R::threads>(1 + group);
       break;
     }
     Hat<float> hat[most];
@@ -268,7 +231,7 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
     if (lane % warp_size == 0)
 #pragma unroll
       for (int i = 0; i < 2 * most; ++i) found[turn][lane / warp_size][i] = of[i];
-    meet<R::threads>(1 + group);  // all are done with the step before: its place is free
+    meet_in_group<R::threads>(1 + group);  // all are done with the step before: its place is free
     fetch(stage == 0 ? R::stages - 1 : stage - 1, row + (R::stages - 1) * step);
 #pragma unroll
     for (int i = 0; i < 2 * most; ++i) {
@@ -279,19 +242,16 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
     if constexpr (R::sliced) add_blocks(sums_of_blocks[group], steps++, blocks, rank, lane, of);
 #pragma unroll
     for (int i = 0; i < most; ++i) {
-      // g − a − x̂ b = g − (a + rest b) − half(x) (twice_r b)
-      const float b = of[2 * i + 1] * part;
-      const float shift = (centred ? of[2 * i] * part : 0.0f) + hat[i].rest * b;
-      const float slope = hat[i].twice_r * b;
+      const RowGradient<float> gradient(hat[i], r[i], of[2 * i] * part, of[2 * i + 1] * part);
 #pragma unroll
       for (int k = 0; k < packs; ++k) {
         float out[width];
 #pragma unroll
         for (int j = 0; j < width; ++j)
-          out[j] = r[i] * (rounded_product(widen(up[i][k], j), widen(w[k], j)) - shift -
-                           hat[i].half(widen(in[i][k], j)) * slope);
+          out[j] =
+              gradient(rounded_product(widen(up[i][k], j), widen(w[k], j)), widen(in[i][k], j));
         if (column(k) < cols && row + i < rows)
-          put(reinterpret_cast<P*>(dx + (row + i) * row_length + column(k)), narrow<T>(out));
+          store_words(dx + (row + i) * row_length + column(k), narrow<T>(out));
       }
     }
     if (++stage == R::stages) {

@@ -1,5 +1,5 @@
 #include "ebb/ops/channels.cuh"
-#include "ebb/ops/normalization/norm_rows.cuh"
+#include "ebb/ops/normalization/norm_backward.cuh"
 
 // Rows as the channels of one sample: slices of them are reduced by a block each, and read again
 // when their sums are known. In the backward pass blocks of that second read own columns, so that
@@ -60,15 +60,6 @@ struct ApplyRow {
   __device__ Channel channel(std::int64_t row) const {
     return {Hat<C>(mean ? mean[row] : 0.0, rstd[row]), weighted};
   }
-};
-
-// What a row's gradient needs to know of the row.
-template <class C>
-struct RowGradient {
-  Hat<C> hat;
-  C r;
-  C a;  // mean of g
-  C b;  // mean of g x̂
 };
 
 // Σ g and Σ g x̂
@@ -148,9 +139,9 @@ __global__ void __launch_bounds__(gradient_threads)
 #pragma unroll
       for (int j = 0; j < width; ++j) {
         const C d = widen(up[u], j);
-        const C h = k.hat(widen(in[u], j));
-        out[j] = k.r * (rounded_product(d, w[j]) - k.a - h * k.b);
-        sum[0][j] += d * h;
+        const C x = widen(in[u], j);
+        out[j] = k(rounded_product(d, w[j]), x);
+        sum[0][j] += d * k.hat(x);
         if constexpr (count == 2) sum[1][j] += d;
       }
       *reinterpret_cast<P*>(dx + (row + u) * cols + column) = narrow<T>(out);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ebb/ops/normalization/norm_backward.cuh"
+
 namespace ebb {
 namespace gpu {
 namespace {
@@ -23,10 +25,8 @@ struct SpreadForward {
   __device__ Given given(std::int64_t row, std::int64_t cols) const {
     return centred ? widen(x[0][row * cols]) : 0.0f;
   }
-  struct Known {
-    float half_mean, rest, twice_r;
-  };
   // From Σ (x − first) and Σ (x − first)².
+  using Known = Hat<float>;
   __device__ Known known(std::int64_t row, std::int64_t cols, Given first, double a, double b,
                          bool leader) const {
     const double n = static_cast<double>(cols);
@@ -38,8 +38,7 @@ struct SpreadForward {
       if constexpr (centred) mean[row] = m;
       rstd[row] = r;
     }
-    const Hat<float> hat(m, r);
-    return {hat.half_mean, hat.rest, hat.twice_r};
+    return {m, r};
   }
 
   template <int packs>
@@ -47,20 +46,17 @@ struct SpreadForward {
     static constexpr int width = pack_size<T>;
     using P = Pack<T, width>;
     static constexpr float small = centred ? 1.0f / 128 : 1;  // differences may overflow
-    int mine;                                                 // packs that are there
+    int mine = 0;                                             // packs that are there
     P w[packs];
     P b[packs];
 
-    __device__ Own(const SpreadForward& body, std::int64_t column, int has) : mine(has) {
-      float one[width];
-#pragma unroll
-      for (int j = 0; j < width; ++j) one[j] = 1;
+    __device__ Own(const SpreadForward& body, std::int64_t first, int count) {
 #pragma unroll
       for (int k = 0; k < packs; ++k) {
-        const std::int64_t at = column + k * (spread_threads * width);
-        w[k] = narrow<T>(one);
-        if (body.weight) w[k] = load_if<width>(k < mine, body.weight + at);
-        b[k] = load_if<width>(body.bias && k < mine, body.bias + at);
+        const int column = spread_column<T>(k);
+        w[k] = weight_pack<width>(body.weight, column < count, first + column);
+        b[k] = load_if<width>(body.bias && column < count, body.bias + first + column);
+        if (column < count) mine = k + 1;
       }
     }
     // Of a row, seen from this thread's first element.
@@ -87,13 +83,11 @@ struct SpreadForward {
       b += (2 * by + n * off) * off;
     }
     __device__ void count_rows(int) {}
-    __device__ P map(const Known& known, int k, const P (&x)[1]) const {
+    __device__ P map(const Known& hat, int k, const P (&x)[1]) const {
       float out[width];
 #pragma unroll
-      for (int j = 0; j < width; ++j) {
-        const float h = (0.5f * widen(x[0], j) - known.half_mean) * known.twice_r + known.rest;
-        out[j] = h * widen(w[k], j) + widen(b[k], j);
-      }
+      for (int j = 0; j < width; ++j)
+        out[j] = hat(widen(x[0], j)) * widen(w[k], j) + widen(b[k], j);
       return narrow<T>(out);
     }
     __device__ void finish() {}
@@ -114,121 +108,83 @@ struct SpreadBackward {
   float* partial;  // [count][cols], or null: nobody asks, or one window has all rows
   AffineGradients<T, count> gradients;
 
-  struct Given {
-    float half_mean, rest, twice_r;
-  };
+  using Given = Hat<float>;
   __device__ Given given(std::int64_t row, std::int64_t) const {
-    const Hat<float> hat(count == 2 ? mean[row] : 0.0, rstd[row]);
-    return {hat.half_mean, hat.rest, hat.twice_r};
+    return {count == 2 ? mean[row] : 0.0, rstd[row]};
   }
-  // dx = r (g − shift − slope half(x))
-  struct alignas(16) Known {
-    float half_mean, r, shift, slope;
-  };
   // From Σ g and Σ g x̂.
-  __device__ Known known(std::int64_t row, std::int64_t cols, const Given& of, double a, double b,
+  using Known = RowGradient<float>;
+  __device__ Known known(std::int64_t row, std::int64_t cols, const Given& hat, double a, double b,
                          bool) const {
     const double n = static_cast<double>(cols);
-    const float of_g = count == 2 ? static_cast<float>(a / n) : 0.0f;
-    const float of_gx = static_cast<float>(b / n);
-    return {of.half_mean, rstd[row], of_g + of.rest * of_gx, of.twice_r * of_gx};
+    return {hat, rstd[row], count == 2 ? static_cast<float>(a / n) : 0.0f,
+            static_cast<float>(b / n)};
   }
 
   template <int packs>
   struct Own {
     static constexpr int width = pack_size<T>;
     using P = Pack<T, width>;
-    using Sums = Pack<float, width>;
     const SpreadBackward& body;
-    std::int64_t column;
-    int mine;
+    std::int64_t first;  // column of the slice
+    int columns;
     P w[packs];
-    float sums[count][packs][width] = {};
+    OwnSums<count, packs, width, spread_threads> sums;
     int waiting = 0;
-    bool first = true;
+    bool moved = false;
 
-    __device__ Own(const SpreadBackward& of, std::int64_t first_column, int has)
-        : body(of), column(first_column), mine(has) {
-      float one[width];
+    __device__ Own(const SpreadBackward& of, std::int64_t first_column, int n)
+        : body(of), first(first_column), columns(n) {
 #pragma unroll
-      for (int j = 0; j < width; ++j) one[j] = 1;
-#pragma unroll
-      for (int k = 0; k < packs; ++k) {
-        w[k] = narrow<T>(one);
-        if (body.weight) w[k] = load_if<width>(k < mine, body.weight + at(k));
-      }
+      for (int k = 0; k < packs; ++k)
+        w[k] =
+            weight_pack<width>(body.weight, spread_column<T>(k) < n, first + spread_column<T>(k));
     }
-    __device__ std::int64_t at(int k) const { return column + k * (spread_threads * width); }
 
     // Of a row. What is not there is 0, and so is what it adds.
-    __device__ void add(const Given& of, const P (&x)[packs][2], float& a, float& b) {
+    __device__ void add(const Given& hat, const P (&x)[packs][2], float& a, float& b) {
 #pragma unroll
       for (int k = 0; k < packs; ++k)
 #pragma unroll
         for (int j = 0; j < width; ++j) {
           const float d = widen(x[k][1], j);
-          const float h = (0.5f * widen(x[k][0], j) - of.half_mean) * of.twice_r + of.rest;
+          const float h = hat(widen(x[k][0], j));
           const float g = rounded_product(d, widen(w[k], j));
           if constexpr (count == 2) a += g;
           b += g * h;
-          sums[0][k][j] += d * h;
-          if constexpr (count == 2) sums[1][k][j] += d;
+          sums.v[0][k][j] += d * h;
+          if constexpr (count == 2) sums.v[1][k][j] += d;
         }
     }
     // That so many rows have been added, perhaps the last ones.
     __device__ void count_rows(int rows) {
       waiting += rows;
       if (waiting < window || !body.partial) return;
-      add_to_partial();
       waiting = 0;
+      join();
+      sums.move(lane(), columns, body.partial + first, body.cols);
+      moved = true;
     }
-    __device__ void add_to_partial() {
-      each([&](int q, int k) {
-        Sums* const to = partial(q, k);
-        const Sums before = first ? Sums{} : *to;
-#pragma unroll
-        for (int j = 0; j < width; ++j) sums[q][k][j] += before.v[j];
-        store(to, narrow<float>(sums[q][k]));
-#pragma unroll
-        for (int j = 0; j < width; ++j) sums[q][k][j] = 0;
-      });
-      first = false;
-    }
-    __device__ P map(const Known& known, int k, const P (&x)[2]) const {
+    __device__ P map(const Known& gradient, int k, const P (&x)[2]) const {
       float out[width];
 #pragma unroll
-      for (int j = 0; j < width; ++j) {
-        const float half = 0.5f * widen(x[0], j) - known.half_mean;
-        const float g = rounded_product(widen(x[1], j), widen(w[k], j));
-        out[j] = known.r * (g - known.shift - half * known.slope);
-      }
+      for (int j = 0; j < width; ++j)
+        out[j] = gradient(rounded_product(widen(x[1], j), widen(w[k], j)), widen(x[0], j));
       return narrow<T>(out);
     }
     __device__ void finish() {
-      if (body.partial && (waiting > 0 || first)) add_to_partial();
+      join();
       T* const to[] = {body.gradients.dweight, body.gradients.dbias};
-      each([&](int q, int k) {
-        if (!to[q]) return;
-        if (body.partial) {
-          const Sums all = *partial(q, k);
-#pragma unroll
-          for (int j = 0; j < width; ++j) sums[q][k][j] = all.v[j];
-        }
-        store_words(to[q] + at(k), narrow<T>(sums[q][k]));
+      sums.each(lane(), columns, [&](int q, int column, const float(&sum)[width]) {
+        if (to[q]) store_words(to[q] + first + column, narrow<T>(sum));
       });
     }
 
    private:
-    __device__ Sums* partial(int q, int k) const {
-      return reinterpret_cast<Sums*>(body.partial + q * body.cols + at(k));
-    }
-    template <class F>
-    __device__ void each(const F& f) {
-#pragma unroll
-      for (int q = 0; q < count; ++q)
-#pragma unroll
-        for (int k = 0; k < packs; ++k)
-          if (k < mine) f(q, k);
+    __device__ static int lane() { return static_cast<int>(threadIdx.x); }
+    // With those of earlier windows.
+    __device__ void join() {
+      if (moved) sums.add(lane(), columns, body.partial + first, body.cols);
     }
   };
 };

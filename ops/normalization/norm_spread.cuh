@@ -9,10 +9,7 @@
 // nobody waits for it: reads, arithmetic and writes go on together. Threads own columns: weights,
 // and what is added up over the rows, stay in their registers.
 #pragma once
-#include "ebb/ops/exchange.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
-#include "ebb/ops/packs.cuh"
-#include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
 
@@ -22,6 +19,12 @@ inline constexpr int spread_threads = spread_warps * warp_size;
 inline constexpr int spread_helpers = 4;         // more warps
 inline constexpr int spread_turns = 8;           // steps whose sums are under way at a time
 inline constexpr int spread_memory = 6 * 32768;  // of a block's ring
+
+// Of a slice, where this thread's pack k begins.
+template <class T>
+__device__ int spread_column(int k) {
+  return (k * spread_threads + static_cast<int>(threadIdx.x)) * pack_size<T>;
+}
 
 // n numbers of each lane, added up over the warp: in the end a lane has one, number(lane), as
 // 32 / n neighbours do. Halves of the warp exchange halves of the numbers, then quarters.
@@ -145,9 +148,7 @@ class SpreadRows {
 
   // What the others do.
   __device__ void walk(T* y) {
-    const int left = count_ - static_cast<int>(threadIdx.x) * width;
-    mine_ = left > 0 ? divide_up(left, spread_threads * width) : 0;
-    Own own(body_, first_ + static_cast<int>(threadIdx.x) * width, mine_);
+    Own own(body_, first_, count_);
     read_given(0);
     int i = 0;
     for (; i < min(lag, steps_); ++i) step<true, false>(own, i, y);
@@ -212,7 +213,7 @@ class SpreadRows {
 #pragma unroll
         for (int q = 0; q < inputs; ++q) {
           uint4 words{};
-          if (k < mine_ && row(step, r) < s_.rows)
+          if (spread_column<T>(k) < count_ && row(step, r) < s_.rows)
             words = memory(slot, r, q)[k * spread_threads + static_cast<int>(threadIdx.x)];
           in[r][k][q] = __builtin_bit_cast(P, words);
         }
@@ -257,10 +258,12 @@ class SpreadRows {
     for (int r = 0; r < rows; ++r) {
       if (row(step, r) >= s_.rows) continue;
       const Known known = shared_.of_rows[step % spread_turns][r];
-      T* const to = y + row(step, r) * s_.cols + first_ + static_cast<int>(threadIdx.x) * width;
+      T* const to = y + row(step, r) * s_.cols + first_;
 #pragma unroll
-      for (int k = 0; k < packs; ++k)
-        if (k < mine_) store_words(to + k * spread_threads * width, own.map(known, k, in[r][k]));
+      for (int k = 0; k < packs; ++k) {
+        const int column = spread_column<T>(k);
+        if (column < count_) store_words(to + column, own.map(known, k, in[r][k]));
+      }
     }
   }
 
@@ -334,7 +337,6 @@ class SpreadRows {
   int steps_;
   std::int64_t first_;  // column of this block
   int count_;           // columns
-  int mine_ = 0;        // packs of this thread
   Given next_[rows] = {};
   Place summing_;
   Place mapping_;
