@@ -98,10 +98,8 @@ class SpreadRows {
         memory_(memory),
         shared_(shared),
         steps_(static_cast<int>((s.rows + rows - 1) / rows)) {
-    const int slice = static_cast<int>(divide_up(s.cols / width, std::int64_t{spread_blocks}));
-    first_ = std::int64_t{blockIdx.x} * slice * width;
-    count_ =
-        static_cast<int>(max(min(s.cols - first_, std::int64_t{slice} * width), std::int64_t{0}));
+    first_ = first_column(blockIdx.x);
+    count_ = static_cast<int>(first_column(blockIdx.x + 1) - first_);
     if (threadIdx.x == spread_threads) {
       for (int slot = 0; slot < slots; ++slot) {
         shared.full[slot].init(1);
@@ -173,6 +171,12 @@ class SpreadRows {
     turns[step % spread_turns].wait(step / spread_turns % 2);
   }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % warp_size; }
+  // Slices begin where lines of 128 bytes do.
+  __device__ std::int64_t first_column(unsigned block) const {
+    constexpr int line = 8 * width;
+    const std::int64_t lines = divide_up<std::int64_t>(s_.cols, line);
+    return min(lines * block / spread_blocks * line, s_.cols);
+  }
   __device__ static std::int64_t row(int step, int r) { return std::int64_t{step} * rows + r; }
   __device__ static std::int64_t found(int step, int block) {
     return (std::int64_t{step} * spread_blocks + block) * numbers;
