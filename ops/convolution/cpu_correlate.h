@@ -3,7 +3,7 @@
 //
 // A tile keeps up to `most_pixels` pixels × two SIMD registers of filters in registers, adds up
 // over channels and taps with one broadcast a pixel, and leaves [pixel][filter], which `transpose`
-// turns to [filter][pixel]. Where a group has fewer filters than a quarter register, vectors run
+// turns to [filter][pixel]. Where a group has no more filters than a quarter register, vectors run
 // along the row instead.
 #pragma once
 #include <array>

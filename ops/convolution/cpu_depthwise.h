@@ -1,7 +1,7 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// The CPU's convolution of channels by themselves where their planes fit the second-level cache: as many of them
-// side by side (side_by_side.h) as a register has lanes, padded with zeros, so that every tap of
-// every output is one multiplication of registers.
+// The CPU's convolution of channels by themselves where their planes fit the second-level cache: as
+// many of them side by side (side_by_side.h) as a register has lanes, padded with zeros, so that
+// every tap of every output is one multiplication of registers.
 #pragma once
 #include <array>
 #include <utility>

@@ -24,7 +24,7 @@ inline constexpr std::int64_t filter_block = 2 * lanes<T>;
 
 template <class T>
 bool few(std::int64_t filters) {
-  return 4 * filters < lanes<T>;
+  return 4 * filters <= lanes<T>;
 }
 
 struct Correlation {

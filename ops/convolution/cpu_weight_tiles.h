@@ -80,7 +80,7 @@ void gradient_dots(const T* const* x, std::int64_t row_step, const T* dy, std::i
 // Registers of filters: 0 stands for dots along the rows.
 template <class T>
 int gradient_vectors(std::int64_t filters) {
-  if (few<T>(filters)) return 0;
+  if (4 * filters < lanes<T>) return 0;  // fewer than few(): each dot ends in a sum over lanes
   if (wide && filters > 2 * lanes<T>) return 4;
   return filters > lanes<T> ? 2 : 1;
 }
