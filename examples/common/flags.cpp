@@ -113,6 +113,12 @@ void Flags::device(std::string& value) {
              });
 }
 
+void Flags::apart(const std::vector<std::string>& names) {
+  for (size_t i = 0; i < names.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      impl_->app.get_option(names[i])->excludes(impl_->app.get_option(names[j]));
+}
+
 void Flags::rest(const std::string& name, std::vector<std::string>& values, int least,
                  const std::string& help) {
   CLI::Option* option = impl_->app.add_option(name, values, help);

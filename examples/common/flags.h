@@ -46,6 +46,8 @@ class Flags {
               const std::string& help);
   void toggle(const std::string& name, bool& value, const std::string& help);
   void device(std::string& value);  // --device auto|cpu|cuda|cuda:N
+  // Of these flags only one at a time.
+  void apart(const std::vector<std::string>& names);
   // Arguments without a flag, at least `least` of them.
   void rest(const std::string& name, std::vector<std::string>& values, int least,
             const std::string& help);

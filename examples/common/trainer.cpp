@@ -66,7 +66,6 @@ void Trainer::read_losses() {
 
 std::optional<int> Trainer::carry_out(const Orders& orders) {
   if (orders.dry_run) {
-    if (orders.resume) throw Stop(exit_code::usage, "--dry-run: not with --resume");
     std::printf("one step: loss %.4f\n", try_step());
     return exit_code::ok;
   }

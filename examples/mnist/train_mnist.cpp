@@ -58,6 +58,7 @@ bool parse(int argc, char** argv, Options& o) {
   flags.toggle("--resume", o.resume, "go on from the checkpoint in --out");
   flags.text("--eval", o.eval, "only measure this checkpoint on the test digits");
   flags.toggle("--dry-run", o.dry_run, "one step, nothing written");
+  flags.apart({"--eval", "--resume", "--dry-run"});
   if (!flags.parse(argc, argv)) return false;
   if (!flags.given("--lr")) o.config.rate = default_rate(o.config.model);
   o.config.augment = !o.no_augment;

@@ -66,6 +66,7 @@ void add_flags(example::Flags& flags, Options& o) {
   flags.toggle("--resume", o.resume, "go on from the checkpoint in --out");
   flags.text("--eval", o.eval, "only measure this checkpoint");
   flags.toggle("--dry-run", o.dry_run, "one step, nothing written");
+  flags.apart({"--eval", "--resume", "--dry-run"});
 }
 
 void require_flags(bool ok, const std::string& message) {

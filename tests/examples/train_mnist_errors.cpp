@@ -183,7 +183,7 @@ TEST_CASE("train_mnist: unknown flags and values are refused by name") {
     const std::string name = words[0].substr(0, words[0].find_first_of("=\n"));
     check_refused(run_program("train_mnist", words, tiny.around()), 2, {name});
   }
-  check_refused(tiny.train({"--dry-run", "--resume"}), 2, {"--dry-run: not with --resume"});
+  check_refused(tiny.train({"--dry-run", "--resume"}), 2, {"--resume excludes --dry-run"});
   CHECK_FALSE(fs::exists(tiny.path / "out"));
 }
 

@@ -93,6 +93,9 @@ TEST_CASE("train_transformer: unknown flags and values are refused by name") {
   check_refused(tiny.train({"--lr", "1", "--lr", "2"}), 2, {"--lr"});
   check_refused(tiny.train({"--resume=maybe"}), 2, {"--resume"});
   check_refused(tiny.train({"--digits", "3"}), 2, {"--digits"});
+  check_refused(tiny.train({"--resume", "--dry-run"}), 2, {"--resume", "--dry-run"});
+  check_refused(tiny.train({"--resume", "--eval", "x"}), 2, {"--resume", "--eval"});
+  check_refused(tiny.train({"--dry-run", "--eval", "x"}), 2, {"--dry-run", "--eval"});
   CHECK_FALSE(fs::exists(tiny.path / "out"));
 }
 
