@@ -74,21 +74,24 @@ def wall(f):
 
 def launching(f):
     """Cycles of the GPU that cover what the host takes to launch f, with half as much again: not
-    many more, because a GPU that has rested runs faster."""
-    seconds = []
+    many more, because a GPU that has rested runs faster. None where f keeps the GPU busy for longer
+    than that: the host is ahead then, and opbench does not let the GPU rest either."""
+    launches, calls = [], []
     for _ in range(5):
         wait()
         start = time.perf_counter()
         f()
-        seconds.append(time.perf_counter() - start)
-    wait()
-    return int(1.7e9 * (1.5 * statistics.median(seconds) + 20e-6))
+        launches.append(time.perf_counter() - start)
+        wait()
+        calls.append(time.perf_counter() - start)
+    seconds = statistics.median(launches)
+    return 0 if statistics.median(calls) > 3 * seconds else int(1.7e9 * (1.5 * seconds + 20e-6))
 
 
 def cold(f):
     """Microseconds of one call, median, the caches flushed before each. A GPU is kept waiting until
-    the call's launches have arrived, so that only its own work is between the events: launching
-    what torch.compile made can take longer than the kernels."""
+    the call's launches have arrived where they take long, so that only its own work is between the
+    events: launching what torch.compile made can take longer than the kernels."""
     spent, n = 0, 0
     while n < 3 or spent < 0.02:
         spent, n = spent + wall(f), n + 1
@@ -97,7 +100,7 @@ def cold(f):
     cycles = launching(f) if a.device == "cuda" else 0
     for clock in clocks:
         flush.fill_(1)
-        if a.device == "cuda":
+        if cycles:
             torch.cuda._sleep(cycles)
         clock.start()
         f()
