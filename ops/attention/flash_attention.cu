@@ -17,7 +17,8 @@ using namespace gpu;
 
 constexpr const char* op = "flash_attention";
 
-// Of each [sequence, position, head], to [sequence, head, position].
+// Statistics (heads.cuh) of each [sequence, position, head], to [sequence, head, position]: the lse,
+// and D = Σ dy∘y. The last position of a head fills up what is beyond the end.
 template <class T>
 struct Summarize {
   using V = Compute<T>;
