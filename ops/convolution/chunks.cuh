@@ -84,8 +84,7 @@ __global__ void __launch_bounds__(pack_threads)
 // Launchers.
 
 template <class T>
-Tensor packed_pixels(std::string_view op, std::int64_t images, int channels, std::int64_t plane,
-                     const Tensor& x) {
+Tensor packed_pixels(std::int64_t images, int channels, std::int64_t plane, const Tensor& x) {
   const int chunks = divide_up(channels, pack_size<T>);
   const std::int64_t rows = images * chunks;
   Tensor packed = empty({rows, plane, pack_size<T>}, x.options());

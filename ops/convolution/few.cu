@@ -5,13 +5,11 @@
 #include "ebb/ops/convolution/geometry.cuh"
 #include "ebb/ops/parts.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
+using namespace convolution;
 
-constexpr std::string_view op = "conv2d";
 constexpr int few_threads = 128;
 
 // The taps that reach a point of one axis, and the pixels that they read.
@@ -119,10 +117,10 @@ void launch_few(void (*kernel)(P...), const auto& g, std::int64_t outputs, std::
 
 }  // namespace
 
-bool gpu::few::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
-                        const Tensor& weight, const Tensor& bias, Tensor& out) {
+bool few::convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
+                   const Tensor& bias, Tensor& out) {
   if (!are_few(size, out.dtype())) return false;
-  const Gather g = gather_of(op, size, transposed);
+  const Gather g = gather_of(size, transposed);
   const std::int64_t terms =
       std::int64_t{g.c} * g.h.kernel * g.w.kernel / (g.h.classes * g.w.classes);
   visit<float, bf16>(out.dtype(), op, [&](auto zero) {
@@ -133,10 +131,9 @@ bool gpu::few::convolve(const Conv2dSize& size, bool transposed, const Tensor& i
   return true;
 }
 
-bool gpu::few::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                               Tensor& dw) {
+bool few::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw) {
   if (!are_few(size, dw.dtype())) return false;
-  const Weights g = weights_of(op, size);
+  const Weights g = weights_of(size);
   visit<float, bf16>(dw.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     launch_few(weight_gradient_few<T>, g, dw.numel(), g.pixels, x.data<T>(), dy.data<T>(),
@@ -145,4 +142,4 @@ bool gpu::few::weight_gradient(const Conv2dSize& size, const Tensor& x, const Te
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

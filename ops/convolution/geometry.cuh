@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "ebb/ops/convolution/conv2d.h"
+#include "ebb/ops/convolution/paths.h"
 #include "ebb/ops/tiles.cuh"
 
 namespace ebb::gpu::convolution {
@@ -162,23 +162,22 @@ __device__ void store_columns(Out* out, const std::int64_t* places, const Pack<V
 }
 
 // Coordinates are int: sums of three extents must fit. Planes and offsets are 64-bit.
-inline int extent(std::string_view op, std::int64_t value) {
+inline int extent(std::int64_t value) {
   constexpr std::int64_t most = std::int64_t{1} << 29;
   require(value <= most, Kind::limit, op, "an extent is too large for the GPU", value, most);
   return static_cast<int>(value);
 }
 
-inline Side side(std::string_view op, bool transposed, std::int64_t image, std::int64_t output,
-                 std::int64_t kernel, std::int64_t stride, std::int64_t dilation,
-                 std::int64_t padding) {
-  extent(op, (kernel - 1) * dilation);
+inline Side side(bool transposed, std::int64_t image, std::int64_t output, std::int64_t kernel,
+                 std::int64_t stride, std::int64_t dilation, std::int64_t padding) {
+  extent((kernel - 1) * dilation);
   Side side{transposed,
-            extent(op, transposed ? output : image),
-            extent(op, transposed ? image : output),
-            extent(op, kernel),
-            extent(op, stride),
-            extent(op, dilation),
-            extent(op, padding),
+            extent(transposed ? output : image),
+            extent(transposed ? image : output),
+            extent(kernel),
+            extent(stride),
+            extent(dilation),
+            extent(padding),
             1,
             1};
   if (transposed) {
@@ -188,16 +187,16 @@ inline Side side(std::string_view op, bool transposed, std::int64_t image, std::
   return side;
 }
 
-inline Gather gather_of(std::string_view op, const Conv2dSize& size, bool transposed) {
+inline Gather gather_of(const Conv2dSize& size, bool transposed) {
   const Conv2dOptions& o = size.options;
   const std::int64_t taps = size.r * size.s;
   Gather g{};
-  g.h = side(op, transposed, size.h, size.p, size.r, o.stride.h, o.dilation.h, o.padding.h);
-  g.w = side(op, transposed, size.w, size.q, size.s, o.stride.w, o.dilation.w, o.padding.w);
+  g.h = side(transposed, size.h, size.p, size.r, o.stride.h, o.dilation.h, o.padding.h);
+  g.w = side(transposed, size.w, size.q, size.s, o.stride.w, o.dilation.w, o.padding.w);
   g.images = size.n;
-  g.groups = extent(op, o.groups);
-  g.m = extent(op, size.filters_in_group());
-  g.c = extent(op, size.channels_in_group());
+  g.groups = extent(o.groups);
+  g.m = extent(size.filters_in_group());
+  g.c = extent(size.channels_in_group());
   g.in_plane = std::int64_t{g.h.in} * g.w.in;
   g.m_stride = g.c * taps;
   g.c_stride = taps;
@@ -226,11 +225,11 @@ inline void set_steps(Weights& g, int depth) {
   g.step_n = depth / g.q / g.p;
 }
 
-inline Weights weights_of(std::string_view op, const Conv2dSize& size) {
+inline Weights weights_of(const Conv2dSize& size) {
   const Conv2dOptions& o = size.options;
-  extent(op, (size.r - 1) * o.dilation.h);
-  extent(op, (size.s - 1) * o.dilation.w);
-  const auto narrowed = [&](std::int64_t value) { return extent(op, value); };
+  extent((size.r - 1) * o.dilation.h);
+  extent((size.s - 1) * o.dilation.w);
+  const auto narrowed = [&](std::int64_t value) { return extent(value); };
   Weights g{};
   g.c = narrowed(size.channels_in_group());
   g.m = narrowed(size.filters_in_group());

@@ -10,6 +10,7 @@ using hopper::Barrier;
 using hopper::copy;
 using hopper::moved;
 
+inline constexpr int filters = 64;  // of a tile
 inline constexpr int chunk_bytes = 16;
 inline constexpr int half_memory = 113 * 1024;  // of a multiprocessor
 
@@ -49,7 +50,7 @@ __device__ void run_stages(Barrier (&full)[most_slots], int slots, int count, bo
 
 // Whether there is such a GPU, code for it (of `kernel`, as of all others), and no stride.
 template <auto kernel>
-bool usable(std::string_view op, const Gather& g, Dtype dtype) {
+bool usable(const Gather& g, Dtype dtype) {
   const std::int64_t weights = std::int64_t{g.h.kernel} * g.w.kernel * g.c * g.m;
   return compute_capability() == 90 && dtype != Dtype::f64 && g.h.stride == 1 && g.w.stride == 1 &&
          line_fits(g) && weights < std::int64_t{1} << 30 && hopper::has_barriers<kernel>(op);

@@ -15,14 +15,11 @@
 #include "ebb/ops/convolution/hopper.cuh"
 #include "ebb/ops/convolution/paths.h"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
+using namespace convolution;
 
-constexpr std::string_view op = "conv2d";
-constexpr int filters = 64;       // of a tile
 constexpr int tile_points = 224;  // of a line
 constexpr int step_chunks = 2;    // along k of one instruction: 16 bf16, 8 TF32
 
@@ -228,23 +225,10 @@ Stages stages_of(int channels, const Line& line, bool by_rows) {
   return stages;
 }
 
-// f(constant) with the largest of some that divides n.
-template <class F>
-void with_batch(int n, F f) {
-  bool done = false;
-  const auto one_of = [&](auto batch) {
-    if (!done && n % decltype(batch)::value == 0) {
-      done = true;
-      f(batch);
-    }
-  };
-  one_of(std::integral_constant<int, 9>{});
-  one_of(std::integral_constant<int, 7>{});
-  one_of(std::integral_constant<int, 6>{});
-  one_of(std::integral_constant<int, 5>{});
-  one_of(std::integral_constant<int, 4>{});
-  one_of(std::integral_constant<int, 3>{});
-  one_of(std::integral_constant<int, 1>{});
+// f(constant) with the first of some that divides n.
+template <int... some, class F>
+void with_divisor(int n, F f) {
+  ((n % some == 0 && (f(std::integral_constant<int, some>{}), true)) || ...);
 }
 
 template <class T, Form form>
@@ -270,11 +254,10 @@ bool run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& 
                                       size,
                                       weight.data<T>(),
                                       reinterpret_cast<Chunk<T>*>(weights.data<T>())};
-  pack(op, tap_packer,
-       line_packer<T, form>(line, g.groups, g.c, chunks, g.h.in, g.w.in, in, pixels));
+  pack(tap_packer, line_packer<T, form>(line, g.groups, g.c, chunks, g.h.in, g.w.in, in, pixels));
   const size_t rows = filters * (tile_points + 8) * sizeof(T);
   const size_t shared = std::max(size_t(stages.ring) * stages.bytes(), rows);
-  with_batch(stages.products, [&](auto batch) {
+  with_divisor<9, 7, 6, 5, 4, 3, 1>(stages.products, [&](auto batch) {
     launch(op, shifted<T, form, decltype(batch)::value>, grid_of(op, blocks), hopper::warpgroup,
            shared, g, line, stages, chunks_of<T>(pixels), chunks_of<T>(weights),
            bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
@@ -284,10 +267,10 @@ bool run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& 
 
 }  // namespace
 
-bool gpu::hopper::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
-                           const Tensor& weight, const Tensor& bias, Tensor& out) {
-  const Gather g = gather_of(op, size, transposed);
-  if (!usable<shifted<bf16, Form::rounded, 1>>(op, g, out.dtype()) || g.m <= 16 ||
+bool hopper::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
+                      const Tensor& weight, const Tensor& bias, Tensor& out) {
+  const Gather g = gather_of(size, transposed);
+  if (!usable<shifted<bf16, Form::rounded, 1>>(g, out.dtype()) || g.m <= 16 ||
       !worth_packing(out.numel() * g.c * g.h.kernel * g.w.kernel))
     return false;
   if (out.dtype() == Dtype::bf16) return run<bf16, Form::rounded>(g, in, weight, bias, out);
@@ -297,4 +280,4 @@ bool gpu::hopper::convolve(const Conv2dSize& size, bool transposed, const Tensor
          run<float, Form::halves>(g, in, weight, bias, out);
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -9,14 +9,10 @@
 #include "ebb/ops/convolution/paths.h"
 #include "ebb/ops/convolution/second_stage.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
-
-constexpr std::string_view op = "conv2d";
-constexpr int filters = 64;  // of a tile
+using namespace convolution;
 
 // The weight gradient: 64 filters × `channels`, for `together` taps at once, over one slice of the
 // line. Both operands are across k, as packed.
@@ -129,8 +125,7 @@ bool run_gradient(const Weights& whole, const Gather& g, const Tensor& x, const 
   dy_place.size = round_up(line.points(), Tile::points);
   Tensor x_line = empty_line<bf16>(line, g.groups, c_chunks, x);
   Tensor dy_line = empty_line<bf16>(dy_place, g.groups, m_chunks, dy);
-  pack(op,
-       line_packer<bf16, Form::rounded>(line, g.groups, g.c, c_chunks, g.h.in, g.w.in, x, x_line),
+  pack(line_packer<bf16, Form::rounded>(line, g.groups, g.c, c_chunks, g.h.in, g.w.in, x, x_line),
        line_packer<bf16, Form::rounded>(dy_place, g.groups, g.m, m_chunks, g.h.out, g.w.out, dy,
                                         dy_line));
   const std::int64_t tiles = std::int64_t{divide_up(g.m, filters)} *
@@ -143,20 +138,20 @@ bool run_gradient(const Weights& whole, const Gather& g, const Tensor& x, const 
          size_t(ring) * stage_bytes, line, slices, g.groups, m_chunks, c_chunks, g.m, ring,
          stage_bytes, dy_place.size, chunks_of<bf16>(x_line), chunks_of<bf16>(dy_line),
          partial.data<float>());
-  launch_add_filter_slices<bf16>(op, whole, slices.count, c_chunks, partial, x, dy, dw);
+  launch_add_filter_slices<bf16>(whole, slices.count, c_chunks, partial, x, dy, dw);
   return true;
 }
 
 }  // namespace
 
-bool gpu::hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                  Tensor& dw) {
-  const Gather g = gather_of(op, size, false);
+bool hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                             Tensor& dw) {
+  const Gather g = gather_of(size, false);
   const int taps = g.h.kernel * g.w.kernel;
-  if (!usable<shifted_gradient<GradientTile<64, 3>>>(op, g, dw.dtype()) || g.m <= 16 || g.c <= 16 ||
+  if (!usable<shifted_gradient<GradientTile<64, 3>>>(g, dw.dtype()) || g.m <= 16 || g.c <= 16 ||
       taps < 2 || !worth_packing(dy.numel() * g.c * taps))
     return false;
-  const Weights whole = weights_of(op, size);
+  const Weights whole = weights_of(size);
   if (dw.dtype() == Dtype::f32)
     return (tf32_allowed() || mostly_filled(g, 64, g.c <= 32 ? 32 : 64, dy.numel() / size.k)) &&
            weight_gradient_tf32(whole, g, x, dy, dw);
@@ -165,4 +160,4 @@ bool gpu::hopper::weight_gradient(const Conv2dSize& size, const Tensor& x, const
                    : run_gradient<GradientTile<64, 5>>(whole, g, x, dy, dw);
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

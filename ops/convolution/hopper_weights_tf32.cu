@@ -14,13 +14,10 @@
 #include "ebb/ops/convolution/paths.h"
 #include "ebb/ops/convolution/second_stage.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
-
-constexpr std::string_view op = "conv2d";
+using namespace convolution;
 
 // 64 rows × `cols`, for three taps at once. A block is one warpgroup.
 template <int cols_, Form form_>
@@ -276,7 +273,7 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
   };
   const Tensor left = make(pack_left, sizes.left_chunks, 1),
                right = make(pack_right, sizes.right_chunks, parts_of<Tile::form>);
-  pack(op, pack_left, pack_right);
+  pack(pack_left, pack_right);
   const std::int64_t tiles = std::int64_t{divide_up(sizes.cols, Tile::cols)} *
                              divide_up(sizes.rows, Tile::rows) * divide_up(taps, Tile::together) *
                              g.groups;
@@ -287,14 +284,14 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
   launch(op, shifted_gradient_tf32<Tile>, grid_of(op, tiles * slices.count), hopper::warpgroup,
          size_t(sizes.ring) * sizes.stage_bytes, sizes, slices, chunks_of<float>(left),
          chunks_of<float>(right), partial.data<float>());
-  launch_add_filter_slices<float>(op, whole, slices.count, sizes.c_chunks, partial, x, dy, dw);
+  launch_add_filter_slices<float>(whole, slices.count, sizes.c_chunks, partial, x, dy, dw);
   return true;
 }
 
 }  // namespace
 
-bool gpu::hopper::weight_gradient_tf32(const Weights& whole, const Gather& g, const Tensor& x,
-                                       const Tensor& dy, Tensor& dw) {
+bool hopper::weight_gradient_tf32(const Weights& whole, const Gather& g, const Tensor& x,
+                                  const Tensor& dy, Tensor& dw) {
   constexpr Form exact = Form::halves, rounded = Form::rounded;
   const bool tf32 = tf32_allowed();
   if (g.c <= 32)
@@ -305,4 +302,4 @@ bool gpu::hopper::weight_gradient_tf32(const Weights& whole, const Gather& g, co
                    : run<Tf32Tile<128, rounded>>(whole, g, x, dy, dw);
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(pack_threads) pack_both(A a, B b) {
   }
 }
 template <class A, class B>
-void pack(std::string_view op, const A& a, const B& b) {
+void pack(const A& a, const B& b) {
   launch(op, pack_both<A, B>, grid_of(op, a.blocks() + b.blocks()), pack_threads, 0, a, b);
 }
 

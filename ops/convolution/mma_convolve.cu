@@ -7,13 +7,10 @@
 #include "ebb/ops/convolution/chunks.cuh"
 #include "ebb/ops/convolution/paths.h"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
-
-constexpr std::string_view op = "conv2d";
+using namespace convolution;
 
 // The order of k in a product: (four chunks of c, tap) if they are whole, else (tap, chunk of c).
 __host__ __device__ inline bool whole_slabs(const Gather& g) {
@@ -243,7 +240,7 @@ void launch_gather_mma(Gather g, std::int64_t points, const Tensor& in, const Te
                        const T* bias, Tensor& out) {
   g.columns = round_up(g.m, std::max(Tile::rows, 32));
   const Tensor filters = packed_filters<T>(g, weight);
-  const Tensor pixels = packed_pixels<T>(op, g.images * g.groups, g.c, g.in_plane, in);
+  const Tensor pixels = packed_pixels<T>(g.images * g.groups, g.c, g.in_plane, in);
   const std::int64_t column_tiles = divide_up<std::int64_t>(g.images * points, Tile::cols);
   const std::int64_t blocks = divide_up(g.m, Tile::rows) * column_tiles * g.groups * g.classes();
   const std::int64_t slabs = g.rows / slab_chunks - g.classes();  // of all classes
@@ -267,9 +264,9 @@ void launch_gather_mma(Gather g, std::int64_t points, const Tensor& in, const Te
 
 }  // namespace
 
-bool gpu::mma::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
-                        const Tensor& weight, const Tensor& bias, Tensor& out) {
-  Gather g = gather_of(op, size, transposed);
+bool mma::convolve(const Conv2dSize& size, bool transposed, const Tensor& in, const Tensor& weight,
+                   const Tensor& bias, Tensor& out) {
+  Gather g = gather_of(size, transposed);
   const std::int64_t points = std::int64_t{most_points(g.h)} * most_points(g.w);
   const std::int64_t taps = std::int64_t{g.h.kernel} * g.w.kernel;
   constexpr std::int64_t most = std::int64_t{1} << 30;
@@ -295,4 +292,4 @@ bool gpu::mma::convolve(const Conv2dSize& size, bool transposed, const Tensor& i
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

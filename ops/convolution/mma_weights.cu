@@ -6,13 +6,10 @@
 #include "ebb/ops/convolution/paths.h"
 #include "ebb/ops/convolution/second_stage.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
-
-constexpr std::string_view op = "conv2d";
+using namespace convolution;
 
 // Extents in chunks: `g` with c chunks of channels, m chunks of filters.
 struct ChunkWeights {
@@ -33,9 +30,8 @@ class GradientCopier {
  public:
   using A = AcrossK<T, Tile::rows>;
   using B = AcrossK<T, Tile::cols>;
-  static Tensor prepared(std::string_view op, std::int64_t images, int channels, std::int64_t plane,
-                         const Tensor& x) {
-    return packed_pixels<T>(op, images, channels, plane, x);
+  static Tensor prepared(std::int64_t images, int channels, std::int64_t plane, const Tensor& x) {
+    return packed_pixels<T>(images, channels, plane, x);
   }
 
   // From pixel `first` on, before `end`: less than 2³¹ after it.
@@ -123,9 +119,7 @@ class PlaneGradientCopier {
  public:
   using A = AlongK<T, Tile::rows, std::is_same_v<T, float>>;
   using B = AlongK<T, Tile::cols, std::is_same_v<T, float>>;
-  static Tensor prepared(std::string_view, std::int64_t, int, std::int64_t, const Tensor& x) {
-    return x;
-  }
+  static Tensor prepared(std::int64_t, int, std::int64_t, const Tensor& x) { return x; }
 
   __device__ PlaneGradientCopier(const ChunkWeights& all, const T* x, const T* dy,
                                  std::int64_t group, int first_filter, std::int64_t first_column,
@@ -212,13 +206,13 @@ void launch_weight_gradient_mma(const Weights& whole, const ChunkWeights& all, s
   const Slices slices(divide_up<std::int64_t>(g.pixels, slab_depth<T>),
                       enough_blocks<Tile>() / blocks);
   const std::int64_t size = std::int64_t{g.groups} * all.filters * columns;
-  const Tensor x_prepared = Copier::prepared(op, images * g.groups, all.channels, g.x_plane, x);
-  const Tensor dy_prepared = Copier::prepared(op, images * g.groups, all.filters, g.dy_plane, dy);
+  const Tensor x_prepared = Copier::prepared(images * g.groups, all.channels, g.x_plane, x);
+  const Tensor dy_prepared = Copier::prepared(images * g.groups, all.filters, g.dy_plane, dy);
   Tensor partial = empty({slices.count, size}, {Dtype::f32, dw.device()});
   launch(op, weight_gradient_mma<T, Tile, Copier>, grid_of(op, blocks * slices.count),
          Tile::threads, Tile::stages * sizeof(Stage<typename Copier::A, typename Copier::B>), all,
          slices, x_prepared.data<T>(), dy_prepared.data<T>(), partial.data<float>());
-  launch_add_filter_slices<T>(op, whole, slices.count, g.c, partial, x, dy, dw);
+  launch_add_filter_slices<T>(whole, slices.count, g.c, partial, x, dy, dw);
 }
 
 // Whether each pixel of dy is that of x in its place, in whole chunks.
@@ -230,9 +224,8 @@ bool in_place(const Weights& g) {
 
 }  // namespace
 
-bool gpu::mma::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                               Tensor& dw) {
-  const Weights whole = weights_of(op, size);
+bool mma::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw) {
+  const Weights whole = weights_of(size);
   const std::int64_t images = size.n;
   constexpr std::int64_t most = std::int64_t{1} << 30;
   if (!on_tensor_cores(dw.dtype()) || far(whole) || thin(whole.groups, whole.m, whole.c) ||
@@ -267,4 +260,4 @@ bool gpu::mma::weight_gradient(const Conv2dSize& size, const Tensor& x, const Te
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -12,6 +12,10 @@
 
 namespace ebb::gpu {
 
+namespace convolution {
+inline constexpr std::string_view op = "conv2d";  // what errors and launches are named by
+}
+
 using Convolve = bool(const Conv2dSize& size, bool transposed, const Tensor& in,
                       const Tensor& weight, const Tensor& bias, Tensor& out);
 using WeightGradient = bool(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw);

@@ -7,13 +7,10 @@
 #include "ebb/ops/convolution/chunks.cuh"
 #include "ebb/ops/convolution/paths.h"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
-
-constexpr std::string_view op = "conv2d";
+using namespace convolution;
 
 constexpr int phase_threads = 256;
 
@@ -89,8 +86,8 @@ bool phased(const Conv2dSize& size, Dtype dtype, const Phases& h, const Phases& 
 
 }  // namespace
 
-bool gpu::phases::convolve(const Conv2dSize& size, bool transposed, const Tensor& dy,
-                           const Tensor& weight, const Tensor&, Tensor& dx) {
+bool phases::convolve(const Conv2dSize& size, bool transposed, const Tensor& dy,
+                      const Tensor& weight, const Tensor&, Tensor& dx) {
   const Conv2dOptions& o = size.options;
   const Phases h(o.stride.h, o.padding.h, o.dilation.h, size.r);
   const Phases w(o.stride.w, o.padding.w, o.dilation.w, size.s);
@@ -124,4 +121,4 @@ bool gpu::phases::convolve(const Conv2dSize& size, bool transposed, const Tensor
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -41,6 +41,14 @@ struct Planes {
   __host__ __device__ std::int64_t channels() const { return std::int64_t{groups} * m; }
   __host__ __device__ std::int64_t places() const { return deep * c * in.size(); }
   __host__ __device__ int taps() const { return c * h.taps * classes * class_taps; }
+  // Places of a tile: its rows, what taps reach across, and those of one phase of a row.
+  std::int64_t place_rows() const {
+    return std::int64_t{rows - 1} * h.step + std::int64_t{h.taps - 1} * h.dilation + 1;
+  }
+  std::int64_t reach() const { return std::int64_t{w.taps - 1} * w.dilation; }
+  std::int64_t phase() const {
+    return round_up(4 * packs + std::max<std::int64_t>(class_taps, reach() / w.step), 4);
+  }
   // Of class z.
   __device__ int taps_of(int z) const {
     const int most = divide_up(w.taps, classes);
@@ -131,8 +139,8 @@ inline Field field(const Window& h, const Window& w, std::int64_t rows, std::int
 }
 
 // Windows and channels, without tiles.
-inline Planes planes_of(std::string_view op, const Conv2dSize& size, bool transposed) {
-  const Gather g = gather_of(op, size, transposed);
+inline Planes planes_of(const Conv2dSize& size, bool transposed) {
+  const Gather g = gather_of(size, transposed);
   const auto window = [&](const Side& s) {
     const int reach = (s.kernel - 1) * s.dilation;
     return transposed ? Window{s.in, s.out, s.kernel, 1, s.dilation, s.padding - reach, s.stride}
@@ -155,12 +163,8 @@ inline Planes planes_of(std::string_view op, const Conv2dSize& size, bool transp
 
 // Shared memory of tiles of so many rows, packs and planes.
 inline std::int64_t plane_bytes(const Planes& p, bool gradient, std::int64_t each) {
-  const std::int64_t reach = std::int64_t{p.w.taps - 1} * p.w.dilation / p.w.step;
-  const std::int64_t phase = round_up(4 * p.packs + std::max<std::int64_t>(p.class_taps, reach), 4);
-  const std::int64_t rows =
-      std::int64_t{p.rows - 1} * p.h.step + std::int64_t{p.h.taps - 1} * p.h.dilation + 1;
-  const std::int64_t numbers =
-      p.c * rows * p.w.step * phase + (gradient ? std::int64_t{4} * p.rows * p.packs : p.taps());
+  const std::int64_t numbers = p.c * p.place_rows() * p.w.step * p.phase() +
+                               (gradient ? std::int64_t{4} * p.rows * p.packs : p.taps());
   return p.deep * (numbers * each + 8 * (p.c + 1));
 }
 
@@ -185,12 +189,8 @@ inline bool set_tiles(Planes& p, std::int64_t planes, bool gradient, std::int64_
   p.by_strips = Divider32(p.strips);
   p.by_bands = Divider32(p.bands);
   p.by_m = Divider32(p.m);
-  const std::int64_t reach = std::int64_t{p.w.taps - 1} * p.w.dilation;
-  const std::int64_t rows =
-      std::int64_t{p.rows - 1} * p.h.step + std::int64_t{p.h.taps - 1} * p.h.dilation + 1;
-  p.in = field(p.h, p.w, rows, (std::int64_t{4} * p.packs - 1) * p.w.step + reach + 1, p.w.step,
-               round_up(4 * p.packs + std::max<std::int64_t>(p.class_taps, reach / p.w.step), 4),
-               width);
+  p.in = field(p.h, p.w, p.place_rows(), (std::int64_t{4} * p.packs - 1) * p.w.step + p.reach() + 1,
+               p.w.step, p.phase(), width);
   const auto whole = [](const Window& w) { return Window{w.out, w.out, 1, 1, 1, 0, 1}; };
   p.out = field(whole(p.h), whole(p.w), p.rows, 4 * p.packs, 1, 4 * p.packs, width);
   return true;

@@ -8,13 +8,11 @@
 #include "ebb/ops/convolution/paths.h"
 #include "ebb/ops/convolution/planes.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
+using namespace convolution;
 
-constexpr std::string_view op = "conv2d";
 constexpr int plane_threads = 256;
 
 // sums[v] += Σ over the taps of one channel, from the place that the first one sees.
@@ -122,9 +120,9 @@ __global__ void __launch_bounds__(plane_threads)
 
 }  // namespace
 
-bool gpu::planes::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
-                           const Tensor& weight, const Tensor& bias, Tensor& out) {
-  Planes p = planes_of(op, size, transposed);
+bool planes::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
+                      const Tensor& weight, const Tensor& bias, Tensor& out) {
+  Planes p = planes_of(size, transposed);
   const std::int64_t each = out.dtype() == Dtype::f64 ? 8 : 4;
   const int width = p.w.in % 2 == 0 ? 2 : 1;
   const std::int64_t planes = p.images * p.channels();
@@ -145,4 +143,4 @@ bool gpu::planes::convolve(const Conv2dSize& size, bool transposed, const Tensor
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

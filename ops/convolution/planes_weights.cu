@@ -6,13 +6,11 @@
 #include "ebb/ops/convolution/planes.cuh"
 #include "ebb/ops/convolution/second_stage.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
+using namespace convolution;
 
-constexpr std::string_view op = "conv2d";
 constexpr int gradient_threads = 384;
 
 // The weight gradient of one channel over the tiles of one slice: each warp has four taps of a row,
@@ -93,9 +91,9 @@ __global__ void __launch_bounds__(gradient_threads, std::is_same_v<T, double> ? 
 
 }  // namespace
 
-bool gpu::planes::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                  Tensor& dw) {
-  Planes p = planes_of(op, size, false);
+bool planes::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
+                             Tensor& dw) {
+  Planes p = planes_of(size, false);
   const std::int64_t each = dw.dtype() == Dtype::f64 ? 8 : 4;
   const int width = p.w.in % 2 == 0 && p.w.out % 2 == 0 ? 2 : 1;
   if (!thin(p.groups, p.m, p.c) || !p.adjacent() || !set_tiles(p, p.images, true, each, width))
@@ -122,10 +120,10 @@ bool gpu::planes::weight_gradient(const Conv2dSize& size, const Tensor& x, const
              x.data<T>(), dy.data<T>(), partial.data<Compute<T>>());
     });
     Tensor no_bias;
-    launch_add_channel_slices<T>(op, weights_of(op, size), false, slices.count * parts, partial, x,
-                                 dy, dw, no_bias);
+    launch_add_channel_slices<T>(weights_of(size), false, slices.count * parts, partial, x, dy, dw,
+                                 no_bias);
   });
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -8,12 +8,10 @@
 #include "ebb/ops/linalg/gemm.h"
 #include "ebb/ops/tiles.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-
-constexpr std::string_view op = "conv2d";
+using namespace convolution;
 
 // Not in f64, nor where rows of pixels or of weights begin anywhere, as the library then is slow.
 bool fits(const Conv2dSize& z, Dtype dtype) {
@@ -37,16 +35,16 @@ bool image_by_image(const Conv2dSize& z, Dtype dtype) {
 
 }  // namespace
 
-bool gpu::pointwise::convolve(const Conv2dSize& z, bool transposed, const Tensor& in,
-                              const Tensor& w, const Tensor& bias, Tensor& out) {
+bool pointwise::convolve(const Conv2dSize& z, bool transposed, const Tensor& in, const Tensor& w,
+                         const Tensor& bias, Tensor& out) {
   if (!fits(z, out.dtype())) return false;
   const std::int64_t m = transposed ? z.c : z.k, k = transposed ? z.k : z.c;
   gemm_each(op, {z.n, m, z.h * z.w, k, transposed}, w, in, bias, out);
   return true;
 }
 
-bool gpu::pointwise::weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy,
-                                     Tensor& dw) {
+bool pointwise::weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy,
+                                Tensor& dw) {
   constexpr std::int64_t few = 16;
   if (!fits(z, dw.dtype()) || std::min(z.c, z.k) < few ||
       (z.n > 1 && !image_by_image(z, dw.dtype())))
@@ -62,4 +60,4 @@ bool gpu::pointwise::weight_gradient(const Conv2dSize& z, const Tensor& x, const
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

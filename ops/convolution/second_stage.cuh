@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(second_threads)
 
 // `db` may be undefined, also where it has been summed.
 template <class T>
-void launch_add_channel_slices(std::string_view op, const Weights& g, bool biased,
-                               std::int64_t slices, const Tensor& partial, const Tensor& x,
-                               const Tensor& dy, Tensor& dw, Tensor& db) {
+void launch_add_channel_slices(const Weights& g, bool biased, std::int64_t slices,
+                               const Tensor& partial, const Tensor& x, const Tensor& dy, Tensor& dw,
+                               Tensor& db) {
   launch_next(op, add_channel_slices<T>,
               grid_of(op, divide_up<std::int64_t>(partial.numel() / slices, second_threads)),
               second_threads, g, biased, slices, partial.data<Compute<T>>(), x.data<T>(),
@@ -106,8 +106,8 @@ void launch_add_channel_slices(std::string_view op, const Weights& g, bool biase
 
 // `partial` has `chunks` chunks of channels.
 template <class T>
-void launch_add_filter_slices(std::string_view op, const Weights& g, std::int64_t slices,
-                              int chunks, const Tensor& partial, const Tensor& x, const Tensor& dy,
+void launch_add_filter_slices(const Weights& g, std::int64_t slices, int chunks,
+                              const Tensor& partial, const Tensor& x, const Tensor& dy,
                               Tensor& dw) {
   const std::int64_t size = partial.numel() / slices;
   launch(op, add_filter_slices<T>, grid_of(op, divide_up<std::int64_t>(size / pack_size<T>, 32)),

@@ -15,13 +15,11 @@
 #include "ebb/ops/divider.cuh"
 #include "ebb/ops/packs.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
+using namespace convolution;
 
-constexpr std::string_view op = "conv2d";
 constexpr int strip_threads = 256;
 using Divider32 = WordDivider<std::uint32_t>;
 
@@ -300,13 +298,13 @@ void launch_backward(const Conv2dSize& z, const Tensor& x, const Tensor& w, cons
   launch(op, backward_strips<K, T>, grid_of(op, slices * g.channels), strip_threads, 0, g, length,
          x.data<T>(), dx.defined() ? w.data<T>() : nullptr, dy.data<T>(),
          dx.defined() ? dx.data<T>() : nullptr, partial.data<float>());
-  launch_add_channel_slices<T>(op, weights_of(op, z), true, slices, partial, x, dy, dw, db);
+  launch_add_channel_slices<T>(weights_of(z), true, slices, partial, x, dy, dw, db);
 }
 
 }  // namespace
 
-bool gpu::strips::convolve(const Conv2dSize& z, bool transposed, const Tensor& in,
-                           const Tensor& weight, const Tensor& bias, Tensor& out) {
+bool strips::convolve(const Conv2dSize& z, bool transposed, const Tensor& in, const Tensor& weight,
+                      const Tensor& bias, Tensor& out) {
   return with_kernel<1>(z, transposed, out.dtype(), [&](auto strip, auto zero) {
     using K = decltype(strip);
     using T = decltype(zero);
@@ -317,12 +315,12 @@ bool gpu::strips::convolve(const Conv2dSize& z, bool transposed, const Tensor& i
   });
 }
 
-bool gpu::strips::backward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor& dy,
-                           Tensor& dx, Tensor& dw, Tensor& db) {
+bool strips::backward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor& dy,
+                      Tensor& dx, Tensor& dw, Tensor& db) {
   return with_kernel<2>(z, true, dw.dtype(), [&](auto strip, auto zero) {
     using K = decltype(strip);
     if constexpr (K::step == 1) launch_backward<K, decltype(zero)>(z, x, w, dy, dx, dw, db);
   });
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -5,13 +5,10 @@
 #include "ebb/ops/convolution/geometry.cuh"
 #include "ebb/ops/convolution/paths.h"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
-
-constexpr std::string_view op = "conv2d";
+using namespace convolution;
 
 // 32 columns × 8 rows of one class of one group a block.
 template <class T>
@@ -258,10 +255,10 @@ void launch_gather(Gather g, std::int64_t points, const Tensor& in, const Tensor
 
 }  // namespace
 
-bool gpu::tiles::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
-                          const Tensor& weight, const Tensor& bias, Tensor& out) {
+bool tiles::convolve(const Conv2dSize& size, bool transposed, const Tensor& in,
+                     const Tensor& weight, const Tensor& bias, Tensor& out) {
   constexpr int few = 5;  // channels: eighths of slabs that blocking would waste
-  Gather g = gather_of(op, size, transposed);
+  Gather g = gather_of(size, transposed);
   if (gaps(g)) gpu::fill(0, out);
   const bool blocked = g.c > few;
   g.c_packed = static_cast<int>(blocked ? round_up(g.c, tile_depth) : g.c);
@@ -286,4 +283,4 @@ bool gpu::tiles::convolve(const Conv2dSize& size, bool transposed, const Tensor&
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -9,13 +9,10 @@
 #include "ebb/ops/convolution/paths.h"
 #include "ebb/ops/convolution/second_stage.cuh"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
-using namespace gpu::convolution;
-
-constexpr std::string_view op = "conv2d";
+using namespace convolution;
 
 // Both loaders: thread t reads pixel t % 8 of a slab in rows t / 8, t / 8 + threads / 8, ….
 template <class T, class Tile, int extent>
@@ -214,9 +211,8 @@ void launch_weight_gradient(const Weights& g, const Tensor& x, const Tensor& dy,
 }
 }  // namespace
 
-bool gpu::tiles::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                 Tensor& dw) {
-  const Weights g = weights_of(op, size);
+bool tiles::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw) {
+  const Weights g = weights_of(size);
   visit<float, double, bf16>(dw.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     if (thin(g.groups, g.m, g.c) || far(g)) {
@@ -231,4 +227,4 @@ bool gpu::tiles::weight_gradient(const Conv2dSize& size, const Tensor& x, const 
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu

@@ -10,12 +10,11 @@
 #include "ebb/ops/linalg/gemm.h"
 #include "ebb/ops/shape/permute.h"
 
-namespace ebb {
+namespace ebb::gpu {
 namespace {
 
-using namespace gpu;
+using namespace convolution;
 
-constexpr std::string_view op = "conv2d";
 constexpr int unfold_threads = 256;
 using Divider32 = WordDivider<std::uint32_t>;
 
@@ -220,8 +219,8 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
 
 }  // namespace
 
-bool gpu::unfolded::convolve(const Conv2dSize& z, bool transposed, const Tensor& in,
-                             const Tensor& w, const Tensor& b, Tensor& out) {
+bool unfolded::convolve(const Conv2dSize& z, bool transposed, const Tensor& in, const Tensor& w,
+                        const Tensor& b, Tensor& out) {
   // Products for each row, to be worth turning: not asked of the gradient of a stride.
   const std::int64_t enough = one_pixel(z) && out.dtype() == Dtype::bf16 ? 500'000 : 100'000;
   const bool few = w.numel() < enough && (!transposed || one_pixel(z));
@@ -236,12 +235,11 @@ bool gpu::unfolded::convolve(const Conv2dSize& z, bool transposed, const Tensor&
   return true;
 }
 
-bool gpu::unfolded::weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy,
-                                    Tensor& dw) {
+bool unfolded::weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Tensor& dw) {
   if (!worth(z, dw.dtype())) return false;
   const Tensor rows = rows_of(z, dy);
   gemm(op, {1, z.k, dw.numel() / z.k, rows.size(0), true, false}, rows, unfold(z, x), {}, {}, dw);
   return true;
 }
 
-}  // namespace ebb
+}  // namespace ebb::gpu
