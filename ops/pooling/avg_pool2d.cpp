@@ -137,19 +137,41 @@ void scatter_plane(const PoolSize& s, const Divisor& divisor, const V* dy, V* li
   for (std::int64_t p = 0; p < s.p; ++p) scatter_row(s, divisor, dy + p * s.q, p, line, dx);
 }
 
-// f(from, line, to) for every plane of n numbers that becomes one of m, or for those side by side.
-template <class T, class F>
-void with_planes(const PoolSize& s, std::int64_t n, std::int64_t m, const T* from, T* to, F&& f) {
-  using V = cpu::Simd<T>;
-  cpu::for_planes(s, cpu::planes_together<T>(s), [&](std::int64_t plane, std::int64_t count) {
+// f(from, line, to) for every plane of n numbers that becomes one of m, or for those side by side:
+// as numbers of type A.
+template <class A, class T, class F>
+void with_planes_as(const PoolSize& s, std::int64_t n, std::int64_t m, const T* from, T* to,
+                    const F& f) {
+  using V = cpu::Simd<A>;
+  cpu::for_planes(s, cpu::planes_together<A>(s), [&](std::int64_t plane, std::int64_t count) {
     static thread_local std::vector<V> near;
     near.resize(static_cast<size_t>(s.w + (count > 1 ? n + m : 0)), V(0));
     V *line = near.data(), *x = line + s.w, *y = x + n;
-    if (count == 1) return f(from + plane * n, reinterpret_cast<T*>(line), to + plane * m);
-    cpu::side_by_side(from + plane * n, n, count, x);
-    f(static_cast<const V*>(x), line, y);
-    cpu::row_by_row(y, m, count, to + plane * m);
+    const auto work = [&](const A* from, A* to) {
+      if (count == 1) return f(from, reinterpret_cast<A*>(line), to);
+      cpu::side_by_side(from, n, count, x);
+      f(static_cast<const V*>(x), line, y);
+      cpu::row_by_row(y, m, count, to);
+    };
+    if constexpr (std::is_same_v<A, T>) {
+      work(from + plane * n, to + plane * m);
+    } else {
+      cpu::Array<A> in = cpu::array(from + plane * n, count * n).template cast<A>();
+      cpu::Array<A> out(count * m);
+      work(in.data(), out.data());
+      cpu::array(to + plane * m, count * m) = out.template cast<T>();
+    }
   });
+}
+
+// Sums are of rows, then of columns, both ways.
+template <class T, class F>
+void with_planes(const PoolSize& s, std::int64_t n, std::int64_t m, const T* from, T* to,
+                 const F& f) {
+  if (s.kernel_h + s.kernel_w <= cpu::few_terms)
+    with_planes_as<T>(s, n, m, from, to, f);
+  else
+    with_planes_as<double>(s, n, m, from, to, f);
 }
 
 }  // namespace

@@ -30,6 +30,10 @@ void for_planes(const PoolSize& s, std::int64_t together, F&& f) {
                });
 }
 
+// Sums of so many numbers are right to the last digits whatever these are; of more they are made in
+// double.
+inline constexpr std::int64_t few_terms = 16;
+
 inline constexpr std::int64_t pool_block = 64;
 
 // Loops over n of a block go over whole registers: what is computed beyond n is not used.

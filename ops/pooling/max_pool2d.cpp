@@ -231,19 +231,29 @@ class Offsets {
 };
 
 // The gradients of some planes belong to one thread, which adds in the order of the outputs.
-template <class T, class I>
+template <class T, class I, class Sum>
 void scatter_planes(const PoolSize& s, const Offsets& offsets, std::int64_t count, const I* index,
-                    const T* dy, T* dx) {
+                    const T* dy, Sum* dx) {
   constexpr I nowhere = static_cast<I>(-1);
-  std::fill_n(dx, count * s.h * s.w, T(0));
+  std::fill_n(dx, count * s.h * s.w, Sum(0));
   for (std::int64_t i = 0; i < count * s.p; ++i, index += s.q, dy += s.q) {
     const std::int64_t plane = i / s.p, h = i % s.p * s.stride_h - s.padding_h;
-    T* row = dx + (plane * s.h + h) * s.w - s.padding_w;
+    Sum* row = dx + (plane * s.h + h) * s.w - s.padding_w;
     for (std::int64_t q = 0; q < s.q; ++q) {
       const I place = index[q];
-      if (place != nowhere) row[q * s.stride_w + offsets[place]] += dy[q];
+      if (place != nowhere) row[q * s.stride_w + offsets[place]] += Sum(dy[q]);
     }
   }
+}
+
+// How many windows see a pixel, at most.
+std::int64_t seers(const PoolSize& s) {
+  const auto along = [](std::int64_t windows, std::int64_t kernel, std::int64_t stride,
+                        std::int64_t dilation) {
+    return std::min(windows, dilation > 1 ? kernel : (kernel + stride - 1) / stride);
+  };
+  return along(s.p, s.kernel_h, s.stride_h, s.dilation_h) *
+         along(s.q, s.kernel_w, s.stride_w, s.dilation_w);
 }
 
 // f(T{}, I{}) with the types of the values and of the index.
@@ -290,10 +300,15 @@ void cpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
     const I* places = index.data<I>();
     const T* from = dy.data<T>();
     T* to = dx.data<T>();
-    const std::int64_t together = 1 + 1024 / (s.h * s.w);
+    const std::int64_t size = s.h * s.w, together = 1 + 1024 / size;
+    const bool many = seers(s) > few_terms;
     for_planes(s, together, [&](std::int64_t plane, std::int64_t count) {
       const std::int64_t at = plane * s.p * s.q;
-      scatter_planes(s, offsets, count, places + at, from + at, to + plane * s.h * s.w);
+      if (!many)
+        return scatter_planes(s, offsets, count, places + at, from + at, to + plane * size);
+      Array<double> sums(count * size);
+      scatter_planes(s, offsets, count, places + at, from + at, sums.data());
+      array(to + plane * size, sums.size()) = sums.template cast<T>();
     });
   });
 }

@@ -5,6 +5,8 @@ using namespace ebb::test;
 
 namespace {
 
+constexpr double long_sum = 16 * 0x1p-24;  // of its terms' sizes
+
 Function with(Pair kernel, AvgPool2dOptions o) {
   return [=](const Tensors& in) { return avg_pool2d(in[0], kernel, o); };
 }
@@ -118,6 +120,20 @@ TEST_CASE("avg_pool2d: agrees on all devices in windows of any size") {
   check_means({2, 3, 15, 19}, {4, 9}, {.padding = Pair(2, 4), .ceil_mode = true});
   check_means({2, 2, 14, 21}, {9, 8}, {.stride = 1, .padding = Pair(4, 3)});
   check_means({1, 1, 24, 45}, {20, 18}, {.stride = 1, .count_include_pad = false});
+}
+
+TEST_CASE("avg_pool2d: means of thousands of numbers, and their gradients, are right") {
+  for (const auto& [side, kernel] : {std::pair{300, 200}, {40, 25}})
+    for (const Device device : devices()) {
+      const Tensor x = leaf(full({1, 1, side, side}, 0.1, {Dtype::f32, device}));
+      const Tensor y = avg_pool2d(x, kernel, {.stride = 1});
+      for (const double v : values(y)) CHECK(std::abs(v - 0.1f) <= long_sum * 0.1);
+      y.backward(full(y.shape(), 0.1, y.options()));
+      const Tensor wide = leaf(x.detach().to(cpu_device).to(Dtype::f64));
+      const Tensor reference = avg_pool2d(wide, kernel, {.stride = 1});
+      reference.backward(full(reference.shape(), 0.1f, reference.options()));
+      check_close(x.grad(), wide.grad(), {0, long_sum}, "gradient");
+    }
 }
 
 TEST_CASE("avg_pool2d: infinities and NaN stay what they are in f32 and bf16") {

@@ -5,6 +5,8 @@ using namespace ebb::test;
 
 namespace {
 
+constexpr double long_sum = 16 * 0x1p-24;  // of its terms' sizes
+
 // Distinct multiples of 1/16 in random order: no ties, no kink within a step of the check.
 Tensor distinct(const Shape& shape, std::uint64_t seed) {
   Generator generator(seed);
@@ -156,6 +158,19 @@ TEST_CASE("max_pool2d: ties go to the first and NaN to the last in windows of an
   check_places({1, 3, 16, 17}, {2, 4},
                {.stride = 1, .padding = Pair(1, 2), .dilation = Pair(3, 2)});
   check_places({2, 1, 40, 60}, {16, 5}, {.stride = Pair(17, 16), .dilation = Pair(2, 3)}, 997);
+}
+
+TEST_CASE("max_pool2d: the gradient of a place that thousands of windows chose is their sum") {
+  const std::int64_t side = 119;  // of which each of 60 · 60 windows sees the middle
+  std::vector<float> peak(static_cast<size_t>(side * side));
+  peak[peak.size() / 2] = 1;
+  for (const Device device : devices()) {
+    const Tensor x = leaf(tensor<float>(peak, {1, 1, side, side}, device));
+    const Tensor y = max_pool2d(x, 60, {.stride = 1});
+    y.backward(full(y.shape(), 0.1, y.options()));
+    const double sum = 3600 * static_cast<double>(0.1f);
+    CHECK(std::abs(values(x.grad())[peak.size() / 2] - sum) <= long_sum * sum);
+  }
 }
 
 TEST_CASE("max_pool2d: rows that no window covers have a zero gradient") {
