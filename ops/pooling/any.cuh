@@ -127,15 +127,17 @@ struct Share {
     down = lines * s.down.dilation * s.across.extent;
     down_tap = lines * s.across.kernel;
   }
-  // f(place, tap) in scan order. A thread on its own has lines; those of a group have few columns,
-  // so that loads of several rows should be under way.
-  template <class F>
-  __device__ void each(const F& f) const {
+  // f(place, tap) in scan order, and end() after each row. A thread on its own has lines; those of
+  // a group have few columns, so that loads of several rows should be under way.
+  template <class F, class End>
+  __device__ void each(const F& f, const End& end) const {
     if constexpr (group == 1) {
-      for (Index r = 0; r < rows; ++r)
+      for (Index r = 0; r < rows; ++r) {
 #pragma unroll 8
         for (Index c = 0; c < columns; ++c)
           f(first + r * down + c * right, first_tap + r * down_tap + c);
+        end();
+      }
       return;
     }
     const Index next = down - (columns - 1) * right,
@@ -145,6 +147,7 @@ struct Share {
     for (Index i = 0; i < rows * columns; ++i) {
       f(place, tap);
       const bool along = column < columns;
+      if (!along) end();
       place += along ? right : next;
       tap += along ? right_tap : next_tap;
       column = along ? column + 1 : 1;
@@ -179,14 +182,17 @@ bool visit_kernel(const PoolSize& s, const F& f) {
 }
 
 // f.operator()<group>() with how many threads should share a window. Those of windows that overlap
-// would read the same, so they should be few.
+// would read the same, so they should be no more than fill the GPU.
 template <class F>
 void visit_groups(const PoolSize& s, const F& f) {
+  constexpr std::int64_t enough = 1 << 16;  // threads
   const std::int64_t elements = std::min(s.kernel_h, s.h) * std::min(s.kernel_w, s.w);
+  const std::int64_t windows = std::max<std::int64_t>(1, s.planes * s.p * s.q);
   const bool overlap = s.p * s.q * elements > 2 * s.h * s.w;
-  if (elements < (overlap ? 256 : 32)) return f.template operator()<1>();
-  if (elements < 256) return f.template operator()<8>();
-  if (elements < 4096) return f.template operator()<32>();
+  const std::int64_t most = overlap ? divide_up(enough, windows) : pool_threads;
+  if (elements < (overlap ? 256 : 32) || most == 1) return f.template operator()<1>();
+  if (elements < 256 || most <= 8) return f.template operator()<8>();
+  if (elements < 4096 || most <= 32) return f.template operator()<32>();
   f.template operator()<pool_threads>();
 }
 
@@ -218,10 +224,14 @@ __device__ void gather_overlap(const Place<Index>& at, const AnySides<Index>& s,
   const Index w = at.column * width;
   Compute<T> sum[width] = {};
   const auto rows = s.down.seers(at.row, 1), columns = s.across.seers(w, width);
-  for (Index q = columns.first; q < columns.last; ++q)
+  for (Index q = columns.first; q < columns.last; ++q) {
+    Compute<T> of_column[width] = {};  // first: sums of thousands would lose digits
     for (Index p = rows.first; p < rows.last; ++p)
-      add(sum, s.place({true, at.plane, p, q}), p, q, at.row - s.down.begin(p),
+      add(of_column, s.place({true, at.plane, p, q}), p, q, at.row - s.down.begin(p),
           w - s.across.begin(q));
+#pragma unroll
+    for (int j = 0; j < width; ++j) sum[j] += of_column[j];
+  }
   T* const to = dx + std::int64_t{at.plane} * s.image + (at.row * s.across.extent + w);
 #pragma unroll
   for (int j = 0; j < width; ++j)

@@ -107,13 +107,19 @@ __global__ void __launch_bounds__(pool_threads)
     avg_pool_group(PlacesOf<Index> places, AnySides<Index> s, Divisor d, const T* x, T* y) {
   const auto at = place_of_group<group>(places);
   const T* const plane = x + std::int64_t{at.plane} * s.image;
-  Compute<T> sum = 0;
+  Compute<T> line = 0;
+  double sum = 0;  // as there may be thousands of lines
   if (at.there)
     Share<group, Index>(s, s.down.begin(at.row), s.across.begin(at.column))
-        .each([&](Index place, Index) { sum += widen(plane[place]); });
+        .each([&](Index place, Index) { line += widen(plane[place]); },
+              [&] {
+                sum += static_cast<double>(line);
+                line = 0;
+              });
   sum = group_reduce<group>(sum, Sum{});
   if (at.there && threadIdx.x % group == 0)
-    y[s.place(at)] = narrow<T>(sum / divisor_of<Compute<T>>(d, s, at.row, at.column));
+    y[s.place(at)] =
+        narrow<T>(static_cast<Compute<T>>(sum) / divisor_of<Compute<T>>(d, s, at.row, at.column));
 }
 
 // Any windows, backward. Where all have `one` divisor, it is what the sum of dy is divided by.

@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(pool_threads)
     const Share<group, Index> share(s, top, left);
     if (share.rows > 0) best.place = static_cast<int>(share.first_tap);
     share.each(
-        [&](Index place, Index tap) { best.see(widen(plane[place]), static_cast<int>(tap)); });
+        [&](Index place, Index tap) { best.see(widen(plane[place]), static_cast<int>(tap)); },
+        [] {});
   }
   best = group_best<group>(best);
   if (!at.there || threadIdx.x % group != 0) return;
