@@ -168,7 +168,7 @@ void with_planes_as(const PoolSize& s, std::int64_t n, std::int64_t m, const T* 
 template <class T, class F>
 void with_planes(const PoolSize& s, std::int64_t n, std::int64_t m, const T* from, T* to,
                  const F& f) {
-  if (s.kernel_h + s.kernel_w <= cpu::few_terms)
+  if (std::max(s.kernel_h, s.kernel_w) <= cpu::few_terms)
     with_planes_as<T>(s, n, m, from, to, f);
   else
     with_planes_as<double>(s, n, m, from, to, f);

@@ -30,9 +30,8 @@ void for_planes(const PoolSize& s, std::int64_t together, F&& f) {
                });
 }
 
-// Sums of so many numbers are right to the last digits whatever these are; of more they are made in
-// double.
-inline constexpr std::int64_t few_terms = 16;
+// Sums of more numbers are made in double: the roundings of thousands may all go one way.
+inline constexpr std::int64_t few_terms = 32;
 
 inline constexpr std::int64_t pool_block = 64;
 
