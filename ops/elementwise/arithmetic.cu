@@ -141,40 +141,104 @@ void periodic(const F& f, const Periodic& p, std::int64_t n, const T* a, const T
               gpu::map_threads, 0, f, n, aligned(a) && aligned(y), index, a, b, y);
 }
 
-struct GeneralIndex {
-  int rank;
-  Divider dims[Shape::max_rank];
-  std::int64_t a[Shape::max_rank];
-  std::int64_t b[Shape::max_rank];
+// What a pack of y meets of an operand.
+enum class Meets { pack, element, elements };
 
-  explicit GeneralIndex(const Layout& l) : rank(l.rank) {
-    for (int d = 0; d < rank; ++d) {
-      dims[d] = Divider(l.dims[d]);
-      a[d] = l.a[d];
-      b[d] = l.b[d];
+// Operands that both repeat, and where they have what belongs to an element of y.
+template <class T, class Word>
+struct Operands {
+  static constexpr int width = pack_size<T>;
+  using P = Pack<T, width>;
+  const T* x[2];
+  Meets meets[2];
+  int rank;
+  gpu::WordDivider<Word> dims[Shape::max_rank];
+  Word steps[2][Shape::max_rank];
+
+  Operands(const Layout& l, const T* a, const T* b) : x{a, b}, rank(l.rank) {
+    const std::int64_t* const all[] = {l.a, l.b};
+    for (int d = 0; d < rank; ++d) dims[d] = gpu::WordDivider<Word>(l.dims[d]);
+    for (int k = 0; k < 2; ++k) {
+      for (int d = 0; d < rank; ++d) steps[k][d] = static_cast<Word>(all[k][d]);
+      meets[k] = l.dims[rank - 1] % width != 0 ? Meets::elements
+                 : all[k][rank - 1] == 0       ? Meets::element
+                                               : Meets::pack;
     }
+  }
+
+  __device__ Word place(int k, Word i) const {
+    Word at = 0;
+#pragma unroll
+    for (int d = Shape::max_rank - 1; d > 0; --d) {
+      if (d >= rank) continue;
+      const Word q = dims[d].quotient(i);
+      at += (i - q * dims[d].d) * steps[k][d];
+      i = q;
+    }
+    return at + i * steps[k][0];
+  }
+
+  // Of operand k, for the pack of y at i; y ends at n.
+  __device__ P load(int k, Word i, Word n) const {
+    P pack{};
+    if (meets[k] == Meets::elements || n - i < width) {
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if (j < n - i) pack.v[j] = x[k][place(k, i + j)];
+    } else if (meets[k] == Meets::pack) {
+      pack = *reinterpret_cast<const P*>(x[k] + place(k, i));
+    } else {
+      const T element = x[k][place(k, i)];
+#pragma unroll
+      for (int j = 0; j < width; ++j) pack.v[j] = element;
+    }
+    return pack;
   }
 };
 
-// Any layout: both operands repeat. One thread an element.
-template <class T, class F>
+// Two packs of y a thread, as there is little to read, and all of that before the first is written.
+template <class T, class Word, class F>
 __global__ void __launch_bounds__(gpu::map_threads)
-    general_kernel(F f, std::int64_t n, GeneralIndex index, const T* a, const T* b, T* y) {
-  const std::int64_t i = blockIdx.x * std::int64_t{gpu::map_threads} + threadIdx.x;
-  if (i >= n) return;
-  std::uint64_t rest = i;
-  std::int64_t from_a = 0;
-  std::int64_t from_b = 0;
+    general_kernel(F f, Word n, const __grid_constant__ Operands<T, Word> from, T* y) {
+  constexpr int packs = 2;
+  constexpr int width = pack_size<T>;
+  using P = Pack<T, width>;
+  const Word start = (Word{blockIdx.x} * (gpu::map_threads * packs) + threadIdx.x) * width;
+  const auto at = [&](int p) { return start + static_cast<Word>(p * gpu::map_threads * width); };
+  P a[packs], b[packs];
 #pragma unroll
-  for (int d = Shape::max_rank - 1; d >= 0; --d) {
-    if (d >= index.rank) continue;
-    const std::uint64_t q = index.dims[d].quotient(rest);
-    const auto at = static_cast<std::int64_t>(rest - q * index.dims[d].d);
-    from_a += at * index.a[d];
-    from_b += at * index.b[d];
-    rest = q;
+  for (int p = 0; p < packs; ++p) {
+    if (at(p) >= n) break;
+    a[p] = from.load(0, at(p), n);
+    b[p] = from.load(1, at(p), n);
   }
-  y[i] = gpu::narrow<T>(f(gpu::widen(a[from_a]), gpu::widen(b[from_b])));
+#pragma unroll
+  for (int p = 0; p < packs; ++p) {
+    if (at(p) >= n) return;
+    P out;
+#pragma unroll
+    for (int j = 0; j < width; ++j)
+      out.v[j] = gpu::narrow<T>(f(gpu::widen(a[p].v[j]), gpu::widen(b[p].v[j])));
+    if (n - at(p) >= width) {
+      gpu::store(reinterpret_cast<P*>(y + at(p)), out);
+    } else {
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if (j < n - at(p)) y[at(p) + j] = out.v[j];
+    }
+  }
+}
+
+template <class T, class F>
+void general(const F& f, const Layout& layout, std::int64_t n, const T* a, const T* b, T* y) {
+  const auto go = [&]<class Word>(Word size) {
+    constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * 2 * pack_size<T>;
+    gpu::launch("arithmetic", general_kernel<T, Word, F>,
+                dim3(static_cast<unsigned>(divide_up(n, tile))), gpu::map_threads, 0, f, size,
+                Operands<T, Word>(layout, a, b), y);
+  };
+  constexpr std::int64_t small = std::int64_t{1} << 31;
+  n < small ? go(static_cast<std::uint32_t>(n)) : go(static_cast<std::uint64_t>(n));
 }
 
 template <class T, class F>
@@ -187,9 +251,7 @@ void any_layout(const F& f, const Layout& layout, std::int64_t n, const T* a, co
   } else if (p.found) {
     periodic(f, p, n, a, b, y);
   } else {
-    gpu::launch("arithmetic", general_kernel<T, F>,
-                dim3(static_cast<unsigned>(divide_up<std::int64_t>(n, gpu::map_threads))),
-                gpu::map_threads, 0, f, n, GeneralIndex(layout), a, b, y);
+    general(f, layout, n, a, b, y);
   }
 }
 
