@@ -14,6 +14,12 @@ void begin_capture() {
   check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed), "graph");
 }
 
+bool capturing() {
+  cudaStreamCaptureStatus status{};
+  check(cudaStreamIsCapturing(stream(), &status), "graph");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 void* end_capture(std::uint64_t* shift, std::uint64_t draws) {
   launch("graph", add_kernel, 1, 1, 0, shift, draws);
   cudaGraph_t graph = nullptr;

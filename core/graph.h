@@ -56,6 +56,7 @@ class Graph {
 };
 
 namespace gpu {
+bool capturing();
 void begin_capture();
 void* end_capture(std::uint64_t* shift, std::uint64_t draws);  // shift += draws ends each replay
 void set_shift(std::uint64_t* shift, std::uint64_t value);

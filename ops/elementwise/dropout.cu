@@ -4,6 +4,8 @@
 #include <tuple>
 
 #include "ebb/core/cuda.cuh"
+#include "ebb/core/graph.h"
+#include "ebb/core/timer.h"
 #include "ebb/ops/elementwise/dropout.h"
 
 namespace ebb {
@@ -53,8 +55,7 @@ __device__ bool has_tie(const Philox& random, std::uint32_t high) {
 // A warp takes `segments` adjacent segments; lane l has quads l and 32 + l of each.
 template <int threads, int segments, class T>
 __global__ void __launch_bounds__(threads)
-    dropout_kernel(Stream stream, DropThreshold threshold, std::int64_t n, bool packed, const T* x,
-                   T* y) {
+    dropout_kernel(Stream stream, DropThreshold threshold, std::int64_t n, const T* x, T* y) {
   using P = Pack<T, quad>;
   using C = gpu::Compute<T>;
   const auto scale = static_cast<C>(threshold.scale);
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(threads)
       if (i < n) y[i] = gpu::narrow<T>((bits >> j & 1) != 0 ? gpu::widen(x[i]) * scale : C(0));
     }
   };
-  if (!packed || (warp + 1) * segments * segment > n) {
+  if ((warp + 1) * segments * segment > n) {
     for (int s = 0; s < segments && start + s * segment < n; ++s) one_by_one(s);
     return;
   }
@@ -109,17 +110,15 @@ struct Call {
   Stream stream;
   DropThreshold threshold;
   std::int64_t n;
+  Device device;
 };
 
 template <int threads, int segments, class T>
 void start(const Call& call, const T* x, T* y) {
   constexpr std::int64_t tile = threads / gpu::warp_size * segments * segment;
-  const auto aligned = [](const void* p) {
-    return reinterpret_cast<std::uintptr_t>(p) % sizeof(Pack<T, quad>) == 0;
-  };
   gpu::launch("dropout", dropout_kernel<threads, segments, T>,
               dim3(static_cast<unsigned>(gpu::divide_up(call.n, tile))), threads, 0, call.stream,
-              call.threshold, call.n, aligned(x) && aligned(y), x, y);
+              call.threshold, call.n, x, y);
 }
 
 // The launches to choose from, the fixed one first.
@@ -132,37 +131,24 @@ constexpr Start<T> candidates[] = {start<256, 2, T>, start<256, 1, T>, start<256
 std::atomic<bool> tuning{true};
 constexpr std::int64_t least_to_tune = 1 << 20;  // smaller ones take as long as a launch does
 
-bool capturing() {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  gpu::check(cudaStreamIsCapturing(gpu::stream(), &status), "dropout");
-  return status != cudaStreamCaptureStatusNone;
-}
-
 // Each candidate a few times on the call's own tensors, whose result they all write; the fastest.
 template <class T>
 int fastest(const Call& call, const T* x, T* y) {
   constexpr int repeats = 3;
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  gpu::check(cudaEventCreate(&begin), "dropout");
-  gpu::check(cudaEventCreate(&end), "dropout");
+  Timer timer(call.device);
   int best = 0;
-  float least = 0;
+  double least = 0;
   for (int c = 0; c < static_cast<int>(std::size(candidates<T>)); ++c) {
     candidates<T>[c](call, x, y);  // the first run loads the kernel
-    gpu::check(cudaEventRecord(begin, gpu::stream()), "dropout");
+    timer.start();
     for (int r = 0; r < repeats; ++r) candidates<T>[c](call, x, y);
-    gpu::check(cudaEventRecord(end, gpu::stream()), "dropout");
-    gpu::check(cudaEventSynchronize(end), "dropout");
-    float time = 0;
-    gpu::check(cudaEventElapsedTime(&time, begin, end), "dropout");
-    if (c == 0 || time < least) {
-      least = time;
+    timer.stop();
+    const double seconds = timer.seconds();
+    if (c == 0 || seconds < least) {
+      least = seconds;
       best = c;
     }
   }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
   return best;
 }
 
@@ -171,13 +157,11 @@ int choice(const Call& call, const T* x, T* y) {
   static std::mutex mutex;
   static std::map<std::tuple<int, int>, int> chosen;  // by device and size class, for each T
   if (!tuning || call.n < least_to_tune) return 0;
-  int device = 0;
-  gpu::check(cudaGetDevice(&device), "dropout");
-  const std::tuple key(device, std::bit_width(static_cast<std::uint64_t>(call.n)));
+  const std::tuple key(call.device.index, std::bit_width(static_cast<std::uint64_t>(call.n)));
   const std::lock_guard lock(mutex);
   const auto known = chosen.find(key);
   if (known != chosen.end()) return known->second;
-  if (x == y || capturing()) return 0;
+  if (x == y || gpu::capturing()) return 0;
   return chosen[key] = fastest(call, x, y);
 }
 
@@ -193,7 +177,7 @@ void gpu::dropout(const Tensor& x, const Stream& stream, const DropThreshold& th
   }
   visit<float, double, bf16>(x.dtype(), "dropout", [&](auto zero) {
     using T = decltype(zero);
-    const Call call{stream, threshold, x.numel()};
+    const Call call{stream, threshold, x.numel(), x.device()};
     const T* in = x.data<T>();
     T* out = y.data<T>();
     candidates<T>[choice(call, in, out)](call, in, out);
