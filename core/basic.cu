@@ -46,15 +46,13 @@ struct Accumulation {
 template <class X, class Y>
 constexpr int width = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
 
-// f(y[i], x[i]); what f does not use is not read. By packs, but at the end and where pointers are
-// not aligned, element by element.
+// f(y[i], x[i]); what f does not use is not read. By packs, but the last tile element by element.
 template <class F, class X, class Y>
-__global__ void __launch_bounds__(threads)
-    update_kernel(F f, bool packed, const X* x, Y* y, std::int64_t n) {
+__global__ void __launch_bounds__(threads) update_kernel(F f, const X* x, Y* y, std::int64_t n) {
   constexpr int w = width<X, Y>;
   constexpr std::int64_t tile = std::int64_t{threads} * packs * w;
   const std::int64_t start = blockIdx.x * tile;
-  if (!packed || start + tile > n) {
+  if (start + tile > n) {
     const std::int64_t end = start + tile < n ? start + tile : n;
     for (std::int64_t i = start + threadIdx.x; i < end; i += threads) f(y[i], x[i]);
     return;
@@ -78,13 +76,9 @@ __global__ void __launch_bounds__(threads)
 
 template <class F, class X, class Y>
 void update(std::string_view op, const F& f, const X* x, Y* y, std::int64_t n) {
-  constexpr int w = width<X, Y>;
-  const auto aligned = [](const auto* p) {
-    return reinterpret_cast<std::uintptr_t>(p) % (w * sizeof(*p)) == 0;
-  };
-  const auto blocks = gpu::divide_up<std::int64_t>(n, std::int64_t{threads} * packs * w);
-  gpu::launch(op, update_kernel<F, X, Y>, dim3(static_cast<unsigned>(blocks)), threads, 0, f,
-              aligned(x) && aligned(y), x, y, n);
+  const auto blocks = gpu::divide_up<std::int64_t>(n, threads * packs * width<X, Y>);
+  gpu::launch(op, update_kernel<F, X, Y>, dim3(static_cast<unsigned>(blocks)), threads, 0, f, x, y,
+              n);
 }
 
 template <class F>

@@ -111,7 +111,7 @@ __device__ void apply(const F& f, const Table<T...>& table, int tensor, std::int
   ((std::is_const_v<T> ? void() : store(table.data[k][tensor], std::get<k>(x))), ...);
 }
 
-// By 16 bytes of the widest type where all lists are aligned; the rest element by element.
+// By 16 bytes of the widest type; the rest element by element.
 template <class F, class... T>
 __global__ void __launch_bounds__(chunk_threads)
     multi_map_kernel(F f, const __grid_constant__ Table<T...> table) {
@@ -121,17 +121,10 @@ __global__ void __launch_bounds__(chunk_threads)
   const auto ready = loaded(f);
   if constexpr (requires { ready.changes_nothing(); })
     if (ready.changes_nothing()) return;
-  bool packed = true;
-  for (const auto& list : table.data)
-    packed = packed && reinterpret_cast<std::uintptr_t>(list[at.tensor]) % 16 == 0;
-  std::int64_t i = at.begin;
-  if (packed) {
-    const std::int64_t end = at.begin + (at.end - at.begin) / w * w;
-    for (i += threadIdx.x * w; i < end; i += chunk_threads * w)
-      apply<w>(ready, table, at.tensor, i, lists);
-    i = end;
-  }
-  for (i += threadIdx.x; i < at.end; i += chunk_threads)
+  const std::int64_t packed = at.begin + (at.end - at.begin) / w * w;
+  for (std::int64_t i = at.begin + threadIdx.x * w; i < packed; i += chunk_threads * w)
+    apply<w>(ready, table, at.tensor, i, lists);
+  for (std::int64_t i = packed + threadIdx.x; i < at.end; i += chunk_threads)
     apply<1>(ready, table, at.tensor, i, lists);
 }
 

@@ -12,8 +12,8 @@
 // A thread maps one pack of 16 bytes, a block one contiguous tile: with full multiprocessors enough
 // bytes are in flight, and the smaller the tiles, the closer together lie those that run at a time.
 // More packs a thread were slower on an H200, and so were hints to the caches; but a small map of
-// one operand is over before that counts, and two packs need fewer blocks. The last tile, and
-// pointers that are not 16-byte aligned, go element by element.
+// one operand is over before that counts, and two packs need fewer blocks. The last tile goes
+// element by element.
 #pragma once
 #include <tuple>
 #include <utility>
@@ -85,8 +85,7 @@ __device__ Values<T, outputs> apply(const F& f, const Values<T, inputs>& x,
 
 template <class T, int packs, int outputs, int inputs, class F>
 __global__ void __launch_bounds__(map_threads)
-    map_kernel(F f, std::int64_t n, bool packed, Pointers<T, outputs> y,
-               Pointers<const T, inputs> x) {
+    map_kernel(F f, std::int64_t n, Pointers<T, outputs> y, Pointers<const T, inputs> x) {
   constexpr int width = pack_size<T>;
   constexpr std::int64_t tile = std::int64_t{map_threads} * packs * width;
   using P = Pack<T, width>;
@@ -99,7 +98,7 @@ __global__ void __launch_bounds__(map_threads)
   const std::int64_t start = blockIdx.x * tile;
   // What is rare stands in the `if`: the compiler puts that behind the rest, and a small map need
   // not wait for instructions from beyond it.
-  if (!packed || start + tile > n) {
+  if (start + tile > n) {
     const std::int64_t end = n < start + tile ? n : start + tile;
     for (std::int64_t i = start + threadIdx.x; i < end; i += map_threads) {
       const Values<T, outputs> value = one([&](int k) { return x.p[k][i]; });
@@ -134,12 +133,10 @@ void map(std::string_view op, const F& f, std::int64_t n, Pointers<T, outputs> y
   static_assert((std::is_same_v<T, X> && ...), "a map is over one dtype");
   constexpr int inputs = sizeof...(X);
   constexpr std::int64_t small = 32 << 20;  // bytes
-  bool packed = (aligned(x) && ...);
-  for (const T* p : y.p) packed = packed && aligned(p);
   const auto go = [&]<int packs>() {
     constexpr std::int64_t tile = std::int64_t{map_threads} * packs * pack_size<T>;
     launch(op, map_kernel<T, packs, outputs, inputs, F>,
-           dim3(static_cast<unsigned>(divide_up(n, tile))), map_threads, 0, f, n, packed, y,
+           dim3(static_cast<unsigned>(divide_up(n, tile))), map_threads, 0, f, n, y,
            Pointers<const T, inputs>{{x...}});
   };
   if constexpr (inputs == 1)

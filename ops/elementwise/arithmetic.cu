@@ -6,7 +6,6 @@
 namespace ebb {
 namespace {
 
-using gpu::aligned;
 using gpu::divide_up;
 using gpu::Divider;
 using gpu::Pack;
@@ -98,13 +97,12 @@ struct PeriodicIndex {
 // is enough.
 template <class T, class F>
 __global__ void __launch_bounds__(gpu::map_threads)
-    periodic_kernel(F f, std::int64_t n, bool packed, PeriodicIndex index, const T* a, const T* b,
-                    T* y) {
+    periodic_kernel(F f, std::int64_t n, PeriodicIndex index, const T* a, const T* b, T* y) {
   constexpr int width = pack_size<T>;
   constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * width;
   using P = Pack<T, width>;
   const std::int64_t start = blockIdx.x * tile;
-  if (!packed || start + tile > n) {
+  if (start + tile > n) {
     const std::int64_t end = n < start + tile ? n : start + tile;
     for (std::int64_t i = start + threadIdx.x; i < end; i += gpu::map_threads)
       y[i] = gpu::narrow<T>(f(gpu::widen(a[i]), gpu::widen(b[index(i)])));
@@ -135,10 +133,10 @@ void periodic(const F& f, const Periodic& p, std::int64_t n, const T* a, const T
   constexpr int width = pack_size<T>;
   constexpr std::int64_t tile = std::int64_t{gpu::map_threads} * width;
   const PeriodicIndex index{Divider(p.inner), Divider(p.period),
-                            p.inner == 1 && p.period % width == 0 && aligned(b),
+                            p.inner == 1 && p.period % width == 0,
                             p.inner % width == 0 || p.period == 1};
   gpu::launch("arithmetic", periodic_kernel<T, F>, dim3(static_cast<unsigned>(divide_up(n, tile))),
-              gpu::map_threads, 0, f, n, aligned(a) && aligned(y), index, a, b, y);
+              gpu::map_threads, 0, f, n, index, a, b, y);
 }
 
 // What a pack of y meets of an operand.

@@ -84,7 +84,7 @@ template <class T>
 void start(Kernel<T> packs, Kernel<T> single, int blocks_a_tile, const GrayscaleOptions& options,
            std::int64_t images, std::int64_t plane, const T* x, T* y) {
   if (images == 0 || plane == 0) return;
-  const bool packed = plane % pack_size<T> == 0 && gpu::aligned(x) && gpu::aligned(y);
+  const bool packed = plane % pack_size<T> == 0;
   const std::int64_t tile = std::int64_t{threads} * (packed ? pack_size<T> : 1);
   const std::int64_t tiles = gpu::divide_up(plane, tile);
   gpu::launch("rgb_to_grayscale", packed ? packs : single,

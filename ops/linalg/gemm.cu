@@ -41,18 +41,10 @@ __global__ void add_rows_kernel(std::int64_t size, std::int64_t columns, const f
     y[i] = gpu::narrow<bf16>(sums[i] + gpu::widen(bias[i % columns]));
 }
 
-int alignment_of(std::initializer_list<const void*> pointers) {
-  std::uintptr_t bits = 256;
-  for (const void* p : pointers) bits |= reinterpret_cast<std::uintptr_t>(p);
-  return static_cast<int>(bits & (~bits + 1));
-}
-
 // Where cuBLASLt's kernels round a sum to bf16 before they add the bias (seen in CUDA 13.0's).
-bool unaligned(const GemmSize& s, const Tensor& a, const Tensor& b, const Tensor& bias,
-               const Tensor& y) {
+bool unaligned(const GemmSize& s) {
   constexpr int width = 8;  // of 16 bytes
-  return s.n % width != 0 || s.k % width != 0 || (s.transpose_a && s.m % width != 0) ||
-         alignment_of({a.raw(), b.raw(), bias.defined() ? bias.raw() : nullptr, y.raw()}) < 16;
+  return s.n % width != 0 || s.k % width != 0 || (s.transpose_a && s.m % width != 0);
 }
 
 // y = sums + bias, rounded once.
@@ -69,9 +61,7 @@ void multiply_all(std::string_view op, const GemmSize& size, Shared shared, cons
                   const Tensor& b, const Tensor& bias, const Tensor& plus, Tensor& y) {
   const void* p = bias.defined() ? bias.raw() : nullptr;
   const void* c = plus.defined() ? plus.raw() : nullptr;
-  Key key{size,      a.dtype(),
-          y.dtype(), a.dtype() == Dtype::f32 && tf32_allowed(),
-          false,     alignment_of({a.raw(), b.raw(), y.raw(), p, c})};
+  Key key{size, a.dtype(), y.dtype(), a.dtype() == Dtype::f32 && tf32_allowed()};
   key.shared = shared;
   // The library counts batches in 32 bits, and some of its kernels in a grid of 65,535.
   constexpr std::int64_t most = 65535;
@@ -103,7 +93,7 @@ void gpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const
                const Tensor& bias, const Tensor& plus, Tensor& y) {
   if (y.numel() == 0) return;
   const bool rounds_twice =
-      bias.defined() && y.dtype() == Dtype::bf16 && size.k > 0 && unaligned(size, a, b, bias, y);
+      bias.defined() && y.dtype() == Dtype::bf16 && size.k > 0 && unaligned(size);
   if (plus.defined() && (size.k == 0 || rounds_twice)) {
     gemm(op, size, a, b, bias, {}, y);
     return accumulate(plus, y);
@@ -133,10 +123,9 @@ namespace {
 bool multiply_with(Then then, std::string_view op, const GemmSize& size, const Tensor& a,
                    const Tensor& b, const Tensor& bias, const Tensor& h, Tensor& y) {
   if (y.dtype() != Dtype::bf16 || y.numel() == 0 || size.k == 0) return false;
-  if (unaligned(size, a, b, bias, y)) return false;
+  if (unaligned(size)) return false;
   const void* p = bias.defined() ? bias.raw() : nullptr;
-  const int alignment = alignment_of({a.raw(), b.raw(), y.raw(), h.raw(), p});
-  const Key key{size, a.dtype(), y.dtype(), false, p != nullptr, alignment, then};
+  const Key key{size, a.dtype(), y.dtype(), false, p != nullptr, then};
   return multiply(op, y.device(), key, {b.raw(), a.raw(), p, nullptr, y.raw(), h.raw()});
 }
 

@@ -14,8 +14,6 @@ namespace {
 
 constexpr const char* op = "outer_product";
 
-bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
-
 constexpr int product_threads = 256;
 constexpr int product_packs = 2;  // of a thread
 
@@ -220,7 +218,7 @@ void gradients(const Tensor& a, const Tensor& b, const Tensor& dy, Tensor& da, T
                            rows,
                            da.defined() ? part_a.data<C>() : nullptr,
                            db.defined() ? part_b.data<C>() : nullptr};
-  const bool packed = n % pack_size<T> == 0 && aligned(b.data<T>()) && aligned(dy.data<T>());
+  const bool packed = n % pack_size<T> == 0;
   const auto kernel = !packed            ? gradients_kernel<T, false, false>
                       : passes<T>(m * n) ? gradients_kernel<T, true, true>
                                          : gradients_kernel<T, true, false>;
@@ -242,8 +240,7 @@ void gpu::outer_product(const Tensor& a, const Tensor& b, Tensor& y) {
   visit<float, double, bf16>(a.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     constexpr int width = pack_size<T>;
-    const bool packed = b.numel() % width == 0 && aligned(b.data<T>());
-    packed ? product<T, width>(a, b, y) : product<T, 1>(a, b, y);
+    b.numel() % width == 0 ? product<T, width>(a, b, y) : product<T, 1>(a, b, y);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "ebb/core/basic.h"
+#include "ebb/core/graph.h"
 #include "ebb/core/random.h"
 #include "ebb/core/timer.h"
 
@@ -105,8 +106,7 @@ bool worth_measuring(const Key& key) {
   const GemmSize& s = key.size;
   const std::int64_t h = key.then == Then::gelu_backward ? s.m * s.n : 0;
   const std::int64_t operands = matrices_of_a(key) * s.m * s.k + s.batch * (s.k * s.n + h);
-  return key.alignment >= 16 && s.batch * s.m * s.n * s.k >= least &&
-         operands * size_of(key.dtype) <= most;
+  return s.batch * s.m * s.n * s.k >= least && operands * size_of(key.dtype) <= most;
 }
 
 void find_candidates(std::string_view op, const Library& lib, const Key& key, Plan& plan) {
@@ -116,11 +116,6 @@ void find_candidates(std::string_view op, const Library& lib, const Key& key, Pl
     check(cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof value), op);
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(lib.workspace.bytes()));
-  const auto alignment = static_cast<uint32_t>(key.alignment);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
   // Parts of a bf16 sum are added in f32: the other ways round each to bf16 first.
   if (key.dtype == Dtype::bf16)
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
@@ -272,12 +267,6 @@ void keep_fastest(std::string_view op, Library& lib, const Key& key, Plan& plan,
   plan.count = 1;
 }
 
-bool capturing() {
-  cudaStreamCaptureStatus status{};
-  gpu::check(cudaStreamIsCapturing(gpu::stream(), &status), "gemm");
-  return status != cudaStreamCaptureStatusNone;
-}
-
 void prepare(std::string_view op, Library& lib, Device device) {
   if (lib.handle) return;
   constexpr std::int64_t mebibyte = 1 << 20;
@@ -296,7 +285,8 @@ bool gpu::multiply(std::string_view op, Device device, const Key& key, const Cal
   if (at == lib.plans.end()) at = lib.plans.emplace(key, make_plan(op, lib, key)).first;
   Plan& plan = at->second;
   if (plan.count == 0) return false;
-  if (plan.count > 1 && call.plus != call.y && !capturing()) keep_fastest(op, lib, key, plan, call);
+  if (plan.count > 1 && call.plus != call.y && !gpu::capturing())
+    keep_fastest(op, lib, key, plan, call);
   ebb::check(start(op, lib, key, plan, plan.candidates[0], call), op);
   return true;
 }

@@ -19,8 +19,7 @@ struct Key {
   Dtype dtype;   // of a and b
   Dtype result;  // the same, or f32 for bf16
   bool tf32;
-  bool bias;      // in the epilogue
-  int alignment;  // of the operands, in bytes, at most 256
+  bool bias = false;  // in the epilogue
   Then then = Then::nothing;
   Shared shared = Shared::nothing;
 

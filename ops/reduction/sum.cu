@@ -53,7 +53,7 @@ __device__ Pack<T, pack_size<T>> repeat_any(const T* dy, Index first, Index n, I
 }
 
 // Index is 32 bits wide where that suffices, for the divisions. `packed`: no pack of dx crosses a
-// line of n, or of inner when that is not 1, and dy's packs are aligned.
+// line of n, or of inner when that is not 1.
 template <class T, class Index>
 __global__ void __launch_bounds__(repeat_threads)
     repeat_kernel(const T* dy, Index n, Index inner, double factor, Index total, bool packed,
@@ -93,11 +93,7 @@ __global__ void __launch_bounds__(repeat_threads)
 template <class T, class Index>
 void repeat(const Tensor& dy, const View& v, double factor, Tensor& dx) {
   constexpr int width = pack_size<T>;
-  const bool packed =
-      v.inner == 1
-          ? v.n % width == 0
-          : v.inner % width == 0 &&
-                reinterpret_cast<std::uintptr_t>(dy.data<T>()) % sizeof(Pack<T, width>) == 0;
+  const bool packed = (v.inner == 1 ? v.n : v.inner) % width == 0;
   const std::int64_t blocks =
       divide_up<std::int64_t>(dx.numel(), repeat_threads * repeat_packs * width);
   launch("sum", repeat_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)), repeat_threads, 0,
@@ -116,7 +112,6 @@ void gpu::sum_along(const Tensor& x, const View& v, double factor, Tensor& y) {
   });
 }
 
-// dx is fresh, so its first element is aligned.
 void gpu::repeat_along(const Tensor& dy, const View& v, double factor, Tensor& dx) {
   visit<float, double, bf16>(dy.dtype(), "sum", [&](auto zero) {
     using T = decltype(zero);

@@ -1,15 +1,12 @@
 // Elements as plain words, so that one kernel serves every dtype of a size, and short ones travel
-// in words of up to 16 bytes where extents and addresses allow it.
+// in words of up to 16 bytes where extents allow it.
 #pragma once
 #include "ebb/core/cuda.cuh"
 
 namespace ebb::gpu {
 
-// The most bytes, up to 16, that divide `bytes` and every extent and address in `others`.
-template <class... Others>
-int word_bytes(std::int64_t bytes, Others... others) {
-  std::int64_t bits = bytes;
-  ((bits |= static_cast<std::int64_t>(others)), ...);
+// The most, up to 16, that divide all numbers of bytes whose bits are in `bits`.
+inline int word_bytes(std::int64_t bits) {
   const std::int64_t largest = bits & -bits;
   return largest == 0 || largest > 16 ? 16 : static_cast<int>(largest);
 }

@@ -194,12 +194,8 @@ void add_uses(const Tensor& indices, const Tensor& dy, Tensor& dw) {
 void gpu::embedding(const Tensor& indices, const Tensor& weight, Tensor& y) {
   visit<float, double, bf16>(weight.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const auto aligned = [](const void* p) {
-      return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
-    };
     constexpr int width = pack_size<T>;
-    if (weight.size(1) % width == 0 && aligned(weight.raw()) && aligned(y.raw()))
-      return gather<T, width>(indices, weight, y);
+    if (weight.size(1) % width == 0) return gather<T, width>(indices, weight, y);
     gather<T, 1>(indices, weight, y);
   });
 }

@@ -82,12 +82,11 @@ void transpose(std::string_view op, const Gather& g, const Tensor& x, Tensor& y)
 
 void gather(std::string_view op, Gather g, const Tensor& x, Tensor& y) {
   const std::int64_t element = size_of(x.dtype());
-  const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
   int bytes = static_cast<int>(element);
   if (g.steps[g.rank - 1] == 1) {  // runs stay whole: move them in wider words
     std::int64_t bits = g.extents[g.rank - 1];
     for (int d = 0; d < g.rank - 1; ++d) bits |= g.steps[d];
-    bytes = gpu::word_bytes(bits * element, address(x.raw()), address(y.raw()));
+    bytes = gpu::word_bytes(bits * element);
     g.extents[g.rank - 1] = g.extents[g.rank - 1] * element / bytes;
     for (int d = 0; d < g.rank - 1; ++d) g.steps[d] = g.steps[d] * element / bytes;
   }

@@ -23,10 +23,8 @@ __global__ void __launch_bounds__(256) copy_words(Runs r, const Word* x, Word* y
 
 void gpu::copy_runs(std::string_view op, const Runs& runs, const Tensor& x, Tensor& y) {
   const std::int64_t element = size_of(x.dtype());
-  const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
   const int bytes =
-      word_bytes(runs.length * element, runs.x_start * element, runs.x_step * element,
-                 runs.y_start * element, runs.y_step * element, address(x.raw()), address(y.raw()));
+      word_bytes(element * (runs.length | runs.x_start | runs.x_step | runs.y_start | runs.y_step));
   const auto words = [&](std::int64_t elements) { return elements * element / bytes; };
   const Runs r{runs.count,         words(runs.length),  words(runs.x_start),
                words(runs.x_step), words(runs.y_start), words(runs.y_step)};
