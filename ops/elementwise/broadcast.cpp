@@ -44,15 +44,16 @@ Layout::Layout(const Shape& y, const Shape& a_shape, const Shape& b_shape) {
   }
 }
 
+bool Layout::lies_like_y(const std::int64_t* strides) const {
+  std::int64_t step = 1;
+  for (int d = rank - 1; d >= 0; step *= dims[d--])
+    if (strides[d] != step) return false;
+  return true;
+}
+
 Periodic::Periodic(const Layout& l) {
-  const auto whole = [&](const std::int64_t* stride) {
-    std::int64_t step = 1;
-    for (int d = l.rank - 1; d >= 0; step *= l.dims[d--])
-      if (stride[d] != step) return false;
-    return true;
-  };
-  first = !whole(l.a);
-  if (first && !whole(l.b)) return;
+  first = !l.lies_like_y(l.a);
+  if (first && !l.lies_like_y(l.b)) return;
   const std::int64_t* repeated = first ? l.a : l.b;
   int d = l.rank - 1;  // from the right: [repeats] once through the operand [repeats]
   if (d >= 0 && repeated[d] == 0) inner = l.dims[d--];

@@ -16,6 +16,8 @@ struct Layout {
 
   Layout(const Shape& y, const Shape& a_shape, const Shape& b_shape);
   bool equal() const { return rank == 0 || (rank == 1 && a[0] == 1 && b[0] == 1); }
+  // Whether an operand of these strides has an element for each of the result, in its order.
+  bool lies_like_y(const std::int64_t* strides) const;
 };
 
 // One operand lies as the result does, the other repeats: element i meets element
