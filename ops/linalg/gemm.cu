@@ -5,6 +5,7 @@
 #include "ebb/core/cuda.cuh"
 #include "ebb/ops/elementwise/gelu.h"
 #include "ebb/ops/linalg/plans.cuh"
+#include "ebb/ops/reduction/sum.h"
 
 namespace ebb {
 namespace {
@@ -14,31 +15,16 @@ using gpu::Key;
 using gpu::Shared;
 using gpu::Then;
 
-template <class T>
-__global__ void spread_kernel(std::int64_t size, std::int64_t run, std::int64_t length,
-                              const T* bias, T* y) {
-  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += stride)
-    y[i] = bias[i / run % length];
-}
-
-// y becomes the bias, of which each element stands `run` times, over and over.
-void spread(std::string_view op, const Tensor& bias, std::int64_t run, Tensor& y) {
-  visit<float, double, bf16>(y.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
-    constexpr int threads = 256;
-    constexpr std::int64_t most = 1 << 16;
-    const auto blocks = std::min(gpu::divide_up<std::int64_t>(y.numel(), threads), most);
-    gpu::launch(op, spread_kernel<T>, dim3(static_cast<unsigned>(blocks)), threads, 0, y.numel(),
-                run, bias.numel(), bias.data<T>(), y.data<T>());
-  });
-}
-
 __global__ void add_rows_kernel(std::int64_t size, std::int64_t columns, const float* sums,
                                 const bf16* bias, bf16* y) {
   const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += stride)
     y[i] = gpu::narrow<bf16>(sums[i] + gpu::widen(bias[i % columns]));
+}
+
+// Every row of y becomes the bias.
+void spread(const Tensor& bias, Tensor& y) {
+  gpu::repeat_along(bias, {1, y.numel() / bias.numel(), bias.numel()}, 1, y);
 }
 
 // Where cuBLASLt's kernels round a sum to bf16 before they add the bias (seen in CUDA 13.0's).
@@ -78,7 +64,7 @@ void multiply_all(std::string_view op, const GemmSize& size, Shared shared, cons
     key.bias = false;
     call.bias = nullptr;
     if (p) {
-      if (first == 0) spread(op, bias, 1, y);
+      if (first == 0) spread(bias, y);
       if (first == 0 && c) gpu::accumulate(plus, y);
       call.plus = out;
     }
@@ -98,7 +84,7 @@ void gpu::gemm(std::string_view op, const GemmSize& size, const Tensor& a, const
     gemm(op, size, a, b, bias, {}, y);
     return accumulate(plus, y);
   }
-  if (size.k == 0) return bias.defined() ? spread(op, bias, 1, y) : fill(0, y);
+  if (size.k == 0) return bias.defined() ? spread(bias, y) : fill(0, y);
   if (rounds_twice) {
     Tensor sums = empty(y.shape(), {Dtype::f32, y.device()});
     gemm(op, size, a, b, {}, {}, sums);
@@ -112,7 +98,7 @@ void gpu::gemm_each(std::string_view op, const GemmSize& size, const Tensor& a, 
   Tensor plus;
   if (bias.defined()) {
     plus = empty({size.m, size.n}, y.options());
-    spread(op, bias, size.n, plus);
+    repeat_along(bias, {size.m, size.n, 1}, 1, plus);
   }
   multiply_all(op, size, bias.defined() ? Shared::a_and_plus : Shared::a, a, b, {}, plus, y);
 }
