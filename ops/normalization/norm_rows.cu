@@ -47,10 +47,12 @@ struct NormalizeRow {
   using C = Compute<T>;
   // Smaller variances than this, eps added, have lost squares that were too small for a C.
   static constexpr double lowest = sizeof(C) == 4 ? 0x1p-90 : 0x1p-900;
+  static constexpr double highest = std::numeric_limits<C>::max();
   const T* x;
   const T* weight;
   const T* bias;
   std::int64_t cols;
+  double one_of;  // 1 / cols
   double eps;
   double* mean;
   C* rstd;
@@ -58,15 +60,17 @@ struct NormalizeRow {
 
   template <class Row>
   __device__ void operator()(Row& row) const {
-    const double n = static_cast<double>(cols);
     Moments of = std::is_same_v<typename Row::Wide, C> ? in_registers(row) : in_one_pass(row);
-    const double variance = of.square / n + eps;
-    const bool lost = !(lowest < variance && variance < std::numeric_limits<double>::infinity());
+    const double variance = of.square * one_of + eps;
+    C r = 1 / sqrt(static_cast<C>(variance));
+    const bool lost = !(lowest < variance && variance < highest);
     if (__any_sync(0xffffffffu, lost)) {  // the groups of a warp together
       const Moments exact = in_doubles(row);
-      if (lost) of = exact;
+      if (lost) {
+        of = exact;
+        r = static_cast<C>(1 / sqrt(exact.square * one_of + eps));
+      }
     }
-    const C r = static_cast<C>(1 / sqrt(of.square / n + eps));
     if (row.leader()) {
       if constexpr (centred) mean[row.index()] = of.mean;
       rstd[row.index()] = r;
@@ -85,7 +89,7 @@ struct NormalizeRow {
     C off = 0;
     if constexpr (centred) {
       row.each([&](auto, C x) { off += x - first; });
-      off = row.reduce(Sum{}, off) / static_cast<C>(cols);
+      off = row.reduce(Sum{}, off) * static_cast<C>(one_of);
     }
     C square = 0;
     row.each([&](auto, C x) {
@@ -125,7 +129,7 @@ struct NormalizeRow {
     square = row.reduce(Sum{}, square);
     if (!centred) return {0, square};
     sum = row.reduce(Sum{}, sum);
-    const double off = sum / static_cast<double>(cols);
+    const double off = sum * one_of;
     square -= off * sum;
     return {first + off, square < 0 ? 0 : square};
   }
@@ -135,7 +139,7 @@ struct NormalizeRow {
     double m = 0;
     if constexpr (centred) {
       row.each([&](auto, C x) { m += static_cast<double>(x); });
-      m = row.reduce(Sum{}, m) / static_cast<double>(cols);
+      m = row.reduce(Sum{}, m) * one_of;
     }
     double square = 0;
     row.each([&](auto, C x) {
@@ -154,8 +158,15 @@ void forward(const Normalize& n) {
   T* const y = n.y.data<T>();
   const T* const w = data_or_null<T>(n.weight);
   const T* const b = data_or_null<T>(n.bias);
-  const NormalizeRow<T, centred> body{
-      x, w, b, n.s.cols, n.eps, data_or_null<double>(n.mean), n.rstd.data<Compute<T>>(), y};
+  const NormalizeRow<T, centred> body{x,
+                                      w,
+                                      b,
+                                      n.s.cols,
+                                      1 / static_cast<double>(n.s.cols),
+                                      n.eps,
+                                      data_or_null<double>(n.mean),
+                                      n.rstd.data<Compute<T>>(),
+                                      y};
   if (few(n.s) || bytes > long_row_bytes) {
     if constexpr (sizeof(T) <= 4)
       if (all_aligned(w, b) && long_rows<T>(n.op, body, n.s.rows, n.s.cols, y, x)) return;

@@ -97,7 +97,8 @@ class SpreadRows {
         scratch_(scratch),
         memory_(memory),
         shared_(shared),
-        steps_(static_cast<int>((s.rows + rows - 1) / rows)) {
+        steps_(static_cast<int>((s.rows + rows - 1) / rows)),
+        keeps_(s.rows * s.cols * std::int64_t{sizeof(T)} < (1 << 26)) {
     first_ = first_column(blockIdx.x);
     count_ = static_cast<int>(first_column(blockIdx.x + 1) - first_);
     if (threadIdx.x == spread_threads) {
@@ -198,9 +199,14 @@ class SpreadRows {
     if (bytes == 0) return;
     for (int r = 0; r < there; ++r)
 #pragma unroll
-      for (int q = 0; q < inputs; ++q)
-        hopper::copy_passing(memory(slot, r, q), body_.x[q] + row(step, r) * s_.cols + first_,
-                             bytes, full);
+      for (int q = 0; q < inputs; ++q) {
+        uint4* const to = memory(slot, r, q);
+        const T* const from = body_.x[q] + row(step, r) * s_.cols + first_;
+        if (keeps_)
+          hopper::copy_passing(to, from, bytes, full);
+        else
+          hopper::copy(to, from, bytes, full);
+      }
   }
 
   __device__ void read_given(int step) {
@@ -339,6 +345,7 @@ class SpreadRows {
   uint4* memory_;
   Shared& shared_;
   int steps_;
+  bool keeps_;          // what is written: the cache does, if what is read makes room
   std::int64_t first_;  // column of this block
   int count_;           // columns
   Given next_[rows] = {};
