@@ -17,8 +17,8 @@ using namespace gpu;
 
 constexpr const char* op = "flash_attention";
 
-// Statistics (heads.cuh) of each [sequence, position, head], to [sequence, head, position]: the lse,
-// and D = Σ dy∘y. The last position of a head fills up what is beyond the end.
+// Statistics (heads.cuh) of each [sequence, position, head], to [sequence, head, position]: the
+// lse, and D = Σ dy∘y. The last position of a head fills up what is beyond the end.
 template <class T>
 struct Summarize {
   using V = Compute<T>;
