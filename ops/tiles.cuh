@@ -12,9 +12,9 @@
 //            add_up()         adds these to its totals, and begins them anew
 //            for_each(f)      f(m, n, pack): adjacent n of one row of the finished tile
 //
-// FmaCore is the core for every type, in Compute<T>: float32 means float32. In one long sum it
-// would round each product to the digits of all before it: of 180 positive ones, the worst of a
-// million such sums is wrong by 17 · 2⁻²⁴ of itself, and with sums of `short_sum` slabs by 6.
+// FmaCore is the core for every type, in Compute<T>: float32 means float32. One long sum rounds
+// each product to the digits of all before it: of 180 positive ones, the worst of a million such
+// sums is wrong by 17 · 2⁻²⁴ of itself, and with totals of sums of `short_sum` slabs by 6.
 #pragma once
 #include <algorithm>
 
@@ -24,7 +24,8 @@
 namespace ebb::gpu {
 
 inline constexpr int tile_depth = 8;
-inline constexpr int short_sum = 8;  // slabs
+inline constexpr int short_sum = 8;     // slabs that a core with totals adds up at a time
+inline constexpr int longest_sum = 20;  // slabs of float32 that one without them may add up
 
 // rows × cols of C a block, thread_rows × thread_cols a thread. A warp is 4 × 8 threads, so that
 // the fragments it reads from shared memory are 4 and 8 packs: no bank conflicts.
@@ -50,7 +51,7 @@ struct TileMemory {
   Slab<V, Tile::cols> b[2];
 };
 
-template <class V, class Tile>
+template <class V, class Tile, bool totals = false>
 class FmaCore {
   static constexpr int row_pack = Tile::thread_rows < 4 ? Tile::thread_rows : 4;
   static constexpr int col_pack = Tile::thread_cols < 4 ? Tile::thread_cols : 4;
@@ -61,6 +62,7 @@ class FmaCore {
 
  public:
   using Columns = Pack<V, col_pack>;
+  static constexpr bool has_totals = totals;
 
   __device__ FmaCore() {
     constexpr int warps_across = Tile::cols / (8 * Tile::thread_cols);
@@ -110,7 +112,8 @@ class FmaCore {
     for (int i = 0; i < Tile::thread_rows; ++i)
 #pragma unroll
       for (int j = 0; j < col_packs; ++j)
-        f(row_ + i / row_pack * row_stride + i % row_pack, col_ + j * col_stride, total_[i][j]);
+        f(row_ + i / row_pack * row_stride + i % row_pack, col_ + j * col_stride,
+          totals ? total_[i][j] : sum_[i][j]);
   }
 
  private:
@@ -135,7 +138,7 @@ __device__ void multiply_tiles(Memory& memory, A& a, B& b, Core& core, int slabs
       b.fetch();
     }
     core.multiply(memory.a[now], memory.b[now]);
-    if (slab % short_sum == 0 || slab == slabs) core.add_up();
+    if (Core::has_totals && (slab % short_sum == 0 || slab == slabs)) core.add_up();
     if (slab < slabs) {
       a.put(memory.a[1 - now]);
       b.put(memory.b[1 - now]);

@@ -166,7 +166,7 @@ class PixelLoader {
 };
 
 // A tile of out for one slice of the sum; slice i of several goes to out + i · out_size.
-template <class T, class Out, class Tile, bool blocked>
+template <class T, class Out, class Tile, bool blocked, bool totals>
 __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
     gather(const __grid_constant__ Gather g, Slices slices, std::int64_t column_tiles, int together,
            std::int64_t out_size, const T* in, const Compute<T>* packed, const T* bias, Out* out) {
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(Tile::threads, blocks_resident<Tile>)
   const std::int64_t first_row = group * g.rows + z.first_row + first_slab * tile_depth;
   PackedLoader<V, Tile, Tile::rows> a(packed + first_row * g.columns + first_m, g.columns);
   PixelLoader<T, Tile, blocked> b(g, z, in, group, first_column, first_slab, places);
-  FmaCore<V, Tile> core;
+  FmaCore<V, Tile, totals> core;
   __syncthreads();  // places, even if there is no slab
   multiply_tiles(memory, a, b, core, static_cast<int>(slabs));
 
@@ -241,15 +241,18 @@ void launch_gather(Gather g, std::int64_t points, const Tensor& in, const Tensor
   const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
   const int together = adjacent_columns(g);
   const dim3 grid = grid_of(op, blocks * slices.count);
-  if (slices.count == 1) {
-    launch(op, gather<T, T, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles,
-           together, out.numel(), in.data<T>(), packed.data<V>(), bias, out.data<T>());
-    return;
-  }
+  const auto go = [&]<bool totals, class Out>(const T* with_bias, Out* to) {
+    launch(op, gather<T, Out, Tile, blocked, totals>, grid, Tile::threads, 0, g, slices,
+           column_tiles, together, out.numel(), in.data<T>(), packed.data<V>(), with_bias, to);
+  };
+  const auto make = [&](const T* with_bias, auto* to) {
+    if constexpr (sizeof(V) == 4)
+      if (slices.length > longest_sum) return go.template operator()<true>(with_bias, to);
+    go.template operator()<false>(with_bias, to);
+  };
+  if (slices.count == 1) return make(bias, out.data<T>());
   Tensor partial = empty({slices.count, out.numel()}, {dtype_of<V>, out.device()});
-  launch(op, gather<T, V, Tile, blocked>, grid, Tile::threads, 0, g, slices, column_tiles, together,
-         out.numel(), in.data<T>(), packed.data<V>(), static_cast<const T*>(nullptr),
-         partial.data<V>());
+  make(nullptr, partial.data<V>());
   launch_add_slices<T>(op, out.numel(), slices.count, partial, plane, g.groups * g.m, bias, out);
 }
 

@@ -221,21 +221,23 @@ __device__ void gather(const Place<Index>& at, const AnySides<Index>& s, T* dx, 
 template <int width, class T, class Index, class Add, class Finish>
 __device__ void gather_overlap(const Place<Index>& at, const AnySides<Index>& s, T* dx,
                                const Add& add, const Finish& finish) {
+  constexpr Index some = 32;  // rows; sums of thousands would lose digits
   const Index w = at.column * width;
-  Compute<T> sum[width] = {};
+  double sum[width] = {};
   const auto rows = s.down.seers(at.row, 1), columns = s.across.seers(w, width);
-  for (Index q = columns.first; q < columns.last; ++q) {
-    Compute<T> of_column[width] = {};  // first: sums of thousands would lose digits
-    for (Index p = rows.first; p < rows.last; ++p)
-      add(of_column, s.place({true, at.plane, p, q}), p, q, at.row - s.down.begin(p),
-          w - s.across.begin(q));
+  for (Index q = columns.first; q < columns.last; ++q)
+    for (Index first = rows.first; first < rows.last; first += some) {
+      Compute<T> of_some[width] = {};
+      for (Index p = first; p < min(first + some, rows.last); ++p)
+        add(of_some, s.place({true, at.plane, p, q}), p, q, at.row - s.down.begin(p),
+            w - s.across.begin(q));
 #pragma unroll
-    for (int j = 0; j < width; ++j) sum[j] += of_column[j];
-  }
+      for (int j = 0; j < width; ++j) sum[j] += static_cast<double>(of_some[j]);
+    }
   T* const to = dx + std::int64_t{at.plane} * s.image + (at.row * s.across.extent + w);
 #pragma unroll
   for (int j = 0; j < width; ++j)
-    if (w + j < s.across.extent) to[j] = narrow<T>(finish(sum[j]));
+    if (w + j < s.across.extent) to[j] = narrow<T>(finish(static_cast<Compute<T>>(sum[j])));
 }
 
 enum class Windows { apart, overlap, dilated };
