@@ -12,7 +12,19 @@ using namespace gpu::attention;
 template <class T>
 struct Inputs {
   const T *q, *k, *v, *dy;
-  Statistics<Compute<T>> of_queries;
+  const Compute<T>*lse, *d;
+};
+
+// What belongs to a query.
+template <class V>
+struct Statistics {
+  V lse, d;
+  template <class T>
+  __device__ Statistics(const Inputs<T>& in, std::int64_t length, std::int64_t head, std::int64_t i)
+      : lse(i < length ? in.lse[head * length + i] : -std::numeric_limits<V>::infinity()),
+        d(i < length ? in.d[head * length + i] : V(0)) {
+    if (lse == -std::numeric_limits<V>::infinity()) lse = -lse;
+  }
 };
 
 template <class Core>
@@ -45,20 +57,20 @@ __device__ void gradients_of_rows(const FlashAttentionSize& s, const Place<Core:
     load(m.own[1], (of_keys ? values : upstream).from(at.first));
   }
 
-  const V* const all_lse = in.of_queries.lse + at.head * in.of_queries.padded;
-  const V* const all_d = in.of_queries.d + at.head * in.of_queries.padded;
   V lse[Core::own_rows], d[Core::own_rows];
 #pragma unroll
   for (int r = 0; r < Core::own_rows && !of_keys; ++r) {
-    lse[r] = all_lse[at.first + Core::row(r)] * Core::unit;
-    d[r] = all_d[at.first + Core::row(r)];
+    const Statistics<V> own(in, s.length_q, at.head, at.first + Core::row(r));
+    lse[r] = own.lse * Core::unit;
+    d[r] = own.d;
   }
   const auto fetch = [&](int stage, std::int64_t j) {
     load(m.others[stage][0], (of_keys ? queries : keys).from(j));
     load(m.others[stage][1], (of_keys ? upstream : values).from(j));
     if (of_keys && threadIdx.x < Core::cols) {
-      m.lse[stage][threadIdx.x] = all_lse[j + threadIdx.x] * Core::unit;
-      m.d[stage][threadIdx.x] = all_d[j + threadIdx.x];
+      const Statistics<V> other(in, s.length_q, at.head, j + threadIdx.x);
+      m.lse[stage][threadIdx.x] = other.lse * Core::unit;
+      m.d[stage][threadIdx.x] = other.d;
     }
   };
 
@@ -136,15 +148,16 @@ void launch_gradients(const FlashAttentionSize& s, const OddRows& odd, bool pack
 }  // namespace
 
 void gpu::attention::backward(const FlashAttentionSize& s, const Tensor& odd_rows, const Tensor& q,
-                              const Tensor& k, const Tensor& v, const Tensor& statistics,
+                              const Tensor& k, const Tensor& v, const Tensor& lse, const Tensor& d,
                               const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv) {
   const OddRows odd(s, odd_rows);
   visit<float, double, bf16>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
+    using V = Compute<T>;
     const auto x = attention_parts<T>(s, q, k, v);
     const auto dx = attention_parts<T>(s, dq, dk, dv);
     const T* const upstream = dy.data<T>();
-    const Inputs<T> in{x[0], x[1], x[2], upstream, Statistics<Compute<T>>(statistics)};
+    const Inputs<T> in{x[0], x[1], x[2], upstream, lse.data<V>(), d.data<V>()};
     const bool packed = aligned_rows(s, x, upstream) && aligned_rows(s, dx, upstream);
     with_cores<T>(s.head_dim, [&](auto, auto core) {
       using Core = decltype(core);

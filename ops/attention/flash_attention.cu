@@ -5,8 +5,6 @@
 //   core_*.cu     everything else, on every GPU
 //
 // All do what flash_attention.h says.
-#include <limits>
-
 #include "ebb/ops/attention/tiers.h"
 #include "ebb/ops/rows.cuh"
 
@@ -17,30 +15,17 @@ using namespace gpu;
 
 constexpr const char* op = "flash_attention";
 
-// Statistics (heads.cuh) of each [sequence, position, head], to [sequence, head, position]: the
-// lse, and D = Σ dy∘y. The last position of a head fills up what is beyond the end.
+// D = Σ dy∘y of each [sequence, position, head], to [sequence, head, position].
 template <class T>
-struct Summarize {
-  using V = Compute<T>;
-  static constexpr V infinity = std::numeric_limits<V>::infinity();
-  std::int64_t length, padded, heads;
-  V unit;
-  const V* from;
-  V *lse, *d;
-
+struct UpstreamDots {
+  std::int64_t length, heads;
+  Compute<T>* d;
   template <class Row>
   __device__ void operator()(Row& row) const {
-    const V dot = row.sum([](auto, auto y, auto dy) { return y * dy; });
+    const auto dot = row.sum([](auto, auto y, auto dy) { return y * dy; });
     if (!row.leader()) return;
-    const std::int64_t position = row.index() / heads, i = position % length;
-    const std::int64_t line = position / length * heads + row.index() % heads;
-    const V own = from[line * length + i];
-    lse[line * padded + i] = own == -infinity ? infinity : own * unit;
-    d[line * padded + i] = dot;
-    for (std::int64_t beyond = length; i == length - 1 && beyond < padded; ++beyond) {
-      lse[line * padded + beyond] = infinity;
-      d[line * padded + beyond] = 0;
-    }
+    const std::int64_t position = row.index() / heads;
+    d[(position / length * heads + row.index() % heads) * length + position % length] = dot;
   }
 };
 
@@ -57,26 +42,15 @@ void gpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q,
                                    const Tensor& v, const Tensor& y, const Tensor& lse,
                                    const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv) {
   if (hopper::flash_attention_backward(s, q, k, v, y, lse, dy, dq, dk, dv)) return;
-  const Tensor statistics = attention::statistics(s, y, lse, dy, 1);
-  const Tensor odd = hopper::flash_attention_tf32_backward(s, q, k, v, statistics, dy, dq, dk, dv);
-  attention::backward(s, odd, q, k, v, statistics, dy, dq, dk, dv);
-}
-
-Tensor gpu::attention::statistics(const FlashAttentionSize& s, const Tensor& y, const Tensor& lse,
-                                  const Tensor& dy, double unit) {
-  const std::int64_t padded = divide_up<std::int64_t>(s.length_q, 128) * 128;
-  const std::int64_t lines = s.batch * s.heads;
-  Tensor statistics = empty({2, lines, padded}, lse.options());
-  visit<float, double, bf16>(y.dtype(), op, [&](auto zero) {
+  Tensor d = empty(lse.shape(), lse.options());
+  visit<float, double, bf16>(q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    using V = Compute<T>;
-    V* const to = statistics.data<V>();
-    stream_rows<T>(op,
-                   Summarize<T>{s.length_q, padded, s.heads, static_cast<V>(unit), lse.data<V>(),
-                                to, to + lines * padded},
-                   RowLayout{lines * s.length_q, s.head_dim}, y.data<T>(), dy.data<T>());
+    stream_rows<T>(op, UpstreamDots<T>{s.length_q, s.heads, d.data<Compute<T>>()},
+                   RowLayout{s.batch * s.length_q * s.heads, s.head_dim}, y.data<T>(),
+                   dy.data<T>());
   });
-  return statistics;
+  const Tensor odd = hopper::flash_attention_tf32_backward(s, q, k, v, lse, d, dy, dq, dk, dv);
+  attention::backward(s, odd, q, k, v, lse, d, dy, dq, dk, dv);
 }
 
 }  // namespace ebb

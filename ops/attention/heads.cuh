@@ -33,17 +33,6 @@ __device__ V element(T x) {
   }
 }
 
-// What belongs to queries, for backward: of each head `padded` of them, a multiple of every tile's
-// rows, whose lse is +∞ where nothing is seen and beyond the end: P is 0 there.
-template <class V>
-struct Statistics {
-  const V *lse, *d;
-  std::int64_t padded;
-
-  explicit Statistics(const Tensor& x)
-      : lse(x.data<V>()), d(lse + x.numel() / 2), padded(x.size(2)) {}
-};
-
 // 2^x with a relative error of 2⁻²²; 0 below 2⁻¹²⁶.
 __device__ inline float power_of_two(float x) {
   float y;

@@ -29,11 +29,23 @@ struct alignas(1024) Panels {
   __device__ Chunk& at(int row, int chunk) { return data[chunk / 8][row][(chunk ^ row) % 8]; }
 };
 
+// f(r, c, value) for each number that a thread has.
+template <int n, class F>
+__device__ void each(float (&x)[2][n], F f) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int c = 0; c < n; ++c) f(r, c, x[r][c]);
+}
+
 // As the tensor cores take them.
 template <int n>
-__device__ void round(unsigned (&p)[n / 8][4], const float (&x)[n]) {
+__device__ void round(unsigned (&p)[n / 4][4], const float (&x)[2][n]) {
 #pragma unroll
-  for (int i = 0; i < n / 2; ++i) p[i / 4][i % 4] = pair(x[2 * i], x[2 * i + 1]);
+  for (int k = 0; k < n / 4; ++k)
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      p[k][j] = pair(x[j % 2][4 * k + j / 2 * 2], x[j % 2][4 * k + j / 2 * 2 + 1]);
 }
 
 // The assembler moves a wait up over arithmetic that it does not concern, which then runs beside no
@@ -53,8 +65,8 @@ __device__ T& kept_at(T& x) {
 
 // x = rows `first` to first + 63 of a, times b transposed. In flight until waited for.
 template <int n, class A, class B>
-__device__ void multiply_rows(float (&x)[n], const A& a, int first, const B& b) {
-  static_assert(n == B::rows / 2 && A::width == B::width);
+__device__ void multiply_rows(float (&x)[2][n], const A& a, int first, const B& b) {
+  static_assert(n == B::rows / 4 && A::width == B::width);
   const std::uint64_t left = descriptor(&a.data[0][first], 16), right = descriptor(b.data, 16);
   begin_products();
 #pragma unroll
@@ -65,12 +77,12 @@ __device__ void multiply_rows(float (&x)[n], const A& a, int first, const B& b) 
 }
 
 template <int n, int steps, class B>
-__device__ void add_product(float (&sums)[n], const unsigned (&p)[steps][4], const B& b) {
-  static_assert(n == B::width / 2 && steps == B::rows / 16);
+__device__ void add_product(float (&sums)[2][n], const unsigned (&p)[steps][4], const B& b) {
+  static_assert(n == B::width / 4 && steps == B::rows / 16);
   const std::uint64_t right = descriptor(b.data, sizeof(b.data[0]));
   begin_products();
 #pragma unroll
-  for (int k = 0; k < steps; ++k) multiply(sums, p[k], moved(right, k * 16 * 8));
+  for (int k = 0; k < steps; ++k) multiply(sums, p[k], moved(right, k * 16 * 8), 1);
   end_products();
 }
 
@@ -127,7 +139,7 @@ __device__ bool clear_odd(Tile& tile) {
 
 // sums += p · (NaN and infinities of a tile), whose rows are these.
 template <int n, int steps>
-__device__ void add_odd(float (&sums)[n], const unsigned (&p)[steps][4], const Sight& sight,
+__device__ void add_odd(float (&sums)[2][n], const unsigned (&p)[steps][4], const Sight& sight,
                         const attention::Rows<const bf16>& rows) {
 #pragma unroll
   for (int k = 0; k < steps; ++k)
@@ -140,17 +152,17 @@ __device__ void add_odd(float (&sums)[n], const unsigned (&p)[steps][4], const S
         const float weight = __uint_as_float(j % 2 ? both & 0xffff0000u : both << 16);
         if (!sight.sees(r, 16 * k + j) || 16 * k + j >= rows.left) continue;
 #pragma unroll
-        for (int c = 0; c < n / 2; ++c) {
+        for (int c = 0; c < n; ++c) {
           if (col(c) >= rows.head_dim) continue;
           const float value = widen(rows.data[(16 * k + j) * rows.step + col(c)]);
-          if (!(fabsf(value) < infinity)) entry(sums, r, c) += weight * value;
+          if (!(fabsf(value) < infinity)) sums[r][c] += weight * value;
         }
       }
     }
 }
 
 template <class S>
-__device__ void store(const float (&sums)[S::width / 2], const float (&factor)[2],
+__device__ void store(const float (&sums)[2][S::width / 4], const float (&factor)[2],
                       const attention::Rows<bf16>& to, Panels<S::rows, S::width>& staging) {
   constexpr int chunks = S::width / 8;
 #pragma unroll
@@ -158,7 +170,7 @@ __device__ void store(const float (&sums)[S::width / 2], const float (&factor)[2
 #pragma unroll
     for (int c = 0; c < S::width / 4; c += 2)
       reinterpret_cast<unsigned*>(&staging.at(row(r), c / 2))[lane() % 4] =
-          pair(entry(sums, r, c) * factor[r], entry(sums, r, c + 1) * factor[r]);
+          pair(sums[r][c] * factor[r], sums[r][c + 1] * factor[r]);
   __syncwarp();
   for (int i = lane(); i < 16 * chunks; i += warp_size) {
     const int row = static_cast<int>(threadIdx.x) / warp_size * 16 + i / chunks;

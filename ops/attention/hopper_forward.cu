@@ -23,17 +23,17 @@ struct Softmax {
   float top[2] = {-infinity, -infinity};
   float total[2] = {};  // of this thread's columns
   float shrink[2] = {1, 1};
-  float sums[S::width / 2] = {};
+  float sums[2][S::width / 4] = {};
 
   // x becomes the weights. Both rows and two columns at a time: with one chain of operations after
   // another a warp would wait for each result.
-  __device__ void weigh(float (&x)[S::cols / 2], float scale) {
-    float high[2][2] = {{top[0], entry(x, 0, 1)}, {top[1], entry(x, 1, 1)}};
+  __device__ void weigh(float (&x)[2][S::cols / 4], float scale) {
+    float high[2][2] = {{top[0], x[0][1]}, {top[1], x[1][1]}};
     float sum[2][2] = {}, shift[2];
 #pragma unroll
     for (int c = 0; c < S::cols / 4; ++c)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) high[r][c % 2] = fmaxf(high[r][c % 2], entry(x, r, c));
+      for (int r = 0; r < 2; ++r) high[r][c % 2] = fmaxf(high[r][c % 2], x[r][c]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float before = top[r];
@@ -48,13 +48,16 @@ struct Softmax {
     for (int c = 0; c < S::cols / 4; ++c)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        sum[r][c % 2] += entry(x, r, c) = power_of_two(fmaf(entry(x, r, c), scale, -shift[r]));
+        sum[r][c % 2] += x[r][c] = power_of_two(fmaf(x[r][c], scale, -shift[r]));
 #pragma unroll
     for (int r = 0; r < 2; ++r) total[r] = total[r] * shrink[r] + (sum[r][0] + sum[r][1]);
   }
   __device__ void rescale() {
     if (!__any_sync(0xffffffffu, shrink[0] != 1 || shrink[1] != 1)) return;
-    each(sums, [&](int r, int, float& value) { value *= shrink[r]; });
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (float& value : sums[r]) value *= shrink[r];
   }
 };
 
@@ -96,7 +99,7 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   const attention::Scale<float> scale(s.scale);
   const auto draws = drops ? attention::draws_of<false>(s, at.line) : attention::Draws<false>{};
   Softmax<S> softmax;
-  float x[S::cols / 2] = {};
+  float x[2][S::cols / 4] = {};
   unsigned p[S::cols / 16][4];
 
   const auto scores = [&](int t) {
@@ -116,7 +119,7 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
     softmax.weigh(x, scale.size * log2_e);
     if constexpr (drops)
       draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
-        if (bits < s.dropout.threshold) entry(x, r, c) = 0;
+        if (bits < s.dropout.threshold) x[r][c] = 0;
       });
   };
   const auto find_odd = [&](int t) {
@@ -215,7 +218,7 @@ void launch_attend(const FlashAttentionSize& s, const std::array<const bf16*, 3>
   const Maps maps{map_of(s, in[0], s.length_q, s.row, S::rows),
                   map_of(s, in[1], s.length_k, s.row, S::cols),
                   map_of(s, in[2], s.length_k, s.row, S::cols)};
-  Deal deal = Place<S, false>::deal(s, 2 * sizeof(bf16) * s.head_dim, nullptr);
+  Deal deal = Place<S, false>::deal(s, nullptr);
   Tensor taken;
   if (s.is_causal && deal.places > 4 * multiprocessors()) {  // few or equal ones need no turns
     taken = empty({1}, {Dtype::i32, device});

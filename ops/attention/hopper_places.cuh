@@ -9,12 +9,10 @@
 
 namespace ebb::gpu::hopper {
 
-using attention::lane;
 using attention::log2_e;
 using attention::odd_of;
 using attention::op;
 using attention::power_of_two;
-using attention::Statistics;
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
@@ -37,6 +35,7 @@ inline constexpr int registers_of_others = 24;
 
 // What a warp's lanes agree on, so that the compiler knows it, too.
 __device__ inline int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+__device__ inline int lane() { return static_cast<int>(threadIdx.x % warp_size); }
 __device__ inline int this_warpgroup() {
   return uniform(static_cast<int>(threadIdx.x) / warpgroup);
 }
@@ -47,37 +46,10 @@ __device__ inline int row(int r) {
 }
 __device__ inline int col(int c) { return c / 2 * 8 + lane() % 4 * 2 + c % 2; }
 
-// The thread's r-th row and c-th column of what it has of a product (wgmma.cuh).
-template <class T, int n>
-__device__ T& entry(T (&x)[n], int r, int c) {
-  return x[c / 2 * 4 + 2 * r + c % 2];
-}
-// f(r, c, entry) for each.
-template <int n, class F>
-__device__ void each(float (&x)[n], F f) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-#pragma unroll
-    for (int c = 0; c < n / 2; ++c) f(r, c, entry(x, r, c));
-}
-
 // Which of a tile's columns the thread's r-th row sees.
 struct Sight {
   int from[2], to[2];
   __device__ bool sees(int r, int column) const { return from[r] <= column && column < to[r]; }
-};
-
-// lse and D of the thread's rows, where these are queries.
-template <bool of_queries>
-struct OwnStatistics {
-  float lse[2] = {}, d[2] = {};
-  __device__ OwnStatistics(const Statistics<float>& all, std::int64_t line, int first) {
-#pragma unroll
-    for (int r = 0; r < 2 && of_queries; ++r) {
-      lse[r] = all.lse[line * all.padded + first + row(r)];
-      d[r] = all.d[line * all.padded + first + row(r)];
-    }
-  }
 };
 
 // f(r, c, bits) for each number that a thread has: they lie as mma.sync has them.
@@ -147,13 +119,12 @@ struct Place {
   __host__ __device__ static std::int64_t blocks_of(const FlashAttentionSize& s) {
     return divide_up<std::int64_t>(of_keys ? s.length_k : s.length_q, S::rows);
   }
-  // What heads that are dealt together read again and again stays in the L2 cache: so many bytes of
-  // each of the others' rows.
-  static Deal deal(const FlashAttentionSize& s, std::int64_t bytes, int* taken) {
+  // What heads that are dealt together read again and again stays in the L2 cache.
+  static Deal deal(const FlashAttentionSize& s, int* taken) {
     constexpr std::int64_t cached = 32 << 20;
-    const std::int64_t heads = s.batch * s.heads, others = of_keys ? s.length_q : s.length_k;
-    return {heads * blocks_of(s), std::clamp<std::int64_t>(cached / (bytes * others), 1, heads),
-            taken};
+    const std::int64_t heads = s.batch * s.heads;
+    const std::int64_t bytes = 2 * sizeof(bf16) * (of_keys ? s.length_q : s.length_k) * s.head_dim;
+    return {heads * blocks_of(s), std::clamp<std::int64_t>(cached / bytes, 1, heads), taken};
   }
   __device__ Place(const FlashAttentionSize& s, std::int64_t together, std::int64_t number)
       : length(static_cast<int>(of_keys ? s.length_q : s.length_k)), is_causal(s.is_causal) {
@@ -200,35 +171,28 @@ struct Place {
   }
 };
 
-// One thread of a block copies while its workers multiply, who get the registers of the others.
-template <class S, class Copy, class Work>
-__device__ void share_work(Copy copy, Work work) {
-  if (threadIdx.x >= S::workers) {
-    keep_registers<registers_of_others>();
-    if (threadIdx.x == S::workers) copy();
-  } else {
-    take_registers<registers_of_workers<S::warpgroups>>();
-    work();
-  }
-}
-
 // The block's places, one after the other, before which n tiles come: copy(at, n, stage, there) by
 // the copying thread, `there` for what the place owns, and work(at, n, stage) by all that multiply.
 template <class At, class S, int fetches, class Copy, class Work>
 __device__ void run_dealt(const FlashAttentionSize& s, const Deal& deal, Owned<S, fetches>& own,
                           Copy copy, Work work) {
   int n = 0;
-  const auto send = [&](int i, std::int64_t number) {
-    const At at(s, deal.together, number);
-    copy(at, n, i % S::own_stages, own.room(i, number));
-    n += at.tiles();
-  };
-  const auto receive = [&](int i, std::int64_t number) {
-    const At at(s, deal.together, number);
-    work(at, n, i % S::own_stages);
-    n += at.tiles();
-  };
-  share_work<S>([&] { own.send(deal, send); }, [&] { own.receive(receive); });
+  if (threadIdx.x >= S::workers) {
+    keep_registers<registers_of_others>();
+    if (threadIdx.x == S::workers)
+      own.send(deal, [&](int i, std::int64_t number) {
+        const At at(s, deal.together, number);
+        copy(at, n, i % S::own_stages, own.room(i, number));
+        n += at.tiles();
+      });
+  } else {
+    take_registers<registers_of_workers<S::warpgroups>>();
+    own.receive([&](int i, std::int64_t number) {
+      const At at(s, deal.together, number);
+      work(at, n, i % S::own_stages);
+      n += at.tiles();
+    });
+  }
 }
 
 // Writes the lse of the thread's rows, and finds what their sums are to be multiplied by.

@@ -65,6 +65,19 @@ struct OwnRows {
   }
 };
 
+// Of the sums that a thread has, the r-th row and c-th column.
+template <int n>
+__device__ float& at(float (&sums)[n], int r, int c) {
+  return sums[c / 2 * 4 + 2 * r + c % 2];
+}
+template <int n, class F>
+__device__ void each_sum(float (&sums)[n], F f) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int c = 0; c < n / 2; ++c) f(r, c, at(sums, r, c));
+}
+
 // What a thread has of the left operand of a step. Values are made before the products begin.
 template <bool exact>
 struct Left {
@@ -174,21 +187,34 @@ __device__ void weighted(float (&sums)[S::width / 2], const float (&p)[32], Feed
   in.release(2);
 }
 
+// Where the blocks go.
+struct Places {
+  std::int64_t count;
+  std::int64_t together;  // heads whose packed others stay in the L2 cache
+};
+
 // send(place) by the copying thread and work(place) by all that multiply, for each of the block's.
 template <class Place, class S, class Send, class Work>
-__device__ void run_places(const FlashAttentionSize& s, const Deal& deal, Send send, Work work) {
-  const auto each_place = [&](auto f) {
-    for (std::int64_t number = blockIdx.x; number < deal.places; number = deal.after(number))
-      f(Place(s, deal.together, number));
+__device__ void run_places(const FlashAttentionSize& s, const Places& places, Send send,
+                           Work work) {
+  const auto each = [&](auto f) {
+    for (std::int64_t number = blockIdx.x; number < places.count; number += gridDim.x)
+      f(Place(s, places.together, number));
   };
-  share_work<S>([&] { each_place(send); }, [&] { each_place(work); });
+  if (threadIdx.x >= S::workers) {
+    keep_registers<registers_of_others>();
+    if (threadIdx.x == S::workers) each(send);
+  } else {
+    take_registers<registers_of_workers<S::warpgroups>>();
+    each(work);
+  }
 }
 
 // rows of `to` = factor · sums.
 template <int n>
 __device__ void store_sums(float (&sums)[n], const float (&factor)[2],
                            const attention::Rows<float>& to) {
-  each(sums, [&](int r, int c, float value) {
+  each_sum(sums, [&](int r, int c, float value) {
     if (row(r) < to.left && col(c) < to.head_dim)
       to.data[row(r) * to.step + col(c)] = value * factor[r];
   });
@@ -216,15 +242,18 @@ void with_tf32_tiles(std::int64_t head_dim, F f) {
 }
 
 template <class S, bool of_keys>
-Deal deal(const FlashAttentionSize& s, int forms) {
-  return Place<S, of_keys>::deal(s, forms * 2 * sizeof(typename S::Half) / S::cols, nullptr);
+Places places_of(const FlashAttentionSize& s, int forms) {
+  constexpr std::int64_t cached = 32 << 20;
+  const std::int64_t heads = s.batch * s.heads;
+  const std::int64_t tiles = tiles_of(of_keys ? s.length_q : s.length_k);
+  const auto bytes = static_cast<std::int64_t>(forms * 2 * sizeof(typename S::Half)) * tiles;
+  return {heads * Place<S, of_keys>::blocks_of(s),
+          std::clamp<std::int64_t>(cached / bytes, 1, heads)};
 }
-// Blocks that stay find their next tiles in the L2 cache; where some have less to do, the GPU
-// deals.
-inline dim3 blocks_for(const FlashAttentionSize& s, const Deal& deal) {
-  constexpr std::int64_t most = (std::int64_t{1} << 31) - 1;
-  if (!s.is_causal) return blocks_for(deal);
-  return dim3(static_cast<unsigned>(std::min(deal.places, most)));
+// Blocks that stay find their next tiles there; where some have less to do, they are dealt out.
+inline dim3 blocks_for(const FlashAttentionSize& s, const Places& places) {
+  const std::int64_t most = s.is_causal ? (std::int64_t{1} << 31) - 1 : multiprocessors();
+  return dim3(static_cast<unsigned>(std::min(places.count, most)));
 }
 
 }  // namespace ebb::gpu::hopper

@@ -19,7 +19,7 @@ struct Tf32Softmax {
   // x becomes the weights.
   __device__ void weigh(float (&x)[32], float scale) {
     float high[2] = {top[0], top[1]}, sum[2][2] = {}, shift[2];
-    each(x, [&](int r, int, float score) { high[r] = fmaxf(high[r], score); });
+    each_sum(x, [&](int r, int, float score) { high[r] = fmaxf(high[r], score); });
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float highest = warp_reduce<4>(high[r], [](float a, float b) { return fmaxf(a, b); });
@@ -27,15 +27,15 @@ struct Tf32Softmax {
       shrink[r] = weight_of(top[r], scale, shift[r]);
       top[r] = highest;
     }
-    each(x, [&](int r, int c, float& score) {
+    each_sum(x, [&](int r, int c, float& score) {
       sum[r][c % 2] += score = weight_of(score, scale, shift[r]);
     });
 #pragma unroll
     for (int r = 0; r < 2; ++r) total[r] = total[r] * shrink[r] + (sum[r][0] + sum[r][1]);
   }
   __device__ void add(float (&sums)[S::width / 2]) {
-    each(totals,
-         [&](int r, int c, float& value) { value = value * shrink[r] + entry(sums, r, c); });
+    each_sum(totals,
+             [&](int r, int c, float& value) { value = value * shrink[r] + at(sums, r, c); });
   }
 };
 
@@ -59,17 +59,17 @@ __device__ void attend_rows(const FlashAttentionSize& s, const Place<S, false>& 
   for (int t = 0; t < at.end; ++t) {
     float x[32] = {}, sums[S::width / 2] = {};
     scores<S, false>(x, own, in);
-    if (scale.sign != 1) each(x, [&](int, int, float& score) { score *= scale.sign; });
+    if (scale.sign != 1) each_sum(x, [&](int, int, float& score) { score *= scale.sign; });
     if (!at.whole(t)) {
       const Sight sight = at.sight(t);
-      each(x, [&](int r, int c, float& score) {
+      each_sum(x, [&](int r, int c, float& score) {
         if (!sight.sees(r, col(c))) score = -infinity;
       });
     }
     softmax.weigh(x, scale.size);
     if constexpr (drops)
       draw<S::cols>(draws, at.first, t * S::cols, [&](int r, int c, unsigned bits) {
-        if (bits < s.dropout.threshold) entry(x, r, c) = 0;
+        if (bits < s.dropout.threshold) hopper::at(x, r, c) = 0;
       });
     weighted<S>(sums, x, in);
     softmax.add(sums);
@@ -86,7 +86,7 @@ struct PackedInputs {
 
 template <class S, bool drops>
 __global__ void __launch_bounds__(S::threads, 1)
-    attend_tf32(FlashAttentionSize s, Deal deal, PackedInputs in, const float* q, float* y,
+    attend_tf32(FlashAttentionSize s, Places places, PackedInputs in, const float* q, float* y,
                 float* lse) {
   if constexpr (has_wgmma) {
     __shared__ Ring<stages_of<S>> ring;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(S::threads, 1)
         feed.send_tile(in.v, first + t);
       }
     };
-    run_places<Place<S, false>, S>(s, deal, send, [&](const Place<S, false>& at) {
+    run_places<Place<S, false>, S>(s, places, send, [&](const Place<S, false>& at) {
       attend_rows<drops>(s, at, m.q, feed, q, y, lse);
     });
   } else {
@@ -132,9 +132,10 @@ Tensor launch_attend(const FlashAttentionSize& s, const std::array<const float*,
                                 odd_bits(odd)});
   const PackedInputs packed{k.data<float>(), v.data<float>()};
   const auto with = [&]<class Blocks, bool drops>() {
-    const Deal deal = hopper::deal<Blocks, false>(s, 2);
-    launch(op, attend_tf32<Blocks, drops>, blocks_for(s, deal), Blocks::threads,
-           sizeof(Tf32Memory<Blocks>), s, deal, packed, in[0], y.data<float>(), lse.data<float>());
+    const Places places = places_of<Blocks, false>(s, 2);
+    launch(op, attend_tf32<Blocks, drops>, blocks_for(s, places), Blocks::threads,
+           sizeof(Tf32Memory<Blocks>), s, places, packed, in[0], y.data<float>(),
+           lse.data<float>());
   };
   if (S::width == 64 && tall_is_faster(s))
     with.template operator()<Tf32Tiles<64, S::exact, 3>, false>();

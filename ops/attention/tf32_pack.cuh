@@ -39,10 +39,16 @@ struct Packing {
   std::int64_t length, step;
   void *along, *turned;  // or null
 };
+// What belongs to queries, tile after tile.
+struct Statistics {
+  float lse[64], d[64];
+};
 template <int n>
 struct Packings {
   Packing at[n];
-  std::uint64_t* odd;  // [heads,tiles of all]: a bit each row; or null
+  std::uint64_t* odd;                // [heads,tiles of all]: a bit each row; or null
+  Statistics* statistics = nullptr;  // of the first tensor's rows, by these:
+  const float *lse = nullptr, *d = nullptr;
 };
 
 __host__ __device__ inline std::int64_t tiles_of(std::int64_t length) {
@@ -94,6 +100,16 @@ struct PackPlace {
   }
 };
 
+template <int n>
+__device__ void pack_statistics(const Packings<n>& in, std::int64_t line, std::int64_t tile) {
+  const std::int64_t length = in.at[0].length, i = 64 * tile + threadIdx.x;
+  if (threadIdx.x >= 64) return;
+  Statistics& to = in.statistics[line * tiles_of(length) + tile];
+  const float lse = i < length ? in.lse[line * length + i] : -infinity;
+  to.lse[threadIdx.x] = lse == -infinity ? infinity : lse;
+  to.d[threadIdx.x] = i < length ? in.d[line * length + i] : 0.0f;
+}
+
 // In a turned tile keys 2 t and 2 t + 1 of eight are where t and t + 4 were: so the sums that a
 // thread has of x are what it needs of p.
 constexpr int pack_threads = 256;
@@ -124,6 +140,7 @@ __global__ void __launch_bounds__(pack_threads)
   __syncthreads();
   if (threadIdx.x == 0 && in.odd != nullptr)
     in.odd[blockIdx.x] = std::uint64_t{odd_rows[1]} << 32 | odd_rows[0];
+  if (at.which == 0 && in.statistics != nullptr) pack_statistics(in, at.line, at.tile);
   const std::int64_t first = (at.line * tiles_of(p.length) + at.tile) * 2;
   const auto store = [&](void* packed, auto quad) {
     if (packed == nullptr) return;

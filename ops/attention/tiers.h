@@ -22,12 +22,13 @@ bool flash_attention_backward(const FlashAttentionSize& size, const Tensor& q, c
 
 // f32 of a head_dim from 33 to 128 and lengths of some hundreds, but for what numbers reach that
 // are odd, tf32_pack.cuh says which: the rows of these, as odd.cuh has them, or an undefined tensor
-// if nothing was done.
+// if nothing was done. d [batch,heads,length_q]: D.
 Tensor flash_attention_tf32(const FlashAttentionSize& size, const Tensor& q, const Tensor& k,
                             const Tensor& v, Tensor& y, Tensor& lse);
 Tensor flash_attention_tf32_backward(const FlashAttentionSize& size, const Tensor& q,
-                                     const Tensor& k, const Tensor& v, const Tensor& statistics,
-                                     const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv);
+                                     const Tensor& k, const Tensor& v, const Tensor& lse,
+                                     const Tensor& d, const Tensor& dy, Tensor& dq, Tensor& dk,
+                                     Tensor& dv);
 
 }  // namespace hopper
 namespace attention {
@@ -36,12 +37,8 @@ namespace attention {
 void forward(const FlashAttentionSize& size, const Tensor& odd_rows, const Tensor& q,
              const Tensor& k, const Tensor& v, Tensor& y, Tensor& lse);
 void backward(const FlashAttentionSize& size, const Tensor& odd_rows, const Tensor& q,
-              const Tensor& k, const Tensor& v, const Tensor& statistics, const Tensor& dy,
-              Tensor& dq, Tensor& dk, Tensor& dv);
-
-// unit · lse of each query and D, [2,batch · heads,padded], as Statistics (heads.cuh) has them.
-Tensor statistics(const FlashAttentionSize& size, const Tensor& y, const Tensor& lse,
-                  const Tensor& dy, double unit);
+              const Tensor& k, const Tensor& v, const Tensor& lse, const Tensor& d,
+              const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv);
 
 }  // namespace attention
 }  // namespace ebb::gpu

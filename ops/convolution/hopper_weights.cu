@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(hopper::warpgroup, 2)
       for (int step = 0; step < Tile::points / 16; ++step)
 #pragma unroll
         for (int t = 0; t < Tile::together; ++t)
-          hopper::multiply<hopper::across>(sums[t], moved(left, step * 16),
-                                           moved(right, step * 16 + (tap.shift[t] - tap.low)));
+          hopper::multiply_across(sums[t], moved(left, step * 16),
+                                  moved(right, step * 16 + (tap.shift[t] - tap.low)));
       hopper::end_products();
     };
     run_stages<false>(full, ring_stages, stages, threadIdx.x < warp_size, fetch, multiply);
