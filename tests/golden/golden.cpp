@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "folder.h"
 #include "tools/opcase/case.h"
 #include "twins.h"
 
@@ -240,7 +241,8 @@ TEST_SUITE_END();
 
 // Through the file, with the inputs by their places: the library's op of that name is right.
 TEST_CASE("golden: opcase replays what a failed gradcheck leaves behind") {
-  const std::string file = fs::temp_directory_path() / "ebb_test_golden.safetensors";
+  const Folder folder;
+  const std::string file = folder.path / "case.safetensors";
   const auto wrong = [](const Tensors& in) {
     return record("swiglu", swiglu(in[0].detach(), in[1].detach()), {in[0], in[1]},
                   [](const Tensor& dy) -> Gradients {
@@ -259,7 +261,6 @@ TEST_CASE("golden: opcase replays what a failed gradcheck leaves behind") {
     CHECK(op == "swiglu");
     CHECK(worst <= 1e-8);
   }
-  fs::remove(file);
 }
 
 // The functions of the public headers that make a tensor of tensors: `Tensor silu(const Tensor& x)`
