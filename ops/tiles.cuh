@@ -9,7 +9,7 @@
 //   loader:  fetch()     reads its share of the next slab (zeros beyond the matrix) and steps on
 //            put(slab)   writes it to slab[k][m or n]
 //   core:    multiply(a, b)   adds one slab's product to its sums
-//            add_up()         adds these to its totals, and begins them anew
+//            add_up()         adds these to its totals, if it has_totals, and begins them anew
 //            for_each(f)      f(m, n, pack): adjacent n of one row of the finished tile
 //
 // FmaCore is the core for every type, in Compute<T>: float32 means float32. One long sum rounds

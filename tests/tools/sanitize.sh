@@ -8,8 +8,8 @@
 # After a build with CUDA, on a machine with a GPU or several. EBB_MEMORY=exact gives each tensor an
 # allocation of its own, so that memcheck sees a byte too far. Finite differences launch the same
 # kernels a million times over, and some tensors have 2^31 elements: both are left out. The tests
-# run in shares, as many at once as there are processors, those over all
-# golden cases in eight. Logs in $LOGS, seconds for each share in $LIMIT.
+# run in shares, as many at once as there are processors; those over all golden cases, in eight
+# parts each. Logs in $LOGS, seconds for each share in $LIMIT.
 #
 # What racecheck says of cuBLASLt's own kernels, nvjet_*, is passed over. initcheck does not see
 # their bulk stores, nor what the copies of a captured graph have written: tests that read such
