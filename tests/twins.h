@@ -95,6 +95,7 @@ struct Tolerance {
   double relative;
   bool of_largest = false;
 };
+inline constexpr double long_sum = 16 * 0x1p-24;  // of Σ|terms|, for a sum in float32
 inline constexpr Tolerance exact{0, 0};
 inline constexpr Tolerance one_rounding{0, 1.2e-7};
 inline constexpr Tolerance pointwise{2e-6, 2e-6};

@@ -92,7 +92,7 @@ double f32_limit(char kind, bool gradient, double reference, double magnitude) {
     case 'D':
       return (gradient ? 4e-6 : 2e-6) * magnitude;
     default:
-      return 16 * 0x1p-24 * magnitude + 1e-7;
+      return long_sum * magnitude + 1e-7;
   }
 }
 

@@ -122,13 +122,13 @@ struct Reference {
 // normal numbers; a relative error in P is an absolute one there, and dropout divides P. Gradients
 // have another such sum, dy vᵀ, as a factor, which scale brings down again.
 inline double absolute_error(std::int64_t head_dim, double dropout) {
-  return 1e-7 + 16 * 0x1p-24 * (1 + 0.64 * std::sqrt(double(head_dim))) / (1 - dropout);
+  return 1e-7 + long_sum * (1 + 0.64 * std::sqrt(double(head_dim))) / (1 - dropout);
 }
 inline Tolerance value_tolerance(std::int64_t head_dim, double dropout = 0) {
   return {absolute_error(head_dim, dropout), 0};
 }
 inline Tolerance gradient_tolerance(std::int64_t head_dim, double dropout = 0) {
-  return {absolute_error(head_dim, dropout), 16 * 0x1p-24, true};
+  return {absolute_error(head_dim, dropout), long_sum, true};
 }
 
 // f(o) of the inputs in a dtype, on a device, separate or packed, against the definition.

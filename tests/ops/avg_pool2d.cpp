@@ -5,8 +5,6 @@ using namespace ebb::test;
 
 namespace {
 
-constexpr double long_sum = 16 * 0x1p-24;  // of its terms' sizes
-
 Function with(Pair kernel, AvgPool2dOptions o) {
   return [=](const Tensors& in) { return avg_pool2d(in[0], kernel, o); };
 }

@@ -28,7 +28,7 @@ const Case cases[] = {
 
 // Products of normal numbers summed over `terms`, as in conv2d's test: class E.
 TwinTolerance sums(const Shape& x, const Shape& w) {
-  constexpr double each = 16 * 0x1p-24 * 0.32;
+  constexpr double each = long_sum * 0.32;
   const auto bound = [](std::int64_t n) { return 1e-7 + each * static_cast<double>(n); };
   const std::int64_t most = std::max(x[0] * x[2], w[0] * w[2]);
   return {{bound(w[1] * w[2]), 0}, {bound(most), 0}};
@@ -90,7 +90,7 @@ TEST_CASE("conv1d: sums over thousands of taps keep class E") {
     };
     const Tensors got = results(Dtype::f32), reference = results(Dtype::f64);
     for (size_t i = 0; i < got.size(); ++i)
-      check_close(got[i], reference[i], {1e-7, 16 * 0x1p-24}, "result " + std::to_string(i));
+      check_close(got[i], reference[i], {1e-7, long_sum}, "result " + std::to_string(i));
   }
 }
 

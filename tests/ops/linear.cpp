@@ -12,7 +12,7 @@ Tensor f(const Tensors& in) {
 }
 
 // As for matmul: sums of k products of normal numbers.
-Tolerance sum_of(std::int64_t k) { return {2e-7 + 16 * 0x1p-24 * 0.8 * static_cast<double>(k), 0}; }
+Tolerance sum_of(std::int64_t k) { return {2e-7 + long_sum * 0.8 * static_cast<double>(k), 0}; }
 
 }  // namespace
 

@@ -17,9 +17,7 @@ const MatmulOptions all_flags[] = {{}, {true, false}, {false, true}, {true, true
 
 // Sums of k terms of size about 1 each, rounded in f32: 16 · 2⁻²⁴ · Σ|ab| + 1e-7, where for normal
 // numbers Σ|ab| is about 0.64 k.
-Tolerance sum_of(std::int64_t k) {
-  return {1e-7 + 16 * 0x1p-24 * 0.64 * static_cast<double>(k), 0};
-}
+Tolerance sum_of(std::int64_t k) { return {1e-7 + long_sum * 0.64 * static_cast<double>(k), 0}; }
 
 }  // namespace
 

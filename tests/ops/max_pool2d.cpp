@@ -5,8 +5,6 @@ using namespace ebb::test;
 
 namespace {
 
-constexpr double long_sum = 16 * 0x1p-24;  // of its terms' sizes
-
 // Distinct multiples of 1/16 in random order: no ties, no kink within a step of the check.
 Tensor distinct(const Shape& shape, std::uint64_t seed) {
   Generator generator(seed);
