@@ -5,6 +5,7 @@
 // The sum is long and dw is small, so the sum is cut into slices that fill the machine and are
 // added in a fixed order.
 #include <algorithm>
+#include <cmath>
 
 #include "ebb/ops/convolution/paths.h"
 #include "ebb/ops/convolution/second_stage.cuh"
@@ -193,15 +194,16 @@ void with_weight_tile(std::int64_t m, std::int64_t n, std::int64_t batches, F f)
   }
 }
 
-// Slices to fill the machine, and so that no thread adds more than 4096 products in one sum.
+// Slices to fill the machine, and so that they are exact: of n positive products, sums of m make
+// errors of about 1.3 · 2⁻²⁴ m/√n of the whole where they are worst, here of up to 10 · 2⁻²⁴.
 template <class T, class Tile>
 void launch_weight_gradient(const Weights& g, const Tensor& x, const Tensor& dy, Tensor& dw) {
   using V = Compute<T>;
   const std::int64_t blocks = std::int64_t{divide_up(g.m, Tile::rows)} *
                               divide_up<std::int64_t>(g.columns(), Tile::cols) * g.groups;
-  const std::int64_t accurate = divide_up<std::int64_t>(g.pixels, 4096);
+  const auto exact = static_cast<std::int64_t>(std::sqrt(static_cast<double>(g.pixels)) / 8);
   const Slices slices(divide_up<std::int64_t>(g.pixels, tile_depth),
-                      std::max(accurate, enough_blocks<Tile>() / blocks));
+                      std::max(exact, enough_blocks<Tile>() / blocks));
   const bool straight = slices.count == 1 && std::is_same_v<T, V>;
   Tensor partial = straight ? dw : empty({slices.count, dw.numel()}, {dtype_of<V>, dw.device()});
   launch(op, add_tile<T, Tile>, grid_of(op, blocks * slices.count), Tile::threads, 0, g, slices,
