@@ -127,19 +127,28 @@ __global__ void __launch_bounds__(column_lanes* column_warps)
 #pragma unroll
     for (int j = 0; j < width; ++j) own[j] = terms.column(column + j);
   double sum[width][count] = {};
-  for (std::int64_t k = first + threadIdx.y; inside && k < end; k += column_warps * most) {
-    const std::int64_t left = divide_up<std::int64_t>(end - k, column_warps);
-    const int rows = left < most ? static_cast<int>(left) : most;
+  const auto add = [&](std::int64_t k, auto rows) {
+    constexpr bool all = !std::is_same_v<decltype(rows), int>;
+    // Places are added up one by one: were `step` known to stay the same, registers would keep them
+    // all, and loads wait for one another for want of registers.
+    std::int64_t place = k * s.inner, step = column_warps * s.inner;
+    asm volatile("" : "+l"(step));
     Pack<T, width> in[most][inputs];
 #pragma unroll
-    for (int u = 0; u < most; ++u)
+    for (int u = 0; u < most; ++u, place += step)
 #pragma unroll
       for (int q = 0; q < inputs; ++q)
-        in[u][q] =
-            load_if<width>(u < rows, from[q] + (k + u * column_warps) * s.inner, once && s.passing);
+        in[u][q] = load_if<width>(all || u < rows, from[q] + place, once && s.passing);
 #pragma unroll
     for (int j = 0; j < width; ++j)
       own[j].add(ColumnRows<T, inputs, most, width>{in, j, rows}, sum[j]);
+  };
+  for (std::int64_t k = first + threadIdx.y; inside && k < end; k += column_warps * most) {
+    const std::int64_t left = divide_up<std::int64_t>(end - k, column_warps);
+    if (left < most)
+      add(k, static_cast<int>(left));
+    else
+      add(k, std::integral_constant<int, most>());
   }
   add_warps<count, width>(sum, [&](int j, const double(&total)[count]) {
     if (!inside) return;
@@ -188,7 +197,6 @@ void columns(std::string_view op, const Terms& terms, const Finish& finish, Colu
   constexpr std::int64_t blocks = 1024;                     // that fill every GPU
   constexpr std::int64_t far_more = std::int64_t{1} << 29;  // bytes, than caches keep
   if (s.columns() == 0) return;
-  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   const bool far = s.columns() * s.n * std::int64_t{sizeof(T)} >= far_more;
   s.passing = once && !far && passes<T>(s.columns() * s.n);
   constexpr bool adds = requires(const double* p) { finish.add(op, s.slices, p); };
@@ -213,7 +221,7 @@ void columns(std::string_view op, const Terms& terms, const Finish& finish, Colu
   };
   constexpr int width = pack_size<T>;
   const bool large = adds || s.n > few_rows || s.columns() >= blocks * column_lanes * width;
-  if (large && s.inner % width == 0 && (aligned(x) && ...)) return go.template operator()<width>();
+  if (large && s.inner % width == 0) return go.template operator()<width>();
   go.template operator()<1>();
 }
 
