@@ -105,14 +105,12 @@ __global__ void __launch_bounds__(map_threads)
 }
 
 // go<width>() with packs that n elements are whole packs of.
-template <class T, class Go, class... X>
-void with_width(std::int64_t n, const Go& go, const X*... x) {
+template <class T, class Go>
+void with_width(std::int64_t n, const Go& go) {
   constexpr int width = pack_size<T>;
-  if ((aligned(x) && ...)) {
-    if (n % width == 0) return go.template operator()<width>();
-    if constexpr (sizeof(T) == 2)
-      if (n % (width / 2) == 0) return go.template operator()<width / 2>();
-  }
+  if (n % width == 0) return go.template operator()<width>();
+  if constexpr (sizeof(T) == 2)
+    if (n % (width / 2) == 0) return go.template operator()<width / 2>();
   go.template operator()<1>();
 }
 
@@ -133,7 +131,7 @@ void channel_map(std::string_view op, const Body& body, std::int64_t samples, st
                 dim3(static_cast<unsigned>(s.tiles * std::max<std::int64_t>(rounds, 1))),
                 map_threads, body, s, y, x...);
   };
-  with_width<T>(shared == 0 ? pack_size<T> : plane, go, static_cast<const T*>(y), x...);
+  with_width<T>(shared == 0 ? pack_size<T> : plane, go);
 }
 
 }  // namespace ebb::gpu

@@ -257,18 +257,15 @@ void channel_sums(std::string_view op, const Terms& terms, const Finish& finish,
                   const X*... x) {
   if (channels == 0) return;
   if (samples * plane == 0) return add_slices<count>(op, finish, channels, 0, nullptr);
-  with_width<T>(
-      plane,
-      [&]<int width>() {
-        const ChannelSlices s = channel_slices(samples, channels, plane, width);
-        Tensor partial = empty({s.slices, count, channels}, {Dtype::f64, device});
-        double* const to = partial.data<double>();
-        launch(op, channel_sums_kernel<T, count, shared, width, Terms, X...>,
-               dim3(static_cast<unsigned>(channels), static_cast<unsigned>(s.slices)),
-               channel_threads, 0, terms, s, to, x...);
-        add_slices<count>(op, finish, channels, s.slices, to);
-      },
-      x...);
+  with_width<T>(plane, [&]<int width>() {
+    const ChannelSlices s = channel_slices(samples, channels, plane, width);
+    Tensor partial = empty({s.slices, count, channels}, {Dtype::f64, device});
+    double* const to = partial.data<double>();
+    launch(op, channel_sums_kernel<T, count, shared, width, Terms, X...>,
+           dim3(static_cast<unsigned>(channels), static_cast<unsigned>(s.slices)), channel_threads,
+           0, terms, s, to, x...);
+    add_slices<count>(op, finish, channels, s.slices, to);
+  });
 }
 
 // The most that a plane touches.

@@ -166,7 +166,7 @@ bool hold_channels(std::string_view op, const Body& body, std::int64_t samples,
   const std::int64_t n = samples * channels * plane;
   // Older GPUs do not copy to shared memory while they go on.
   if (compute_capability() < 80 || multiprocessors() < 64) return false;
-  if (n == 0 || !aligned(y) || !(aligned(x) && ...)) return false;
+  if (n == 0) return false;
   if constexpr (sizeof(T) <= 4) {  // of f64 too little would be held
     if (plane == 1 && channels % width == 0)
       return hold_tiles<T, count, false, true>(

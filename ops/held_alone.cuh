@@ -63,12 +63,11 @@ __global__ void __launch_bounds__(How::threads, How::blocks)
 
 // go<width, ragged>() for planes of whole packs, for planes that share packs, or, where they are
 // small or packs would reach beyond the tensor, by elements; bf16 by four.
-template <class T, class Go, class... X>
-void with_packs(std::int64_t samples, std::int64_t channels, std::int64_t plane, const Go& go,
-                const X*... x) {
+template <class T, class Go>
+void with_packs(std::int64_t samples, std::int64_t channels, std::int64_t plane, const Go& go) {
   constexpr int width = pack_size<T>;
   constexpr std::int64_t shortest = 16 * width;  // plane that is worth the masks
-  const std::int64_t n = (aligned(x) && ...) ? samples * channels * plane : 1;
+  const std::int64_t n = samples * channels * plane;
   if (n % width == 0 && plane % width == 0) return go.template operator()<width, false>();
   if (n % width == 0 && plane >= shortest) return go.template operator()<width, true>();
   if constexpr (sizeof(T) == 2) {
@@ -84,25 +83,22 @@ bool hold_alone(std::string_view op, const Body& body, std::int64_t samples, std
   constexpr std::int64_t many = 768;  // channels, that fill a GPU some times
   bool done = false;
   if constexpr (sizeof(T) <= 4)
-    with_packs<T>(
-        samples, channels, plane,
-        [&]<int width, bool ragged>() {
-          const std::int64_t packs = packs_of_plane(plane, width);
-          const ChannelSlices s{samples, channels, plane, packs, 1, samples * packs};
-          const auto go = [&]<class How>(How) {
-            constexpr int most = How::template packs<T, sizeof...(X), width>;
-            if (done || s.chunk > std::int64_t{most} * How::threads) return;
-            launch(op, alone_kernel<T, count, width, ragged, How, Body, X...>,
-                   dim3(static_cast<unsigned>(channels)), How::threads, 0, body, s, y, x...);
-            done = true;
-          };
-          go(Alone<32, 16>{});
-          go(Alone<128, 16>{});
-          go(Alone<128, 32>{});
-          go(Alone<448, 32>{});
-          if (width == pack_size<T> ? channels >= many : sizeof(T) == 4) go(Alone<512, 64>{});
-        },
-        static_cast<const T*>(y), x...);
+    with_packs<T>(samples, channels, plane, [&]<int width, bool ragged>() {
+      const std::int64_t packs = packs_of_plane(plane, width);
+      const ChannelSlices s{samples, channels, plane, packs, 1, samples * packs};
+      const auto go = [&]<class How>(How) {
+        constexpr int most = How::template packs<T, sizeof...(X), width>;
+        if (done || s.chunk > std::int64_t{most} * How::threads) return;
+        launch(op, alone_kernel<T, count, width, ragged, How, Body, X...>,
+               dim3(static_cast<unsigned>(channels)), How::threads, 0, body, s, y, x...);
+        done = true;
+      };
+      go(Alone<32, 16>{});
+      go(Alone<128, 16>{});
+      go(Alone<128, 32>{});
+      go(Alone<448, 32>{});
+      if (width == pack_size<T> ? channels >= many : sizeof(T) == 4) go(Alone<512, 64>{});
+    });
   return done;
 }
 

@@ -10,7 +10,7 @@
 // Rows may begin anywhere: a chunk is of whole packs of 16 bytes, and what its first and last pack
 // have of other rows is passed over.
 //
-//   if (long_rows<T>(op, body, rows, cols, y, x…)) return;      false: it cannot, nothing is done
+//   if (long_rows<T>(op, body, rows, cols, x…)) return;      false: it cannot, nothing is done
 #pragma once
 #include <algorithm>
 
@@ -320,11 +320,8 @@ bool long_rows_as(std::string_view op, const Body& body, LongRows s, const X*...
 
 template <class T, class Body, class... X>
 bool long_rows(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols,
-               const T* y, const X*... x) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
-  if (!have_clusters() || rows == 0 || cols > (std::int64_t{1} << 24) || !aligned(y) ||
-      !(aligned(x) && ...))
-    return false;
+               const X*... x) {
+  if (!have_clusters() || rows == 0 || cols > (std::int64_t{1} << 24)) return false;
   const LongRows s{rows, cols};
   if (cols % pack_size<T> == 0) return long_rows_as<T, true>(op, body, s, x...);
   return long_rows_as<T, false>(op, body, s, x...);

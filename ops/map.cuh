@@ -68,10 +68,6 @@ __device__ T result(const Values<T, n>& values, int k) {
   return values.v[k];
 }
 
-inline bool aligned(const void* p, std::uintptr_t bytes = 16) {
-  return reinterpret_cast<std::uintptr_t>(p) % bytes == 0;
-}
-
 // f of one element of every input, narrowed to one of every output.
 template <class T, int outputs, class F, int inputs, size_t... I>
 __device__ Values<T, outputs> apply(const F& f, const Values<T, inputs>& x,

@@ -158,12 +158,12 @@ void gpu::attention::backward(const FlashAttentionSize& s, const Tensor& odd_row
     const auto dx = attention_parts<T>(s, dq, dk, dv);
     const T* const upstream = dy.data<T>();
     const Inputs<T> in{x[0], x[1], x[2], upstream, lse.data<V>(), d.data<V>()};
-    const bool packed = aligned_rows(s, x, upstream) && aligned_rows(s, dx, upstream);
+    const bool aligned = s.head_dim % pack_size<T> == 0;
     with_cores<T>(s.head_dim, [&](auto, auto core) {
       using Core = decltype(core);
       with_dropout(s, [&](auto drops) {
-        launch_gradients<Core, false, drops>(s, odd, packed, in, dx[0], static_cast<T*>(nullptr));
-        launch_gradients<Core, true, drops>(s, odd, packed, in, dx[1], dx[2]);
+        launch_gradients<Core, false, drops>(s, odd, aligned, in, dx[0], static_cast<T*>(nullptr));
+        launch_gradients<Core, true, drops>(s, odd, aligned, in, dx[1], dx[2]);
       });
     });
   });

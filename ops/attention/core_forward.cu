@@ -126,13 +126,14 @@ void gpu::attention::forward(const FlashAttentionSize& s, const Tensor& odd_rows
     using T = decltype(zero);
     const auto in = attention_parts<T>(s, q, k, v);
     T* const out = y.data<T>();
+    const bool aligned = s.head_dim % pack_size<T> == 0;
     with_cores<T>(s.head_dim, [&](auto core, auto) {
       using Core = decltype(core);
       with_dropout(s, [&](auto drops) {
         with_scope<Core>(odd, [&]<class Scope>() {
           launch(op, attend<Core, drops, Scope>, blocks_for(s, odd, s.length_q, Core::rows),
-                 threads, memory_for<AttendMemory<Core>>(), s, odd, aligned_rows(s, in, out), in[0],
-                 in[1], in[2], out, lse.data<Compute<T>>());
+                 threads, memory_for<AttendMemory<Core>>(), s, odd, aligned, in[0], in[1], in[2],
+                 out, lse.data<Compute<T>>());
         });
       });
     });

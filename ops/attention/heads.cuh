@@ -80,12 +80,6 @@ void with_dropout(const FlashAttentionSize& s, F f) {
   f(std::false_type{});
 }
 
-template <class T>
-bool aligned_rows(const FlashAttentionSize& s, const std::array<T*, 3>& x, const void* y) {
-  return s.head_dim % pack_size<std::remove_const_t<T>> == 0 && aligned(x[0]) && aligned(x[1]) &&
-         aligned(x[2]) && aligned(y);
-}
-
 // A score that is a number of its own, not the first half of a fused multiply-add.
 __device__ inline float product(float x, float scale) { return __fmul_rn(x, scale); }
 __device__ inline double product(double x, double scale) { return __dmul_rn(x, scale); }

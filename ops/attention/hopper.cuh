@@ -202,8 +202,9 @@ inline CUtensorMap map_of(const FlashAttentionSize& s, const bf16* x, std::int64
 inline bool fits(const FlashAttentionSize& s, Dtype dtype) {
   constexpr std::int64_t most = std::int64_t{1} << 30;
   const bool some = s.batch > 0 && s.length_q > 0 && s.length_k > 0 && s.heads > 0;
-  return dtype == Dtype::bf16 && some && s.head_dim <= 128 && s.length_q <= most &&
-         s.length_k <= most && compute_capability() == 90 && tensor_map_encoder() != nullptr;
+  return dtype == Dtype::bf16 && some && s.head_dim <= 128 && s.head_dim % pack_size<bf16> == 0 &&
+         s.length_q <= most && s.length_k <= most && compute_capability() == 90 &&
+         tensor_map_encoder() != nullptr;
 }
 
 }  // namespace ebb::gpu::hopper

@@ -160,8 +160,7 @@ void gpu::rotary(const Tensor& x, const RotaryLayout& s, const RotaryOptions& op
                y.data<T>() + done * sequence);
       }
     };
-    const bool packed =
-        s.width / 2 % pack_size<T> == 0 && aligned(x.data<T>()) && aligned(y.data<T>());
+    const bool packed = s.width / 2 % pack_size<T> == 0;
     packed ? go.template operator()<pack_size<T>>() : go.template operator()<1>();
   });
 }

@@ -254,9 +254,7 @@ template <class T, bool centred>
 void backward(const NormalizeBackward& n) {
   using C = Compute<T>;
   constexpr int count = centred ? 2 : 1;
-  const T* w = data_or_null<T>(n.weight);
-  const bool packed =
-      n.s.cols % pack_size<T> == 0 && all_aligned(n.x.data<T>(), n.dy.data<T>(), w, n.dx.data<T>());
+  const bool packed = n.s.cols % pack_size<T> == 0;
   const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
   constexpr std::int64_t most_packs = sizeof(T) == 2 ? 1024 : 2048;
   const std::int64_t bytes = n.s.cols * std::int64_t{sizeof(T)};
@@ -278,9 +276,9 @@ void backward(const NormalizeBackward& n) {
     ParameterSums<T, count> sums(n, blocks);
     launch(n.op, backward_kernel<T, group, each, width, centred>,
            dim3(static_cast<unsigned>(blocks)), threads,
-           static_cast<size_t>(stages * stage + scratch), n.x.data<T>(), n.dy.data<T>(), w,
-           data_or_null<double>(n.mean), n.rstd.data<C>(), n.s.rows, n.s.cols, stages,
-           n.dx.data<T>(), sums.data());
+           static_cast<size_t>(stages * stage + scratch), n.x.data<T>(), n.dy.data<T>(),
+           data_or_null<T>(n.weight), data_or_null<double>(n.mean), n.rstd.data<C>(), n.s.rows,
+           n.s.cols, stages, n.dx.data<T>(), sums.data());
     sums.add_up();
   };
   packed ? with_group<T, pack_size<T>>(packs, go) : with_group<T, 1>(packs, go);

@@ -85,11 +85,9 @@ bool backward_as(const NormalizeBackward& n) {
 template <class T, bool centred>
 bool backward(const NormalizeBackward& n) {
   if (compute_capability() < 90 ||
-      !hopper::has_barriers<ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>>(n.op) ||
-      !all_aligned(n.x.data<T>(), n.dy.data<T>(), n.dx.data<T>()))
+      !hopper::has_barriers<ring_backward_kernel<float, Ring<64, 1, 2, 4>, true>>(n.op))
     return false;
-  if (n.s.cols % pack_size<T> == 0 && all_aligned(data_or_null<T>(n.weight)))
-    return backward_as<T, centred, true>(n);
+  if (n.s.cols % pack_size<T> == 0) return backward_as<T, centred, true>(n);
   if constexpr (sizeof(T) == 4) return backward_as<T, centred, false>(n);
   return false;  // single elements of 2 bytes would take longer
 }

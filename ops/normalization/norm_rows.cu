@@ -169,11 +169,11 @@ void forward(const Normalize& n) {
                                       y};
   if (few(n.s) || bytes > long_row_bytes) {
     if constexpr (sizeof(T) <= 4)
-      if (all_aligned(w, b) && long_rows<T>(n.op, body, n.s.rows, n.s.cols, y, x)) return;
+      if (long_rows<T>(n.op, body, n.s.rows, n.s.cols, x)) return;
     return normalize_slices(n);
   }
   const RowLayout layout{n.s.rows, n.s.cols};
-  if (n.s.cols % pack_size<T> == 0 && all_aligned(x, y, w, b))
+  if (n.s.cols % pack_size<T> == 0)
     keep_rows_as<T, true>(n.op, body, layout, x);
   else
     keep_rows_as<T, false>(n.op, body, layout, x);

@@ -54,11 +54,6 @@ T* data_or_null(Tensor& x) {
   return x.defined() ? x.data<T>() : nullptr;
 }
 
-template <class... P>
-bool all_aligned(const P*... p) {
-  return ((reinterpret_cast<std::uintptr_t>(p) % 16 == 0) && ...);
-}
-
 // x̂ = (x − μ) · r = half(x) · twice_r + rest with μ as the nearest C and what that leaves of it, so
 // that x − μ is right far from 0. By half: x − μ of finite numbers may overflow, and times an r of
 // 0 be NaN; (x − μ)/2 may not.

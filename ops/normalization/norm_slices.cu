@@ -206,22 +206,18 @@ void backward(const NormalizeBackward& n) {
   const KeepSums<C> keep{static_cast<double>(n.s.cols), means, r, of};
   channel_sums<T, 2, 1>(n.op, terms, keep, 1, n.s.rows, n.s.cols, n.x.device(), n.x.data<T>(),
                         n.dy.data<T>(), w);
-  with_width<T>(
-      n.s.cols,
-      [&]<int width>() {
-        const std::int64_t chunk = rows_of_part(n.s, width);
-        const std::int64_t parts = divide_up(n.s.rows, chunk);
-        const bool in_parts = parts > 1 || n.s.rows > gradient_window;
-        ParameterSums<T, count> sums(n, in_parts ? parts : 0);
-        const std::int64_t tiles = divide_up<std::int64_t>(n.s.cols, gradient_threads * width);
-        launch(n.op, gradient_kernel<T, count, width>,
-               dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(parts)), gradient_threads,
-               0, n.x.data<T>(), n.dy.data<T>(), w, of, n.s.rows, n.s.cols, chunk, n.dx.data<T>(),
-               finish, sums.data());
-        sums.add_up();
-      },
-      n.x.data<T>(), n.dy.data<T>(), w, static_cast<const T*>(n.dx.data<T>()),
-      static_cast<const T*>(finish.dweight), static_cast<const T*>(finish.dbias));
+  with_width<T>(n.s.cols, [&]<int width>() {
+    const std::int64_t chunk = rows_of_part(n.s, width);
+    const std::int64_t parts = divide_up(n.s.rows, chunk);
+    const bool in_parts = parts > 1 || n.s.rows > gradient_window;
+    ParameterSums<T, count> sums(n, in_parts ? parts : 0);
+    const std::int64_t tiles = divide_up<std::int64_t>(n.s.cols, gradient_threads * width);
+    launch(n.op, gradient_kernel<T, count, width>,
+           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(parts)), gradient_threads, 0,
+           n.x.data<T>(), n.dy.data<T>(), w, of, n.s.rows, n.s.cols, chunk, n.dx.data<T>(), finish,
+           sums.data());
+    sums.add_up();
+  });
 }
 
 }  // namespace

@@ -183,8 +183,8 @@ void visit_types(const PoolSize& s, const Tensor& x, F&& f) {
 
 // f(Block{}, OneDivisor{}) or with OwnDivisors{}, if the windows have a kernel of their own.
 template <class T, class F>
-bool visit_known(const PoolSize& s, const Divisor& d, const T* image, const T* output, F&& f) {
-  return visit_squares(s, image, output, [&](auto block) {
+bool visit_known(const PoolSize& s, const Divisor& d, F&& f) {
+  return visit_squares<T>(s, [&](auto block) {
     if (divisor_of_all(s, d) != 0)
       f(block, OneDivisor<Compute<T>>(divisor_of_all(s, d)));
     else
@@ -200,7 +200,7 @@ void gpu::avg_pool2d(const PoolSize& s, const Divisor& d, const Tensor& x, Tenso
     using T = decltype(value);
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    const bool known = visit_known(s, d, from, to, [&]<class B, class M>(B, const M& mean) {
+    const bool known = visit_known<T>(s, d, [&]<class B, class M>(B, const M& mean) {
       pool(op, B::outputs(s), AvgPool<B, M>{Planes(s), mean, B::passing(s), from, to});
     });
     if (!known) forward_of_any<T, decltype(count)>(s, d, from, to);
@@ -212,7 +212,7 @@ void gpu::avg_pool2d_backward(const PoolSize& s, const Divisor& d, const Tensor&
     using T = decltype(value);
     const T* from = dy.data<T>();
     T* to = dx.data<T>();
-    const bool known = visit_known(s, d, to, from, [&]<class B, class M>(B, const M& mean) {
+    const bool known = visit_known<T>(s, d, [&]<class B, class M>(B, const M& mean) {
       pool(op, B::inputs(s), AvgPoolGather<B, M>{Planes(s), mean, from, to});
     });
     if (!known) backward_of_any<T, decltype(count)>(s, d, from, to);

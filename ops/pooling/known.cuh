@@ -229,14 +229,10 @@ bool fits(const PoolSize& s) {
 // f(Block{}) if the windows are those of the sides: packed, if the rows of the image and of the
 // output are made of whole packs.
 template <class Height, class Width, class T, class F>
-bool visit_block(const PoolSize& s, const T* image, const T* output, const F& f) {
+bool visit_block(const PoolSize& s, const F& f) {
   using Packed = Block<true, Height, Width, T>;
   if (!fits<Height, Width>(s)) return false;
-  const auto aligned = [](const T* p, int n) {
-    return reinterpret_cast<std::uintptr_t>(p) % (n * sizeof(T)) == 0;
-  };
-  if (s.w % Packed::width == 0 && s.q % Packed::columns == 0 && aligned(image, Packed::width) &&
-      aligned(output, Packed::columns))
+  if (s.w % Packed::width == 0 && s.q % Packed::columns == 0)
     f(Packed{});
   else
     f(Block<false, Height, Width, T>{});
@@ -245,14 +241,14 @@ bool visit_block(const PoolSize& s, const T* image, const T* output, const F& f)
 
 // The same for the windows that have kernels of their own, of images and of lines.
 template <class T, class F>
-bool visit_squares(const PoolSize& s, const T* image, const T* output, const F& f) {
-  const auto visit = [&]<class S>(S) { return visit_block<S, S>(s, image, output, f); };
+bool visit_squares(const PoolSize& s, const F& f) {
+  const auto visit = [&]<class S>(S) { return visit_block<S, S, T>(s, f); };
   return visit(Side<2, 2, 0>{}) || visit(Side<3, 2, 1>{}) || visit(Side<3, 2, 0>{}) ||
          visit(Side<3, 1, 1>{});
 }
 template <class T, class F>
-bool visit_lines(const PoolSize& s, const T* image, const T* output, const F& f) {
-  const auto visit = [&]<class S>(S) { return visit_block<Side<1, 1, 0>, S>(s, image, output, f); };
+bool visit_lines(const PoolSize& s, const F& f) {
+  const auto visit = [&]<class S>(S) { return visit_block<Side<1, 1, 0>, S, T>(s, f); };
   return visit(Side<2, 2, 0>{}) || visit(Side<3, 2, 1>{}) || visit(Side<3, 1, 1>{});
 }
 

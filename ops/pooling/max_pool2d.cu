@@ -212,7 +212,7 @@ void gpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
       const auto known = [&]<class B>(B) {
         pool(op, B::outputs(s), MaxPool<B>{Planes(s), B::passing(s), from, places, to});
       };
-      if (visit_squares(s, from, to, known) || visit_lines(s, from, to, known)) return;
+      if (visit_squares<T>(s, known) || visit_lines<T>(s, known)) return;
     }
     forward_of_any<T, I, decltype(count)>(s, from, places, to);
   });
@@ -230,7 +230,7 @@ void gpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
       const auto known = [&]<class B>(B) {
         pool(op, B::inputs(s), MaxPoolGather<B>{Planes(s), places, from, to});
       };
-      if (visit_squares(s, to, from, known) || visit_lines(s, to, from, known)) return;
+      if (visit_squares<T>(s, known) || visit_lines<T>(s, known)) return;
     }
     backward_of_any<T, I, decltype(count)>(s, places, from, to);
   });

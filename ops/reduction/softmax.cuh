@@ -67,14 +67,14 @@ __device__ MaxAndSum<C> max_and_sum(Row& row) {
   return {max, static_cast<C>(sum)};
 }
 
-// The body on every line of x along v.n; y is what it writes.
+// The body on every line of x along v.n.
 template <class T, class Body, class... X>
-void lines(std::string_view op, const Body& body, const View& v, const T* y, const X*... x) {
+void lines(std::string_view op, const Body& body, const View& v, const X*... x) {
   if (v.n == 0) return;
   if constexpr (sizeof(T) <= 4) {
     constexpr std::int64_t longest = (sizeof...(X) == 1 ? 2 : 4) * long_row_bytes;  // kept
     if (v.inner == 1 && v.n * std::int64_t{sizeof(T)} > longest &&
-        long_rows<T>(op, body, v.outer, v.n, y, x...))
+        long_rows<T>(op, body, v.outer, v.n, x...))
       return;
   }
   if (v.inner == 1) return keep_rows<T>(op, body, v.outer, v.n, x...);
@@ -86,8 +86,7 @@ template <template <class> class Body, class... X>
 void lines(std::string_view op, const View& v, Tensor& y, const X&... x) {
   visit<float, double, bf16>(y.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    T* const to = y.data<T>();
-    lines<T>(op, Body<T>{to}, v, to, x.template data<T>()...);
+    lines<T>(op, Body<T>{y.data<T>()}, v, x.template data<T>()...);
   });
 }
 
