@@ -1,5 +1,6 @@
 #include "ebb/ops/reduction/cross_entropy.h"
 #include "ebb/ops/reduction/softmax.cuh"
+#include "ebb/ops/slices.cuh"
 
 namespace ebb {
 namespace gpu {
@@ -11,20 +12,37 @@ struct Min {
   __device__ double operator()(double a, double b) const { return a < b ? a : b; }
 };
 
+__device__ void report(const std::int32_t* target, std::int64_t n, double first, double* found) {
+  found[0] = first;
+  found[1] = first < static_cast<double>(n) ? target[static_cast<std::int64_t>(first)] : 0;
+}
+
+// The first bad place of the `chunk` of each block, n if there is none; one block reports it.
 __global__ void __launch_bounds__(threads)
-    find_bad_target_kernel(const std::int32_t* target, std::int64_t n, std::int64_t classes,
-                           std::int64_t ignore_index, double* found) {
+    find_bad_target_kernel(const std::int32_t* target, std::int64_t n, std::int64_t chunk,
+                           std::int64_t classes, std::int64_t ignore_index, double* first_of_block,
+                           double* found) {
+  const std::int64_t from = blockIdx.x * chunk, end = n < from + chunk ? n : from + chunk;
   double first = static_cast<double>(n);
-  for (std::int64_t r = threadIdx.x; r < n; r += threads) {
+#pragma unroll 8
+  for (std::int64_t r = from + threadIdx.x; r < end; r += threads) {
     const std::int32_t t = target[r];
-    if (t == ignore_index || (0 <= t && t < classes)) continue;
-    first = static_cast<double>(r);
-    break;
+    const bool good = t == ignore_index || (0 <= t && t < classes);
+    first = good ? first : Min{}(first, static_cast<double>(r));
   }
   first = block_reduce<threads>(first, Min{});
   if (threadIdx.x != 0) return;
-  found[0] = first;
-  found[1] = first < static_cast<double>(n) ? target[static_cast<std::int64_t>(first)] : 0;
+  if (gridDim.x == 1) return report(target, n, first, found);
+  first_of_block[blockIdx.x] = first;
+}
+
+__global__ void __launch_bounds__(threads)
+    find_first_kernel(const std::int32_t* target, std::int64_t n, int blocks,
+                      const double* first_of_block, double* found) {
+  double first = static_cast<double>(n);
+  for (int i = threadIdx.x; i < blocks; i += threads) first = Min{}(first, first_of_block[i]);
+  first = block_reduce<threads>(first, Min{});
+  if (threadIdx.x == 0) report(target, n, first, found);
 }
 
 // What both directions know of a row.
@@ -77,10 +95,10 @@ struct RowLoss {
   }
 };
 
-// One block adds up all rows: a few bytes for each row that was read.
-template <class T>
+// One block adds up all rows, or what has been added up of many.
+template <class T, class Part>
 __global__ void __launch_bounds__(threads)
-    total_kernel(const Compute<T>* loss, const Compute<T>* share, std::int64_t n, bool mean,
+    total_kernel(const Part* loss, const Part* share, std::int64_t n, bool mean,
                  Compute<T>* divisor, T* y) {
   double total = 0;
   double shares = 0;
@@ -152,8 +170,15 @@ Labels<Compute<T>> labels_of(const Tensor& x, const Tensor& target, const Tensor
 
 void gpu::find_bad_target(const Tensor& target, std::int64_t classes, std::int64_t ignore_index,
                           Tensor& found) {
-  launch("cross_entropy", find_bad_target_kernel, 1, threads, 0, target.data<std::int32_t>(),
-         target.numel(), classes, ignore_index, found.data<double>());
+  constexpr std::int64_t chunk = 8 * threads;
+  const std::int64_t n = target.numel(), blocks = divide_up(std::max<std::int64_t>(n, 1), chunk);
+  const std::int32_t* const targets = target.data<std::int32_t>();
+  Tensor parts = empty({blocks}, found.options());
+  launch("cross_entropy", find_bad_target_kernel, dim3(static_cast<unsigned>(blocks)), threads, 0,
+         targets, n, chunk, classes, ignore_index, parts.data<double>(), found.data<double>());
+  if (blocks > 1)
+    launch("cross_entropy", find_first_kernel, 1, threads, 0, targets, n, static_cast<int>(blocks),
+           parts.data<double>(), found.data<double>());
 }
 
 void gpu::cross_entropy(const Tensor& x, const Tensor& target, const Tensor& weight,
@@ -179,8 +204,19 @@ void gpu::cross_entropy(const Tensor& x, const Tensor& target, const Tensor& wei
              y.data<T>());
       return;
     }
-    launch("cross_entropy", total_kernel<T>, 1, threads, 0, loss, share, n,
-           options.reduction == Reduction::mean, divisor, y.data<T>());
+    const bool mean = options.reduction == Reduction::mean;
+    constexpr std::int64_t few = 16 * threads;  // rows, that one block adds up at once
+    if (n <= few) {
+      launch("cross_entropy", total_kernel<T, C>, 1, threads, 0, loss, share, n, mean, divisor,
+             y.data<T>());
+      return;
+    }
+    Tensor sums = empty({2}, {Dtype::f64, x.device()});
+    double* const both = sums.data<double>();
+    sum_slices<C>("cross_entropy", Same{}, KeepTotal{both}, 2, n, x.device(),
+                  static_cast<const C*>(loss));
+    launch("cross_entropy", total_kernel<T, double>, 1, threads, 0, both, both + 1, std::int64_t{1},
+           mean, divisor, y.data<T>());
   });
 }
 

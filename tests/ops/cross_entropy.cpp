@@ -167,6 +167,28 @@ TEST_CASE("cross_entropy: a target that is no class is named, and the next call 
   }
 }
 
+// More rows than one block of a GPU looks at, or adds up.
+TEST_CASE("cross_entropy: of many rows the first bad target is named, and the loss is their mean") {
+  constexpr std::int64_t rows = 40'001;
+  std::vector<std::int32_t> targets(rows, 1);
+  for (const Device device : devices()) {
+    const Tensor x = randn({rows, 3}, 21, Dtype::f32, device);
+    const auto loss = [&](const Tensor& in) {
+      return cross_entropy(in, tensor<std::int32_t>(targets, {rows}, device));
+    };
+    const Tensor in = leaf(x), wide = leaf(x.to(Dtype::f64));
+    const Tensor y = loss(in), reference = loss(wide);
+    y.backward();
+    reference.backward();
+    check_close(y, reference.to(cpu_device), {0, long_sum}, "loss");
+    check_close(in.grad(), wide.grad().to(cpu_device), row_gradient, "dx");
+    targets[33'333] = 3;
+    targets[35'000] = -1;
+    check_error(Kind::index, {"cross_entropy: target 3 not in [0,3), row 33333"}, [&] { loss(x); });
+    targets[33'333] = targets[35'000] = 1;
+  }
+}
+
 TEST_CASE("cross_entropy: unchecked, a target that is no class makes its own row NaN") {
   for (const Device device : devices()) {
     Tensor x = leaf(zeros({3, 2}, {.device = device}));
