@@ -54,6 +54,39 @@ TEST_CASE("detours: along the first dimension as along the last one of the trans
       }
 }
 
+// Many short rows have a way of their own on the GPU.
+TEST_CASE("detours: many short rows are those of some at a time") {
+  using Rows = std::function<Tensor(const Tensor&)>;
+  const std::pair<const char*, Rows> ops[] = {
+      {"softmax", [](const Tensor& x) { return softmax(x); }},
+      {"log_softmax", [](const Tensor& x) { return log_softmax(x); }},
+      {"l2_normalize", [](const Tensor& x) { return l2_normalize(x); }},
+      {"l2_norm", [](const Tensor& x) { return l2_norm(x, {.dim = {1}}); }},
+      {"sum", [](const Tensor& x) { return sum(x, {.dim = {1}}); }},
+      {"max", [](const Tensor& x) { return max(x, {.dim = {1}}); }}};
+  const auto limit = [](Dtype dtype) {
+    if (dtype == Dtype::bf16) return Tolerance{1e-6, 0x1p-7, true};
+    return dtype == Dtype::f32 ? Tolerance{1e-6, 4e-6, true} : Tolerance{1e-13, 1e-13, true};
+  };
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
+      for (const std::int64_t n : {1, 2, 3, 7, 8, 12, 16})
+        for (const auto& [name, f] : ops) {
+          const std::int64_t rows = (std::int64_t{1} << 20) / n + 77, some = rows / 3 + 5;
+          const Tensor x = randn({rows, n}, 10, dtype, device);
+          const auto parts = [&](const Tensor& in) {
+            Tensors y;
+            for (std::int64_t r = 0; r < rows; r += some)
+              y.push_back(f(slice(in, 0, r, std::min(r + some, rows))));
+            return concat(y, 0);
+          };
+          const Tensor dy = randn(f(x).shape(), 11, dtype, device);
+          const Both all(f, x, dy), few(parts, x, dy);
+          check_close(all.y, few.y.to(cpu_device), limit(dtype), name);
+          check_close(all.dx, few.dx.to(cpu_device), limit(dtype), std::string(name) + ": dx");
+        }
+}
+
 TEST_CASE("detours: batch_norm's channels are layer_norm's rows, and planes are rows") {
   for (const Device device : devices())
     for (const Shape& shape : shapes) {
