@@ -1,11 +1,41 @@
 // Lines along a dimension that is not the last, on the GPU: the bodies of rows.cuh for
 // [outer, n, inner] along n.
 #pragma once
+#include <algorithm>
 #include <utility>
 
 #include "ebb/ops/row_steps.cuh"
 
 namespace ebb::gpu {
+
+inline constexpr int strided_threads = 1024;         // at most, of a block
+inline constexpr std::int64_t strided_blocks = 256;  // that are enough for every GPU
+
+// Lines of n, each cut into `slices` of `chunk`: as in RowLayout, what the engine calls a row is
+// one slice, whose columns count from its start. index = (outer · slices + slice) · inner + inner
+// place.
+struct LineLayout {
+  std::int64_t outer;
+  std::int64_t n;
+  std::int64_t inner;
+  std::int64_t slices = 1;
+  std::int64_t chunk = n;
+
+  __host__ __device__ std::int64_t lines() const { return outer * inner; }
+};
+
+// Few long lines are cut, so that there are blocks enough with 8 lines each.
+inline LineLayout slice_lines(std::int64_t outer, std::int64_t n, std::int64_t inner) {
+  constexpr std::int64_t shortest = 1024;
+  LineLayout s{outer, n, inner};
+  if (s.lines() == 0) return s;
+  const std::int64_t wanted =
+      std::min(8 * strided_blocks / s.lines(), divide_up<std::int64_t>(n, shortest));
+  if (wanted <= 1) return s;
+  s.chunk = divide_up(n, wanted);
+  s.slices = divide_up(n, s.chunk);
+  return s;
+}
 
 // One (outer, inner) pair; blockDim.x neighbouring pairs a block, blockDim.y threads on each, both
 // powers of two.
@@ -14,15 +44,16 @@ class StridedRow : public RowSteps<StridedRow<T, inputs>, T> {
  public:
   using C = Compute<T>;
 
-  __device__ StridedRow(std::int64_t outer, std::int64_t n, std::int64_t inner,
-                        const T* const (&x)[inputs])
-      : n_(n), inner_(inner) {
+  __device__ StridedRow(const LineLayout& s, const T* const (&x)[inputs]) : inner_(s.inner) {
     const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const bool inside = slot < outer * inner;
-    index_ = inside ? slot : 0;
-    if (!inside) n_ = 0;
+    const bool inside = slot < s.lines();
+    const std::int64_t line = inside ? slot : 0;
+    const std::int64_t o = line / s.inner, i = line - o * s.inner;
+    const std::int64_t first = blockIdx.y * s.chunk, rest = s.n - first;
+    index_ = (o * s.slices + blockIdx.y) * s.inner + i;
+    n_ = !inside ? 0 : rest < s.chunk ? rest : s.chunk;
     leader_ = inside && threadIdx.y == 0;
-    offset_ = index_ / inner * n * inner + index_ % inner;
+    offset_ = (o * s.n + first) * s.inner + i;
 #pragma unroll
     for (int i = 0; i < inputs; ++i) x_[i] = x[i] + offset_;
   }
@@ -47,7 +78,7 @@ class StridedRow : public RowSteps<StridedRow<T, inputs>, T> {
   // A tree over threadIdx.y; every thread of the pair gets the result.
   template <class Op, class A>
   __device__ A reduce(Op op, A a) const {
-    __shared__ A partial[256];
+    __shared__ A partial[strided_threads];
     const int me = threadIdx.y * blockDim.x + threadIdx.x;
     __syncthreads();
     partial[me] = a;
@@ -92,24 +123,27 @@ class StridedRow : public RowSteps<StridedRow<T, inputs>, T> {
 };
 
 template <class T, class Body, class... X>
-__global__ void __launch_bounds__(256)
-    strided_rows_kernel(Body body, std::int64_t outer, std::int64_t n, std::int64_t inner,
-                        const X*... x) {
+__global__ void __launch_bounds__(strided_threads)
+    strided_rows_kernel(Body body, LineLayout layout, const X*... x) {
   const T* const from[] = {x...};
-  StridedRow<T, sizeof...(X)> row(outer, n, inner, from);
+  StridedRow<T, sizeof...(X)> row(layout, from);
   body(row);
 }
 
+// Where there are few lines, a block has as few of them as memory reads at once, but all threads.
 template <class T, class Body, class... X>
-void strided_rows(std::string_view op, const Body& body, std::int64_t outer, std::int64_t n,
-                  std::int64_t inner, const X*... x) {
+void strided_rows(std::string_view op, const Body& body, const LineLayout& s, const X*... x) {
+  constexpr unsigned sector = 32 / sizeof(T);
+  const auto blocks = [&](unsigned across) { return divide_up<std::int64_t>(s.lines(), across); };
   unsigned across = 32;
-  while (across > 1 && across / 2 >= inner) across /= 2;
-  unsigned along = 256 / across;
-  while (along > 1 && along / 2 >= n) along /= 2;
-  const std::int64_t blocks = divide_up<std::int64_t>(outer * inner, across);
-  launch(op, strided_rows_kernel<T, Body, X...>, dim3(static_cast<unsigned>(blocks)),
-         dim3(across, along), 0, body, outer, n, inner, x...);
+  while (across > 1 && across / 2 >= s.inner) across /= 2;
+  while (across > sector && blocks(across) * s.slices < strided_blocks) across /= 2;
+  const bool few = blocks(across) * s.slices < 2 * strided_blocks;
+  unsigned along = (few ? strided_threads : 256) / across;
+  while (along > 1 && along * 2 > s.chunk) along /= 2;  // two elements a thread, or more
+  launch(op, strided_rows_kernel<T, Body, X...>,
+         dim3(static_cast<unsigned>(blocks(across)), static_cast<unsigned>(s.slices)),
+         dim3(across, along), 0, body, s, x...);
 }
 
 }  // namespace ebb::gpu

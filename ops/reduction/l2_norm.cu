@@ -34,13 +34,15 @@ template <class T>
 struct NormGradient {
   using C = Compute<T>;
   std::int64_t slices;
+  std::int64_t inner;
   const T* y;
   const T* dy;
   T* dx;
 
   template <class Row>
   __device__ void operator()(Row& row) const {
-    const std::int64_t line = row.index() / slices;
+    const std::int64_t place = row.index() / inner;
+    const std::int64_t line = row.index() - (place - place / slices) * inner;
     const C norm = widen(y[line]);
     const C up = widen(dy[line]);
     row.write(dx, [=](auto, C x) { return norm == 0 ? C(0) : x / norm * up; });
@@ -66,11 +68,15 @@ void gpu::l2_norm_backward(const Tensor& x, const Tensor& y, const Tensor& dy, c
   if (x.numel() == 0) return;
   visit<float, double, bf16>(x.dtype(), "l2_norm", [&](auto zero) {
     using T = decltype(zero);
-    NormGradient<T> body{1, y.data<T>(), dy.data<T>(), dx.data<T>()};
-    if (v.inner > 1) return strided_rows<T>("l2_norm", body, v.outer, v.n, v.inner, x.data<T>());
-    const RowLayout layout = slice_rows(v.outer, v.n);
-    body.slices = layout.slices;
-    stream_rows<T>("l2_norm", body, layout, x.data<T>());
+    const auto body = [&](std::int64_t slices) {
+      return NormGradient<T>{slices, v.inner, y.data<T>(), dy.data<T>(), dx.data<T>()};
+    };
+    if (v.inner == 1) {
+      const RowLayout layout = slice_rows(v.outer, v.n);
+      return stream_rows<T>("l2_norm", body(layout.slices), layout, x.data<T>());
+    }
+    const LineLayout layout = slice_lines(v.outer, v.n, v.inner);
+    strided_rows<T>("l2_norm", body(layout.slices), layout, x.data<T>());
   });
 }
 

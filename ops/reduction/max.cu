@@ -7,59 +7,69 @@ namespace gpu {
 namespace {
 
 struct Earliest {
-  __device__ std::int64_t operator()(std::int64_t a, std::int64_t b) const { return a < b ? a : b; }
+  __device__ std::int32_t operator()(std::int32_t a, std::int32_t b) const { return a < b ? a : b; }
 };
 
-// One read of the row: each thread keeps its first largest element, and of the threads that hold
-// the row's largest the earliest wins. Columns of a slice are counted from its start.
+// One read of the line: each thread keeps its first largest element, and of the threads that hold
+// the line's largest the earliest wins. Places in a slice are counted from its start.
 template <class T>
 struct MaxRow {
   T* y;
   std::int32_t* index;          // or null
-  const std::int32_t* earlier;  // [rows, cols]: the index of each x, when x are maxima of slices
-  std::int64_t cols;
-  std::int64_t slices;
-  std::int64_t chunk;
+  const std::int32_t* earlier;  // the index of each x, when x are maxima of slices
+  LineLayout s;
 
   template <class Row>
   __device__ void operator()(Row& row) const {
     using C = Compute<T>;
-    constexpr std::int64_t nowhere = std::numeric_limits<std::int64_t>::max();
+    constexpr auto nowhere = std::numeric_limits<std::int32_t>::max();
     C best = -std::numeric_limits<C>::infinity();
-    std::int64_t at = nowhere;
+    std::int32_t at = nowhere;
     row.each([&](auto col, C x) {
       if (!(x > best || (x != x && best == best) || at == nowhere)) return;
       best = x;
-      at = col;
+      at = static_cast<std::int32_t>(col);
     });
     const C largest = row.reduce(Max{}, best);
     const bool mine = best == largest || (best != best && largest != largest);
-    const std::int64_t first = row.reduce(Earliest{}, mine ? at : nowhere);
+    const std::int32_t first = row.reduce(Earliest{}, mine ? at : nowhere);
     if (!row.leader()) return;
     const std::int64_t r = row.index();
     y[r] = narrow<T>(largest);
     if (!index) return;
-    index[r] =
-        earlier ? earlier[r * cols + first] : static_cast<std::int32_t>(first + r % slices * chunk);
+    const std::int64_t line = r / s.inner;
+    index[r] = earlier ? earlier[(line * s.n + first) * s.inner + r - line * s.inner]
+                       : static_cast<std::int32_t>(first + line % s.slices * s.chunk);
   }
 };
 
-// Few rows are cut into slices, whose maxima are rows of a second stage.
 template <class T>
-void max_rows(const Tensor& x, const View& v, std::int32_t* index, Tensor& y) {
-  const RowLayout layout = slice_rows(v.outer, v.n);
-  if (layout.slices == 1)
-    return stream_rows<T>("max", MaxRow<T>{y.data<T>(), index, nullptr, v.n, 1, v.n}, layout,
-                          x.data<T>());
-  Tensor partial = empty({v.outer, layout.slices}, x.options());
-  Tensor place;
-  if (index) place = empty({v.outer, layout.slices}, {Dtype::i32, x.device()});
-  std::int32_t* places = index ? place.data<std::int32_t>() : nullptr;
-  T* maxima = partial.data<T>();
-  stream_rows<T>("max", MaxRow<T>{maxima, places, nullptr, v.n, layout.slices, layout.chunk},
-                 layout, x.data<T>());
-  stream_rows<T>("max", MaxRow<T>{y.data<T>(), index, places, layout.slices, 1, layout.slices},
-                 {v.outer, layout.slices}, static_cast<const T*>(maxima));
+void max_slices(const MaxRow<T>& body, const T* x) {
+  constexpr std::int64_t longest = 4096;  // that is faster held than read by few threads
+  const LineLayout& s = body.s;
+  if (s.inner != 1) return strided_rows<T>("max", body, s, x);
+  if (s.slices == 1 && s.n <= longest) return keep_rows<T>("max", body, s.outer, s.n, x);
+  stream_rows<T>("max", body, {s.outer, s.n, s.slices, s.chunk}, x);
+}
+
+LineLayout max_layout(const View& v) {
+  if (v.inner != 1) return slice_lines(v.outer, v.n, v.inner);
+  const RowLayout rows = slice_rows(v.outer, v.n);
+  return {v.outer, v.n, 1, rows.slices, rows.chunk};
+}
+
+// Few lines are cut into slices, whose maxima are lines of a second stage.
+template <class T>
+void max_lines(const Tensor& x, const View& v, std::int32_t* index, Tensor& y) {
+  const LineLayout s = max_layout(v);
+  if (s.slices == 1) return max_slices(MaxRow<T>{y.data<T>(), index, nullptr, s}, x.data<T>());
+  Tensor partial = empty({s.slices, s.lines()}, x.options()), place;
+  if (index) place = empty(partial.shape(), {Dtype::i32, x.device()});
+  std::int32_t* const places = index ? place.data<std::int32_t>() : nullptr;
+  T* const maxima = partial.data<T>();
+  max_slices(MaxRow<T>{maxima, places, nullptr, s}, x.data<T>());
+  max_slices(MaxRow<T>{y.data<T>(), index, places, {s.outer, s.slices, s.inner}},
+             static_cast<const T*>(maxima));
 }
 
 template <class T>
@@ -78,9 +88,7 @@ void gpu::max_along(const Tensor& x, const View& v, Tensor& index, Tensor& y) {
   visit<float, double, bf16>(x.dtype(), "max", [&](auto zero) {
     using T = decltype(zero);
     std::int32_t* places = index.defined() ? index.data<std::int32_t>() : nullptr;
-    if (v.inner == 1) return max_rows<T>(x, v, places, y);
-    strided_rows<T>("max", MaxRow<T>{y.data<T>(), places, nullptr, v.n, 1, v.n}, v.outer, v.n,
-                    v.inner, x.data<T>());
+    max_lines<T>(x, v, places, y);
   });
 }
 

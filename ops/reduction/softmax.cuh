@@ -78,7 +78,7 @@ void lines(std::string_view op, const Body& body, const View& v, const X*... x) 
       return;
   }
   if (v.inner == 1) return keep_rows<T>(op, body, v.outer, v.n, x...);
-  strided_rows<T>(op, body, v.outer, v.n, v.inner, x...);
+  strided_rows<T>(op, body, {v.outer, v.n, v.inner}, x...);
 }
 
 // Of tensors, by the body Body<T>{y}.
