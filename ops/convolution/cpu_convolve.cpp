@@ -11,7 +11,7 @@ std::int64_t packed_size(const auto& sum, auto zero) {
   return padded_filters<decltype(zero)>(sum.filters) * sum.terms();
 }
 
-template <class T>
+template <class T, bool pairs>
 void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y) {
   const Window window = forward_window(z, !few<T>(z.filters_in_group()));
   const std::int64_t filters = window.sum.filters, groups = z.options.groups;
@@ -42,8 +42,8 @@ void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor
       const T* in =
           windowed(own, z, from + image * window.sum.channels * z.h * z.w, first, rows, strip_of_x);
       T* out = to + (image * filters * z.p + first) * z.q;
-      correlate(own.sum, in, rows, z.q, w_packed + g * packed, b_padded + g * padded,
-                Destination<T>{out, z.p * z.q, z.q, 1}, scratch);
+      correlate<T, pairs>(own.sum, in, rows, z.q, w_packed + g * packed, b_padded + g * padded,
+                          Destination<T>{out, z.p * z.q, z.q, 1}, scratch);
     }
   });
 }
@@ -88,7 +88,7 @@ Phase make_phase(const Conv2dSize& z, const Reach& rows, const Reach& cols, std:
   return phase;
 }
 
-template <class T>
+template <class T, bool pairs>
 void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tensor& dx) {
   const auto& o = z.options;
   const std::int64_t groups = o.groups, taps = z.r * z.s;
@@ -130,10 +130,10 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
         phase.sum.plane = in_place ? z.p * z.q : height * width;
         T* out = dx.data<T>() + image * channels * z.h * z.w +
                  (phase.h + first * o.stride.h) * z.w + phase.w;
-        correlate(phase.sum, in_place ? in + first * z.q : buffer.data<T>(),
-                  std::min(strip, last - first), across, weights.data<T>() + g * packed,
-                  bias.data<T>(), Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w},
-                  work.data<T>());
+        correlate<T, pairs>(
+            phase.sum, in_place ? in + first * z.q : buffer.data<T>(),
+            std::min(strip, last - first), across, weights.data<T>() + g * packed, bias.data<T>(),
+            Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w}, work.data<T>());
       }
     }
   });
@@ -141,16 +141,16 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
 
 }  // namespace
 
-void cpu::direct::convolve(const Conv2dSize& size, const Tensor& x, const Tensor& w,
+void cpu::direct::convolve(const Conv2dSize& size, bool pairs, const Tensor& x, const Tensor& w,
                            const Tensor& b, Tensor& y) {
-  visit<float, double>(x.dtype(), "conv2d",
-                       [&](auto zero) { forward<decltype(zero)>(flattened(size), x, w, b, y); });
+  visit_numbers(x.dtype(), pairs,
+                [&]<class T, bool pairs>() { forward<T, pairs>(flattened(size), x, w, b, y); });
 }
 
-void cpu::direct::input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
-                                 Tensor& dx) {
-  visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
-    ebb::input_gradient<decltype(zero)>(flattened(size), w, dy, dx);
+void cpu::direct::input_gradient(const Conv2dSize& size, bool pairs, const Tensor& w,
+                                 const Tensor& dy, Tensor& dx) {
+  visit_numbers(dy.dtype(), pairs, [&]<class T, bool pairs>() {
+    ebb::input_gradient<T, pairs>(flattened(size), w, dy, dx);
   });
 }
 

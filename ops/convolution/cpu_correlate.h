@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "ebb/ops/convolution/cpu_pairs.h"
 #include "ebb/ops/convolution/cpu_stage.h"
 
 namespace ebb::cpu::direct {
@@ -88,7 +89,7 @@ struct Tile {
   }
 };
 
-template <class T, int vectors, int pixels>
+template <class T, bool pairs, int vectors, int pixels>
 void tile(const Tile<T>& t) {
   using namespace Eigen::internal;
   using P = Packet<T>;
@@ -108,7 +109,8 @@ void tile(const Tile<T>& t) {
 #pragma GCC unroll 16
       for (int j = 0; j < pixels; ++j) {
         const P pixel = pset1<P>(x[j]);
-        for (int v = 0; v < vectors; ++v) sum[j][v] = pmadd(pixel, weight[v], sum[j][v]);
+        for (int v = 0; v < vectors; ++v)
+          sum[j][v] = add_product<pairs>(pixel, weight[v], sum[j][v]);
       }
     }
 #pragma GCC unroll 16
@@ -118,10 +120,10 @@ void tile(const Tile<T>& t) {
               padd(ploadu<P>(t.start + j * t.start_step + v * t.start_part), sum[j][v]));
 }
 
-template <class T, int vectors>
+template <class T, bool pairs, int vectors>
 void run_tile(std::int64_t pixels, const Tile<T>& t) {
   static constexpr auto table = []<int... j>(std::integer_sequence<int, j...>) {
-    return std::array{&tile<T, vectors, j + 1>...};
+    return std::array{&tile<T, pairs, vectors, j + 1>...};
   }
   (std::make_integer_sequence<int, most_pixels>{});
   table[static_cast<size_t>(pixels - 1)](t);
@@ -132,7 +134,7 @@ inline std::int64_t channels_in_block(std::int64_t taps) {
 }
 
 // A chunk of rows × cols pixels for one block of filters → out [pixel][filter].
-template <class T, int vectors>
+template <class T, bool pairs, int vectors>
 void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                      const T* w, const T* bias, T* out) {
   constexpr std::int64_t width = vectors * lanes<T>;
@@ -161,7 +163,7 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
         t.in = in + c * sum.plane + i * sum.row_step + first;
         t.out = out + (i * cols + first) * width;
         if (c + first_tap > 0) t.add_to_out();
-        run_tile<T, vectors>(cols * (k + 1) / tiles - first, t);
+        run_tile<T, pairs, vectors>(cols * (k + 1) / tiles - first, t);
       }
     first_tap += terms_in_block;
     if (first_tap < taps) continue;
@@ -179,7 +181,7 @@ std::int64_t padded_row(std::int64_t cols) {
 // The same for a single filter, vectors along the rows: w [channel][tap] → out [row][pixel]. Eight
 // sums at a time, of several rows where these are short, need not wait for each other. Reads up to
 // a register beyond the last pixel's input.
-template <class T>
+template <class T, bool pairs>
 void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                     const T* w, T bias, T* out) {
   using namespace Eigen::internal;
@@ -204,7 +206,8 @@ void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std:
           const P broadcast = pset1<P>(weights[places[t]]);
           for (int r = 0; r < down; ++r)
             for (int v = 0; v < across; ++v)
-              y[r][v] = pmadd(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);
+              y[r][v] =
+                  add_product<pairs>(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);
         }
       for (int r = 0; r < down; ++r)
         for (int v = 0; v < across; ++v) {
@@ -240,7 +243,7 @@ constexpr std::int64_t work_size() {
 
 // One group, rows × cols results. `w` is packed, `bias` has padded_filters(filters) elements.
 // Within a few() correlation, `in` must be readable one register beyond its end.
-template <class T>
+template <class T, bool pairs>
 void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                const T* w, const T* bias, Destination<T> to, T* work) {
   const bool along_rows = few<T>(sum.filters);
@@ -263,15 +266,15 @@ void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int6
         T* y = to.y + first * to.filter + i * to.row + left * to.col;
         if (along_rows) {
           const std::int64_t all = (n - 1) * sum.step + 1;
-          correlate_rows(sum, from, height, all, w, bias[first], turned);
+          correlate_rows<T, pairs>(sum, from, height, all, w, bias[first], turned);
           for (std::int64_t r = 0; r < height; ++r)
             move_row(turned + r * padded_row<T>(all), sum.step, n, y + r * to.row, to.col);
           continue;
         }
         if (vectors == 2) {
-          correlate_chunk<T, 2>(sum, from, height, n, w, bias + first, work);
+          correlate_chunk<T, pairs, 2>(sum, from, height, n, w, bias + first, work);
         } else {
-          correlate_chunk<T, 1>(sum, from, height, n, w, bias + first, work);
+          correlate_chunk<T, pairs, 1>(sum, from, height, n, w, bias + first, work);
         }
         const bool straight = to.col == 1 && (height == 1 || to.row == n);
         if (straight) {

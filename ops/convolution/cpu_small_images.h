@@ -9,7 +9,7 @@
 
 namespace ebb::cpu {
 
-template <class T>
+template <class T, bool pairs>
 class SmallImages {
  public:
   explicit SmallImages(const Conv2dSize& z)
@@ -162,7 +162,7 @@ class SmallImages {
                             vectors * many * l,
                             many * l};
           if (c > 0) t.add_to_out();
-          direct::run_tile<T, vectors>(n * (k + 1) / tiles - j, t);
+          direct::run_tile<T, pairs, vectors>(n * (k + 1) / tiles - j, t);
         }
       }
     for (std::int64_t j = 0; j < n; ++j)
@@ -199,7 +199,7 @@ class SmallImages {
 
   void add_weights(const T* x, const T* dy, const Blocks& blocks, int vectors, std::int64_t f,
                    std::int64_t c, std::int64_t channels, T* dw) const {
-    const auto add = direct::gradient_columns_for<T>(vectors);
+    const auto add = direct::gradient_columns_for<T, pairs>(vectors);
     const std::int64_t width = vectors * lanes<T>, plane = z_.h * z_.w;
     Array<T> sums = Array<T>::Zero(taps() * channels * width), ordered(sums.size());
     std::vector<const T*> columns(static_cast<size_t>(channels));

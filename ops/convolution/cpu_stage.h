@@ -240,10 +240,13 @@ const T* windowed(Window& window, const Conv2dSize& z, const T* x, std::int64_t 
   return buffer;
 }
 
-// By correlations, in cpu_convolve.cpp and cpu_weights.cpp.
-void convolve(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y);
-void input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy, Tensor& dx);
-void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw);
+// By correlations, in cpu_convolve.cpp and cpu_weights.cpp; of numbers, or of pairs (cpu_pairs.h).
+void convolve(const Conv2dSize& size, bool pairs, const Tensor& x, const Tensor& w, const Tensor& b,
+              Tensor& y);
+void input_gradient(const Conv2dSize& size, bool pairs, const Tensor& w, const Tensor& dy,
+                    Tensor& dx);
+void weight_gradient(const Conv2dSize& size, bool pairs, const Tensor& x, const Tensor& dy,
+                     Tensor& dw);
 void bias_gradient(const Tensor& dy, Tensor& db);
 
 }  // namespace ebb::cpu::direct
