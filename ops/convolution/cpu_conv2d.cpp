@@ -15,10 +15,10 @@ bool widens(const Conv2dSize& z) { return !multiplies_pairs || Depthwise<float>:
 
 // f of the way that fits the sizes; false where it is that of correlations.
 template <class T, bool pairs, class F>
-bool by_another_way(const Conv2dSize& z, F&& f) {
+bool by_another_way(const Conv2dSize& z, Pass pass, F&& f) {
   if constexpr (!pairs) {
     if (Depthwise<T>::fits(z)) return f(Depthwise<T>(z)), true;
-    if (FewPixels<T>::fits(z)) return f(FewPixels<T>(z)), true;
+    if (FewPixels<T>::fits(z, pass)) return f(FewPixels<T>(z)), true;
   }
   if (SmallImages<T, pairs>::fits(z)) return f(SmallImages<T, pairs>(z)), true;
   return false;
@@ -28,8 +28,9 @@ void forward(const Conv2dSize& z, bool pairs, const Tensor& x, const Tensor& w, 
              Tensor& y) {
   visit_numbers(x.dtype(), pairs, [&]<class T, bool pairs>() {
     const T* bias = b.defined() ? b.data<T>() : nullptr;
-    if (!by_another_way<T, pairs>(
-            z, [&](auto way) { way.forward(x.data<T>(), w.data<T>(), bias, y.data<T>()); }))
+    if (!by_another_way<T, pairs>(z, Pass::forward, [&](auto way) {
+          way.forward(x.data<T>(), w.data<T>(), bias, y.data<T>());
+        }))
       direct::convolve(z, pairs, x, w, b, y);
   });
 }
@@ -37,8 +38,9 @@ void forward(const Conv2dSize& z, bool pairs, const Tensor& x, const Tensor& w, 
 void input_gradient(const Conv2dSize& z, bool pairs, const Tensor& w, const Tensor& dy,
                     Tensor& dx) {
   visit_numbers(dy.dtype(), pairs, [&]<class T, bool pairs>() {
-    if (!by_another_way<T, pairs>(
-            z, [&](auto way) { way.input_gradient(w.data<T>(), dy.data<T>(), dx.data<T>()); }))
+    if (!by_another_way<T, pairs>(z, Pass::input, [&](auto way) {
+          way.input_gradient(w.data<T>(), dy.data<T>(), dx.data<T>());
+        }))
       direct::input_gradient(z, pairs, w, dy, dx);
   });
 }
@@ -46,8 +48,9 @@ void input_gradient(const Conv2dSize& z, bool pairs, const Tensor& w, const Tens
 void weight_gradient(const Conv2dSize& z, bool pairs, const Tensor& x, const Tensor& dy,
                      Tensor& dw) {
   visit_numbers(dy.dtype(), pairs, [&]<class T, bool pairs>() {
-    if (!by_another_way<T, pairs>(
-            z, [&](auto way) { way.weight_gradient(x.data<T>(), dy.data<T>(), dw.data<T>()); }))
+    if (!by_another_way<T, pairs>(z, Pass::weights, [&](auto way) {
+          way.weight_gradient(x.data<T>(), dy.data<T>(), dw.data<T>());
+        }))
       direct::weight_gradient(z, pairs, x, dy, dw);
   });
 }
@@ -78,7 +81,8 @@ void bf16_forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const T
 void bf16_input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tensor& dx) {
   const std::int64_t groups = z.options.groups, filters = z.filters_in_group();
   const auto [down, right] = z.options.stride;
-  if (!widens(z) && !(down * right > 16 && FewPixels<float>::fits(z))) {  // so many phases
+  if (!widens(z) &&
+      !(down * right > 16 && FewPixels<float>::fits(z, Pass::input))) {  // so many phases
     const Pairs pw = pairs_of(w, groups, filters, z.channels_in_group() * z.r * z.s);
     const Pairs pdy = pairs_of(dy, z.n * groups, filters, z.p * z.q);
     Conv2dSize paired = z;

@@ -41,17 +41,18 @@ void pack_block(const T* w, const Correlation& sum, std::int64_t filter_step,
   if (together && width == 1) return void(std::copy_n(w, sum.terms(), packed));
   if (together) return transpose(w, filter_step, left, sum.terms(), packed, width);
   for (std::int64_t c = 0; c < sum.channels; ++c, w += channel_step, packed += sum.kernel * width) {
-    if (sum.kernel == 1 && filter_step == 1)
-      std::copy_n(w, left, packed);
-    else
+    if (sum.kernel >= lanes<T>)
       transpose(w, filter_step, left, sum.kernel, packed, width);
+    else
+      for (std::int64_t t = 0; t < sum.kernel; ++t)
+        move_row(w + t, filter_step, left, packed + t * width, 1);
   }
 }
 
 template <class T>
 void pack(const T* w, const Correlation& sum, std::int64_t filter_step, std::int64_t channel_step,
           T* packed) {
-  const std::int64_t widest = few<T>(sum.filters) ? 1 : filter_block<T>;
+  const std::int64_t widest = sum.along_rows ? 1 : filter_block<T>;
   const std::int64_t blocks = (sum.filters + widest - 1) / widest;
   parallel_for(blocks, (1 << 15) / (sum.terms() * widest + 1), [&](auto begin, auto end) {
     for (std::int64_t first = begin * widest; first < std::min(end * widest, sum.filters);
@@ -72,8 +73,8 @@ std::int64_t padded_filters(std::int64_t filters) {
 
 template <class T>
 struct Tile {
-  const T* in;  // of the first channel, at the first pixel
-  std::int64_t plane, channels;
+  const T* in;                         // of the first channel, at the first pixel
+  std::int64_t plane, step, channels;  // step: between pixels
   const std::int64_t *taps, *places;
   std::int64_t tap_count, kernel;
   const T* w;
@@ -98,21 +99,28 @@ void tile(const Tile<T>& t) {
 #pragma GCC unroll 16
   for (int j = 0; j < pixels; ++j)
     for (int v = 0; v < vectors; ++v) sum[j][v] = pset1<P>(T(0));
-  const T* of_channel = t.w;
-  const T* in = t.in;
-  for (std::int64_t c = 0; c < t.channels; ++c, in += t.plane, of_channel += t.kernel * vectors * n)
-    for (std::int64_t k = 0; k < t.tap_count; ++k) {
-      const T* x = in + t.taps[k];
-      const T* w = of_channel + t.places[k] * vectors * n;
-      P weight[vectors];
-      for (int v = 0; v < vectors; ++v) weight[v] = ploadu<P>(w + v * n);
+  const auto add = [&](auto step) {
+    const T* of_channel = t.w;
+    const T* in = t.in;
+    for (std::int64_t c = 0; c < t.channels;
+         ++c, in += t.plane, of_channel += t.kernel * vectors * n)
+      for (std::int64_t k = 0; k < t.tap_count; ++k) {
+        const T* x = in + t.taps[k];
+        const T* w = of_channel + t.places[k] * vectors * n;
+        P weight[vectors];
+        for (int v = 0; v < vectors; ++v) weight[v] = ploadu<P>(w + v * n);
 #pragma GCC unroll 16
-      for (int j = 0; j < pixels; ++j) {
-        const P pixel = pset1<P>(x[j]);
-        for (int v = 0; v < vectors; ++v)
-          sum[j][v] = add_product<pairs>(pixel, weight[v], sum[j][v]);
+        for (int j = 0; j < pixels; ++j, x += step) {
+          const P pixel = pset1<P>(*x);
+          for (int v = 0; v < vectors; ++v)
+            sum[j][v] = add_product<pairs>(pixel, weight[v], sum[j][v]);
+        }
       }
-    }
+  };
+  if (t.step == 1)
+    add(std::integral_constant<std::int64_t, 1>());
+  else
+    add(t.step);
 #pragma GCC unroll 16
   for (int j = 0; j < pixels; ++j)
     for (int v = 0; v < vectors; ++v)
@@ -145,6 +153,7 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
   do {
     Tile<T> t{in,
               sum.plane,
+              sum.step,
               std::min(block, sum.channels - c),
               sum.taps.data() + first_tap,
               sum.places.data() + first_tap,
@@ -160,7 +169,7 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
     for (std::int64_t i = 0; i < rows; ++i)
       for (std::int64_t k = 0; k < tiles; ++k) {
         const std::int64_t first = cols * k / tiles;
-        t.in = in + c * sum.plane + i * sum.row_step + first;
+        t.in = in + c * sum.plane + i * sum.row_step + first * sum.step;
         t.out = out + (i * cols + first) * width;
         if (c + first_tap > 0) t.add_to_out();
         run_tile<T, pairs, vectors>(cols * (k + 1) / tiles - first, t);
@@ -242,19 +251,18 @@ constexpr std::int64_t work_size() {
 }
 
 // One group, rows × cols results. `w` is packed, `bias` has padded_filters(filters) elements.
-// Within a few() correlation, `in` must be readable one register beyond its end.
+// Along rows, `in` must be readable one register beyond its end.
 template <class T, bool pairs>
 void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                const T* w, const T* bias, Destination<T> to, T* work) {
-  const bool along_rows = few<T>(sum.filters);
   const std::int64_t parts = (cols + chunk_pixels - 1) / chunk_pixels;
   const std::int64_t fit =
-      along_rows ? work_size<T>() / 2 / padded_row<T>(cols * sum.step) : chunk_pixels / cols;
+      sum.along_rows ? work_size<T>() / 2 / padded_row<T>(cols * sum.step) : chunk_pixels / cols;
   const std::int64_t rows_at_once = parts > 1 ? 1 : std::max<std::int64_t>(1, fit);
   T* turned = work + work_size<T>() / 2;
   for (std::int64_t first = 0; first < sum.filters;) {
     const int vectors = vectors_for<T>(sum.filters - first);
-    const std::int64_t width = along_rows ? 1 : vectors * lanes<T>;
+    const std::int64_t width = sum.along_rows ? 1 : vectors * lanes<T>;
     const std::int64_t filters = std::min(width, sum.filters - first);
     for (std::int64_t i = 0; i < rows; i += rows_at_once)
       for (std::int64_t part = 0; part < parts; ++part) {
@@ -264,7 +272,7 @@ void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int6
         const std::int64_t n = right - left;
         const T* from = in + i * sum.row_step + left * sum.step;
         T* y = to.y + first * to.filter + i * to.row + left * to.col;
-        if (along_rows) {
+        if (sum.along_rows) {
           const std::int64_t all = (n - 1) * sum.step + 1;
           correlate_rows<T, pairs>(sum, from, height, all, w, bias[first], turned);
           for (std::int64_t r = 0; r < height; ++r)

@@ -14,8 +14,8 @@ namespace ebb::cpu::direct {
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of SIMD types as template arguments
 // dw[column][filter] += Σ over rows × cols pixels of x[column][pixel] · dy[pixel][filter]
 template <class T, bool pairs, int vectors, int columns>
-void gradient_tile(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
-                   std::int64_t cols, T* dw) {
+void gradient_tile(const T* const* x, std::int64_t row_step, std::int64_t step, const T* dy,
+                   std::int64_t rows, std::int64_t cols, T* dw) {
   using namespace Eigen::internal;
   using P = Packet<T>;
   constexpr int n = lanes<T>;
@@ -32,7 +32,7 @@ void gradient_tile(const T* const* x, std::int64_t row_step, const T* dy, std::i
       for (int v = 0; v < vectors; ++v) g[v] = ploadu<P>(dy + v * n);
 #pragma GCC unroll 16
       for (int k = 0; k < columns; ++k) {
-        const P pixel = pset1<P>(at[k][j]);
+        const P pixel = pset1<P>(at[k][j * step]);
         for (int v = 0; v < vectors; ++v) sum[k][v] = add_product<pairs>(pixel, g[v], sum[k][v]);
       }
     }
@@ -47,8 +47,8 @@ void gradient_tile(const T* const* x, std::int64_t row_step, const T* dy, std::i
 
 // The same for a single filter, dy [pixel], vectors along the row, and half and quarter ones.
 template <class T, bool pairs, int columns>
-void gradient_dots(const T* const* x, std::int64_t row_step, const T* dy, std::int64_t rows,
-                   std::int64_t cols, T* dw) {
+void gradient_dots(const T* const* x, std::int64_t row_step, std::int64_t, const T* dy,
+                   std::int64_t rows, std::int64_t cols, T* dw) {
   using namespace Eigen::internal;
   using P = Packet<T>;
   using Half = typename unpacket_traits<P>::half;
@@ -81,15 +81,16 @@ void gradient_dots(const T* const* x, std::int64_t row_step, const T* dy, std::i
 
 // Registers of filters: 0 stands for dots along the rows.
 template <class T>
-int gradient_vectors(std::int64_t filters) {
-  if (4 * filters < lanes<T>) return 0;  // fewer than few(): each dot ends in a sum over lanes
+int gradient_vectors(std::int64_t filters, std::int64_t cols, std::int64_t step) {
+  // Fewer than few(): each dot ends in a sum over lanes.
+  if (4 * filters < lanes<T> && cols >= lanes<T> && step == 1) return 0;
   if (wide && filters > 2 * lanes<T>) return 4;
   return filters > lanes<T> ? 2 : 1;
 }
 
 template <class T, bool pairs, int vectors>
-void gradient_columns(const T* const* x, std::int64_t columns, std::int64_t row_step, const T* dy,
-                      std::int64_t rows, std::int64_t cols, T* dw) {
+void gradient_columns(const T* const* x, std::int64_t columns, std::int64_t row_step,
+                      std::int64_t step, const T* dy, std::int64_t rows, std::int64_t cols, T* dw) {
   constexpr int most = vectors == 4 ? 6 : wide ? 9 : 5;
   static constexpr auto table = []<int... k>(std::integer_sequence<int, k...>) {
     if constexpr (vectors == 0)
@@ -103,7 +104,8 @@ void gradient_columns(const T* const* x, std::int64_t columns, std::int64_t row_
   for (std::int64_t k = 0; k < tiles; ++k) {
     const std::int64_t first = columns * k / tiles;
     const std::int64_t count = columns * (k + 1) / tiles - first;
-    table[static_cast<size_t>(count - 1)](x + first, row_step, dy, rows, cols, dw + first * width);
+    table[static_cast<size_t>(count - 1)](x + first, row_step, step, dy, rows, cols,
+                                          dw + first * width);
   }
 }
 

@@ -15,8 +15,8 @@ struct WeightGradient {
   const Conv2dSize& z;
   const Tensor& x;
   const Tensor& dy;
-  Window window = forward_window(z, true);
-  int vectors = gradient_vectors<T>(window.sum.filters);
+  Window window = forward_window(z, false);
+  int vectors = gradient_vectors<T>(window.sum.filters, z.q, window.sum.step);
   std::int64_t width = std::max<std::int64_t>(1, vectors* lanes<T>);  // filters in a block
   std::int64_t blocks = (window.sum.filters + width - 1) / width;     // of filters, in a group
   std::int64_t columns = window.sum.terms();
@@ -26,8 +26,8 @@ struct WeightGradient {
   void add_rows(const T* in, const T* dy_rows, std::int64_t filters, std::int64_t rows, T* turned,
                 T* dw);
   std::int64_t strip() const {
-    return strip_rows(z.p, shares, window.sum.channels * window.phases * window.width,
-                      window.row_stride, window.above);
+    return strip_rows(z.p, shares, window.sum.channels * window.width, window.row_stride,
+                      window.above);
   }
 };
 
@@ -52,10 +52,10 @@ void WeightGradient<T, pairs>::add_rows(const T* in, const T* dy_rows, std::int6
         from = turned;
       }
       const auto add = gradient_columns_for<T, pairs>(vectors);
-      add(at.data(), columns, window.sum.row_step, from, height, right - left, dw);
-      for (const T*& p : at) p += right - left;
+      add(at.data(), columns, window.sum.row_step, window.sum.step, from, height, right - left, dw);
+      for (const T*& p : at) p += (right - left) * window.sum.step;
     }
-    for (const T*& p : at) p += height * window.sum.row_step - z.q;
+    for (const T*& p : at) p += height * window.sum.row_step - z.q * window.sum.step;
   }
 }
 
@@ -118,7 +118,7 @@ void weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Ten
   Tensor partial = zeros({parts, blocks, block}, x.options());
   parallel_for(parts * blocks, grain(z, parts * blocks), [&](std::int64_t begin, std::int64_t end) {
     WeightGradient<T, pairs> own = shape;
-    const std::int64_t row = own.window.sum.channels * own.window.phases * own.window.width;
+    const std::int64_t row = own.window.sum.channels * own.window.width;
     const std::int64_t staged = own.window.rows(own.strip()) * row;
     Tensor buffer = empty({own.window.in_place ? 0 : staged}, x.options());
     Tensor turned = empty({chunk_pixels * own.width}, x.options());
