@@ -1,10 +1,5 @@
 #include "ebb/ops/convolution/conv2d.h"
 
-#include "ebb/ops/convolution/cpu_depthwise.h"
-#include "ebb/ops/convolution/cpu_few_pixels.h"
-#include "ebb/ops/convolution/cpu_small_images.h"
-#include "ebb/ops/convolution/cpu_stage.h"
-
 namespace ebb {
 namespace {
 
@@ -89,7 +84,7 @@ Tensor convolve(const char* op, const Tensor& x, const Tensor& w, const Tensor& 
                 const Conv2dOptions& options) {
   const Conv2dSize size = checked_size(op, x, w, b, options);
   Tensor y = empty({size.n, size.k, size.p, size.q}, x.options());
-  run<cpu::conv2d, gpu::conv2d>(x.device(), size, x, w, b, y);
+  run_as_is<cpu::conv2d, gpu::conv2d>(x.device(), size, x, w, b, y);
   const bool dx_wanted = x.requires_grad(), dw_wanted = w.requires_grad();
   const bool db_wanted = b.defined() && b.requires_grad();
   const Shape x_shape = x.shape(), w_shape = w.shape();
@@ -102,50 +97,11 @@ Tensor convolve(const char* op, const Tensor& x, const Tensor& w, const Tensor& 
                   if (dw_wanted) dw = empty(w_shape, dy.options());
                   if (db_wanted) db = empty({size.k}, dy.options());
                   if (dx_wanted) dx = empty(x_shape, dy.options());
-                  run<cpu::conv2d_backward, gpu::conv2d_backward>(
+                  run_as_is<cpu::conv2d_backward, gpu::conv2d_backward>(
                       dy.device(), size, dw_wanted ? x.get() : Tensor(),
                       dx_wanted ? w.get() : Tensor(), dy, dx, dw, db);
                   return biased ? Gradients{dx, dw, db} : Gradients{dx, dw};
                 });
-}
-
-namespace {
-
-// f of the way that fits the sizes; false where it is that of correlations.
-template <class T, class F>
-bool by_another_way(const Conv2dSize& z, F&& f) {
-  if (cpu::Depthwise<T>::fits(z)) return f(cpu::Depthwise<T>(z)), true;
-  if (cpu::FewPixels<T>::fits(z)) return f(cpu::FewPixels<T>(z)), true;
-  if (cpu::SmallImages<T>::fits(z)) return f(cpu::SmallImages<T>(z)), true;
-  return false;
-}
-
-}  // namespace
-
-void cpu::conv2d(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b,
-                 Tensor& y) {
-  visit<float, double>(x.dtype(), "conv2d", [&](auto zero) {
-    using T = decltype(zero);
-    const T* bias = b.defined() ? b.data<T>() : nullptr;
-    if (!by_another_way<T>(
-            size, [&](auto way) { way.forward(x.data<T>(), w.data<T>(), bias, y.data<T>()); }))
-      direct::convolve(size, x, w, b, y);
-  });
-}
-
-void cpu::conv2d_backward(const Conv2dSize& size, const Tensor& x, const Tensor& w,
-                          const Tensor& dy, Tensor& dx, Tensor& dw, Tensor& db) {
-  if (db.defined()) direct::bias_gradient(dy, db);
-  visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
-    using T = decltype(zero);
-    if (by_another_way<T>(size, [&](auto way) {
-          if (dw.defined()) way.weight_gradient(x.data<T>(), dy.data<T>(), dw.data<T>());
-          if (dx.defined()) way.input_gradient(w.data<T>(), dy.data<T>(), dx.data<T>());
-        }))
-      return;
-    if (dw.defined()) direct::weight_gradient(size, x, dy, dw);
-    if (dx.defined()) direct::input_gradient(size, w, dy, dx);
-  });
 }
 
 }  // namespace ebb

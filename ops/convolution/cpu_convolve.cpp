@@ -7,13 +7,20 @@ namespace {
 using namespace cpu::direct;
 using cpu::lanes;
 
+// Whether filters are so few that vectors run along rows, where all columns between the results are
+// worked out too.
+template <class T>
+bool along_rows(std::int64_t filters, std::int64_t stride) {
+  return stride <= 2 && 2 * filters * stride <= lanes<T>;
+}
+
 std::int64_t packed_size(const auto& sum, auto zero) {
   return padded_filters<decltype(zero)>(sum.filters) * sum.terms();
 }
 
-template <class T>
+template <class T, bool pairs>
 void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y) {
-  const Window window = forward_window(z, !few<T>(z.filters_in_group()));
+  const Window window = forward_window(z, along_rows<T>(z.filters_in_group(), z.options.stride.w));
   const std::int64_t filters = window.sum.filters, groups = z.options.groups;
 
   const std::int64_t padded = padded_filters<T>(filters);
@@ -25,7 +32,7 @@ void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor
     pack(w.data<T>() + g * filters * window.sum.terms(), window.sum, window.sum.terms(), z.r * z.s,
          weights.data<T>() + g * packed);
   }
-  const std::int64_t row = window.sum.channels * window.phases * window.width;
+  const std::int64_t row = window.sum.channels * window.width;
   const std::int64_t strip = strip_rows(z.p, z.n * groups, row, window.row_stride, window.above);
   const std::int64_t strips = (z.p + strip - 1) / strip, items = z.n * groups * strips;
   const T *from = x.data<T>(), *w_packed = weights.data<T>(), *b_padded = bias.data<T>();
@@ -42,8 +49,8 @@ void forward(const Conv2dSize& z, const Tensor& x, const Tensor& w, const Tensor
       const T* in =
           windowed(own, z, from + image * window.sum.channels * z.h * z.w, first, rows, strip_of_x);
       T* out = to + (image * filters * z.p + first) * z.q;
-      correlate(own.sum, in, rows, z.q, w_packed + g * packed, b_padded + g * padded,
-                Destination<T>{out, z.p * z.q, z.q, 1}, scratch);
+      correlate<T, pairs>(own.sum, in, rows, z.q, w_packed + g * packed, b_padded + g * padded,
+                          Destination<T>{out, z.p * z.q, z.q, 1}, scratch);
     }
   });
 }
@@ -71,11 +78,14 @@ struct Reach {
   std::int64_t span(std::int64_t rows) const { return rows + last - first + back; }
 };
 
-Phase make_phase(const Conv2dSize& z, const Reach& rows, const Reach& cols, std::int64_t h,
-                 std::int64_t w) {
+Phase make_phase(const Conv2dSize& z, const Reach& rows, const Reach& cols, bool along_rows,
+                 std::int64_t h, std::int64_t w) {
   const auto& o = z.options;
   const std::int64_t width = cols.span(cols.steps);
-  Phase phase{h, w, {z.filters_in_group(), z.channels_in_group(), 0, width, z.r * z.s, {}, {}}};
+  Phase phase{
+      h,
+      w,
+      {z.filters_in_group(), z.channels_in_group(), 0, width, z.r * z.s, {}, {}, 1, along_rows}};
   const std::int64_t i = h + o.padding.h, j = w + o.padding.w;
   for (std::int64_t r = 0; r < z.r; ++r)
     for (std::int64_t s = 0; s < z.s; ++s) {
@@ -88,17 +98,18 @@ Phase make_phase(const Conv2dSize& z, const Reach& rows, const Reach& cols, std:
   return phase;
 }
 
-template <class T>
+template <class T, bool pairs>
 void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tensor& dx) {
   const auto& o = z.options;
   const std::int64_t groups = o.groups, taps = z.r * z.s;
   const std::int64_t filters = z.filters_in_group(), channels = z.channels_in_group();
   const Reach rows(z.h, z.r, o.stride.h, o.padding.h, o.dilation.h);
   const Reach cols(z.w, z.s, o.stride.w, o.padding.w, o.dilation.w);
+  const bool in_rows = along_rows<T>(channels, 1);
   std::vector<Phase> phases;
   for (std::int64_t h = 0; h < rows.phases; ++h)
     for (std::int64_t w0 = 0; w0 < cols.phases; ++w0)
-      phases.push_back(make_phase(z, rows, cols, h, w0));
+      phases.push_back(make_phase(z, rows, cols, in_rows, h, w0));
   const std::int64_t packed = phases.empty() ? 0 : packed_size(phases.front().sum, T(0));
   Tensor weights = empty({groups * packed}, w.options());
   for (std::int64_t g = 0; g < groups && packed > 0; ++g)
@@ -106,8 +117,8 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
          weights.data<T>() + g * packed);
   const Tensor bias = zeros({padded_filters<T>(channels)}, w.options());
   const bool in_place = o.stride.h * o.stride.w == 1 && rows.span(z.h) == z.p &&
-                        cols.span(z.w) == z.q && o.padding.h + o.padding.w == 0 &&
-                        !few<T>(channels) && filters * z.p * z.q <= staged_elements;
+                        cols.span(z.w) == z.q && o.padding.h + o.padding.w == 0 && !in_rows &&
+                        filters * z.p * z.q <= staged_elements;
   const std::int64_t width = cols.span(cols.steps);
   const std::int64_t strip = strip_rows(rows.steps, z.n * groups, filters * width, 1, rows.span(0));
   const std::int64_t strips = (rows.steps + strip - 1) / strip, items = z.n * groups * strips;
@@ -122,7 +133,7 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
       const T* in = dy.data<T>() + image * filters * z.p * z.q;
       if (!in_place)
         stage(in, filters, z.p, z.q,
-              Grid{rows.first + first - rows.back, 1, height, cols.first - cols.back, 1, 1, width},
+              Grid{rows.first + first - rows.back, 1, height, cols.first - cols.back, 1, width},
               buffer.data<T>());
       for (Phase& phase : own) {
         const std::int64_t last = (z.h - phase.h + o.stride.h - 1) / o.stride.h;
@@ -130,10 +141,10 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
         phase.sum.plane = in_place ? z.p * z.q : height * width;
         T* out = dx.data<T>() + image * channels * z.h * z.w +
                  (phase.h + first * o.stride.h) * z.w + phase.w;
-        correlate(phase.sum, in_place ? in + first * z.q : buffer.data<T>(),
-                  std::min(strip, last - first), across, weights.data<T>() + g * packed,
-                  bias.data<T>(), Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w},
-                  work.data<T>());
+        correlate<T, pairs>(
+            phase.sum, in_place ? in + first * z.q : buffer.data<T>(),
+            std::min(strip, last - first), across, weights.data<T>() + g * packed, bias.data<T>(),
+            Destination<T>{out, z.h * z.w, o.stride.h * z.w, o.stride.w}, work.data<T>());
       }
     }
   });
@@ -141,16 +152,16 @@ void input_gradient(const Conv2dSize& z, const Tensor& w, const Tensor& dy, Tens
 
 }  // namespace
 
-void cpu::direct::convolve(const Conv2dSize& size, const Tensor& x, const Tensor& w,
+void cpu::direct::convolve(const Conv2dSize& size, bool pairs, const Tensor& x, const Tensor& w,
                            const Tensor& b, Tensor& y) {
-  visit<float, double>(x.dtype(), "conv2d",
-                       [&](auto zero) { forward<decltype(zero)>(flattened(size), x, w, b, y); });
+  visit_numbers(x.dtype(), pairs,
+                [&]<class T, bool pairs>() { forward<T, pairs>(flattened(size), x, w, b, y); });
 }
 
-void cpu::direct::input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy,
-                                 Tensor& dx) {
-  visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
-    ebb::input_gradient<decltype(zero)>(flattened(size), w, dy, dx);
+void cpu::direct::input_gradient(const Conv2dSize& size, bool pairs, const Tensor& w,
+                                 const Tensor& dy, Tensor& dx) {
+  visit_numbers(dy.dtype(), pairs, [&]<class T, bool pairs>() {
+    ebb::input_gradient<T, pairs>(flattened(size), w, dy, dx);
   });
 }
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "ebb/ops/convolution/cpu_pairs.h"
 #include "ebb/ops/convolution/cpu_stage.h"
 
 namespace ebb::cpu::direct {
@@ -40,17 +41,18 @@ void pack_block(const T* w, const Correlation& sum, std::int64_t filter_step,
   if (together && width == 1) return void(std::copy_n(w, sum.terms(), packed));
   if (together) return transpose(w, filter_step, left, sum.terms(), packed, width);
   for (std::int64_t c = 0; c < sum.channels; ++c, w += channel_step, packed += sum.kernel * width) {
-    if (sum.kernel == 1 && filter_step == 1)
-      std::copy_n(w, left, packed);
-    else
+    if (sum.kernel >= lanes<T>)
       transpose(w, filter_step, left, sum.kernel, packed, width);
+    else
+      for (std::int64_t t = 0; t < sum.kernel; ++t)
+        move_row(w + t, filter_step, left, packed + t * width, 1);
   }
 }
 
 template <class T>
 void pack(const T* w, const Correlation& sum, std::int64_t filter_step, std::int64_t channel_step,
           T* packed) {
-  const std::int64_t widest = few<T>(sum.filters) ? 1 : filter_block<T>;
+  const std::int64_t widest = sum.along_rows ? 1 : filter_block<T>;
   const std::int64_t blocks = (sum.filters + widest - 1) / widest;
   parallel_for(blocks, (1 << 15) / (sum.terms() * widest + 1), [&](auto begin, auto end) {
     for (std::int64_t first = begin * widest; first < std::min(end * widest, sum.filters);
@@ -71,8 +73,8 @@ std::int64_t padded_filters(std::int64_t filters) {
 
 template <class T>
 struct Tile {
-  const T* in;  // of the first channel, at the first pixel
-  std::int64_t plane, channels;
+  const T* in;                         // of the first channel, at the first pixel
+  std::int64_t plane, step, channels;  // step: between pixels
   const std::int64_t *taps, *places;
   std::int64_t tap_count, kernel;
   const T* w;
@@ -88,7 +90,7 @@ struct Tile {
   }
 };
 
-template <class T, int vectors, int pixels>
+template <class T, bool pairs, int vectors, int pixels>
 void tile(const Tile<T>& t) {
   using namespace Eigen::internal;
   using P = Packet<T>;
@@ -97,20 +99,28 @@ void tile(const Tile<T>& t) {
 #pragma GCC unroll 16
   for (int j = 0; j < pixels; ++j)
     for (int v = 0; v < vectors; ++v) sum[j][v] = pset1<P>(T(0));
-  const T* of_channel = t.w;
-  const T* in = t.in;
-  for (std::int64_t c = 0; c < t.channels; ++c, in += t.plane, of_channel += t.kernel * vectors * n)
-    for (std::int64_t k = 0; k < t.tap_count; ++k) {
-      const T* x = in + t.taps[k];
-      const T* w = of_channel + t.places[k] * vectors * n;
-      P weight[vectors];
-      for (int v = 0; v < vectors; ++v) weight[v] = ploadu<P>(w + v * n);
+  const auto add = [&](auto step) {
+    const T* of_channel = t.w;
+    const T* in = t.in;
+    for (std::int64_t c = 0; c < t.channels;
+         ++c, in += t.plane, of_channel += t.kernel * vectors * n)
+      for (std::int64_t k = 0; k < t.tap_count; ++k) {
+        const T* x = in + t.taps[k];
+        const T* w = of_channel + t.places[k] * vectors * n;
+        P weight[vectors];
+        for (int v = 0; v < vectors; ++v) weight[v] = ploadu<P>(w + v * n);
 #pragma GCC unroll 16
-      for (int j = 0; j < pixels; ++j) {
-        const P pixel = pset1<P>(x[j]);
-        for (int v = 0; v < vectors; ++v) sum[j][v] = pmadd(pixel, weight[v], sum[j][v]);
+        for (int j = 0; j < pixels; ++j, x += step) {
+          const P pixel = pset1<P>(*x);
+          for (int v = 0; v < vectors; ++v)
+            sum[j][v] = add_product<pairs>(pixel, weight[v], sum[j][v]);
+        }
       }
-    }
+  };
+  if (t.step == 1)
+    add(std::integral_constant<std::int64_t, 1>());
+  else
+    add(t.step);
 #pragma GCC unroll 16
   for (int j = 0; j < pixels; ++j)
     for (int v = 0; v < vectors; ++v)
@@ -118,10 +128,10 @@ void tile(const Tile<T>& t) {
               padd(ploadu<P>(t.start + j * t.start_step + v * t.start_part), sum[j][v]));
 }
 
-template <class T, int vectors>
+template <class T, bool pairs, int vectors>
 void run_tile(std::int64_t pixels, const Tile<T>& t) {
   static constexpr auto table = []<int... j>(std::integer_sequence<int, j...>) {
-    return std::array{&tile<T, vectors, j + 1>...};
+    return std::array{&tile<T, pairs, vectors, j + 1>...};
   }
   (std::make_integer_sequence<int, most_pixels>{});
   table[static_cast<size_t>(pixels - 1)](t);
@@ -132,7 +142,7 @@ inline std::int64_t channels_in_block(std::int64_t taps) {
 }
 
 // A chunk of rows × cols pixels for one block of filters → out [pixel][filter].
-template <class T, int vectors>
+template <class T, bool pairs, int vectors>
 void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                      const T* w, const T* bias, T* out) {
   constexpr std::int64_t width = vectors * lanes<T>;
@@ -143,6 +153,7 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
   do {
     Tile<T> t{in,
               sum.plane,
+              sum.step,
               std::min(block, sum.channels - c),
               sum.taps.data() + first_tap,
               sum.places.data() + first_tap,
@@ -158,10 +169,10 @@ void correlate_chunk(const Correlation& sum, const T* in, std::int64_t rows, std
     for (std::int64_t i = 0; i < rows; ++i)
       for (std::int64_t k = 0; k < tiles; ++k) {
         const std::int64_t first = cols * k / tiles;
-        t.in = in + c * sum.plane + i * sum.row_step + first;
+        t.in = in + c * sum.plane + i * sum.row_step + first * sum.step;
         t.out = out + (i * cols + first) * width;
         if (c + first_tap > 0) t.add_to_out();
-        run_tile<T, vectors>(cols * (k + 1) / tiles - first, t);
+        run_tile<T, pairs, vectors>(cols * (k + 1) / tiles - first, t);
       }
     first_tap += terms_in_block;
     if (first_tap < taps) continue;
@@ -179,7 +190,7 @@ std::int64_t padded_row(std::int64_t cols) {
 // The same for a single filter, vectors along the rows: w [channel][tap] → out [row][pixel]. Eight
 // sums at a time, of several rows where these are short, need not wait for each other. Reads up to
 // a register beyond the last pixel's input.
-template <class T>
+template <class T, bool pairs>
 void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                     const T* w, T bias, T* out) {
   using namespace Eigen::internal;
@@ -204,7 +215,8 @@ void correlate_rows(const Correlation& sum, const T* in, std::int64_t rows, std:
           const P broadcast = pset1<P>(weights[places[t]]);
           for (int r = 0; r < down; ++r)
             for (int v = 0; v < across; ++v)
-              y[r][v] = pmadd(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);
+              y[r][v] =
+                  add_product<pairs>(broadcast, ploadu<P>(x + r * sum.row_step + v * n), y[r][v]);
         }
       for (int r = 0; r < down; ++r)
         for (int v = 0; v < across; ++v) {
@@ -239,19 +251,18 @@ constexpr std::int64_t work_size() {
 }
 
 // One group, rows × cols results. `w` is packed, `bias` has padded_filters(filters) elements.
-// Within a few() correlation, `in` must be readable one register beyond its end.
-template <class T>
+// Along rows, `in` must be readable one register beyond its end.
+template <class T, bool pairs>
 void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int64_t cols,
                const T* w, const T* bias, Destination<T> to, T* work) {
-  const bool along_rows = few<T>(sum.filters);
   const std::int64_t parts = (cols + chunk_pixels - 1) / chunk_pixels;
   const std::int64_t fit =
-      along_rows ? work_size<T>() / 2 / padded_row<T>(cols * sum.step) : chunk_pixels / cols;
+      sum.along_rows ? work_size<T>() / 2 / padded_row<T>(cols * sum.step) : chunk_pixels / cols;
   const std::int64_t rows_at_once = parts > 1 ? 1 : std::max<std::int64_t>(1, fit);
   T* turned = work + work_size<T>() / 2;
   for (std::int64_t first = 0; first < sum.filters;) {
     const int vectors = vectors_for<T>(sum.filters - first);
-    const std::int64_t width = along_rows ? 1 : vectors * lanes<T>;
+    const std::int64_t width = sum.along_rows ? 1 : vectors * lanes<T>;
     const std::int64_t filters = std::min(width, sum.filters - first);
     for (std::int64_t i = 0; i < rows; i += rows_at_once)
       for (std::int64_t part = 0; part < parts; ++part) {
@@ -261,17 +272,17 @@ void correlate(const Correlation& sum, const T* in, std::int64_t rows, std::int6
         const std::int64_t n = right - left;
         const T* from = in + i * sum.row_step + left * sum.step;
         T* y = to.y + first * to.filter + i * to.row + left * to.col;
-        if (along_rows) {
+        if (sum.along_rows) {
           const std::int64_t all = (n - 1) * sum.step + 1;
-          correlate_rows(sum, from, height, all, w, bias[first], turned);
+          correlate_rows<T, pairs>(sum, from, height, all, w, bias[first], turned);
           for (std::int64_t r = 0; r < height; ++r)
             move_row(turned + r * padded_row<T>(all), sum.step, n, y + r * to.row, to.col);
           continue;
         }
         if (vectors == 2) {
-          correlate_chunk<T, 2>(sum, from, height, n, w, bias + first, work);
+          correlate_chunk<T, pairs, 2>(sum, from, height, n, w, bias + first, work);
         } else {
-          correlate_chunk<T, 1>(sum, from, height, n, w, bias + first, work);
+          correlate_chunk<T, pairs, 1>(sum, from, height, n, w, bias + first, work);
         }
         const bool straight = to.col == 1 && (height == 1 || to.row == n);
         if (straight) {

@@ -14,6 +14,8 @@
 
 namespace ebb::cpu {
 
+enum class Pass { forward, input, weights };
+
 template <class T>
 class FewPixels {
  public:
@@ -25,14 +27,18 @@ class FewPixels {
         columns_(in_place(z) || covers(z) ? 0 : terms_ * pixels_),
         joined_(images_ > 1 && !covers(z) ? z.k * pixels_ : 0) {}
 
-  static bool fits(const Conv2dSize& z) {
+  static bool fits(const Conv2dSize& z, Pass pass) {
     const auto& o = z.options;
     if (o.groups != 1 || z.n == 0) return false;
     if (covers(z)) return true;
     if (in_place(z) && direct::few<T>(z.k)) return z.p * z.q >= 256;
     if (z.c * z.r * z.s < 64 || z.k < 16) return false;
     if (z.n <= 2 && in_place(z)) return true;
-    return (z.n <= 2 ? 1 : 2) * z.n * z.p * z.q <= z.k * o.stride.h * o.stride.w;
+    const std::int64_t phases = pass == Pass::input ? o.stride.h * o.stride.w : 1;
+    const bool enough = (z.n <= 2 ? 1 : 2) * z.n * z.p * z.q <= z.k * phases;
+    if (pass != Pass::forward) return enough;
+    constexpr double cached = 1 << 24;  // bytes: correlations copy weights, at no cost in a cache
+    return enough && static_cast<double>(z.k * z.c * z.r * z.s * sizeof(T)) > cached;
   }
 
   void forward(const T* x, const T* w, const T* b, T* y) {

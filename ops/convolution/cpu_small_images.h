@@ -9,7 +9,7 @@
 
 namespace ebb::cpu {
 
-template <class T>
+template <class T, bool pairs>
 class SmallImages {
  public:
   explicit SmallImages(const Conv2dSize& z)
@@ -22,9 +22,9 @@ class SmallImages {
 
   // Where rows are too short to fill a tile by themselves. Padding may make y large where x is not.
   static bool fits(const Conv2dSize& z) {
-    return z.options.groups == 1 && z.n >= 16 && z.q <= 5 && z.p * z.q <= 64 &&
-           z.h * z.w <= (z.r * z.s > 1 ? 64 : 9) && z.c * z.r * z.s >= 16 && !direct::few<T>(z.k) &&
-           !direct::few<T>(z.c);
+    return z.options.groups == 1 && z.n >= std::max<std::int64_t>(4, 3 * z.q) && z.q <= 5 &&
+           z.p * z.q <= 64 && z.h * z.w <= (z.r * z.s > 1 ? 64 : 9) && z.c * z.r * z.s >= 16 &&
+           !direct::few<T>(z.k) && !direct::few<T>(z.c);
   }
 
   void forward(const T* x, const T* w, const T* b, T* y) const {
@@ -37,7 +37,7 @@ class SmallImages {
   // Every task has some channels and a block of filters, and goes through the images in order.
   void weight_gradient(const T* x, const T* dy, T* dw) const {
     const Blocks blocks(z_.n, 1);
-    const int vectors = direct::gradient_vectors<T>(z_.k);
+    const int vectors = direct::gradient_vectors<T>(z_.k, 1, 1);
     const std::int64_t width = vectors * lanes<T>, across = (z_.k + width - 1) / width;
     const std::int64_t parts = std::min(z_.c, (direct::shares + across - 1) / across);
     const Array<T> pixels = turned(x, z_.c * z_.h * z_.w, blocks),
@@ -149,6 +149,7 @@ class SmallImages {
           const std::int64_t j = n * k / tiles;
           direct::Tile<T> t{in + c * size.pixels * n + j,
                             size.pixels * n,
+                            1,
                             std::min(some, size.channels - c),
                             at.data(),
                             places.data(),
@@ -162,7 +163,7 @@ class SmallImages {
                             vectors * many * l,
                             many * l};
           if (c > 0) t.add_to_out();
-          direct::run_tile<T, vectors>(n * (k + 1) / tiles - j, t);
+          direct::run_tile<T, pairs, vectors>(n * (k + 1) / tiles - j, t);
         }
       }
     for (std::int64_t j = 0; j < n; ++j)
@@ -199,7 +200,7 @@ class SmallImages {
 
   void add_weights(const T* x, const T* dy, const Blocks& blocks, int vectors, std::int64_t f,
                    std::int64_t c, std::int64_t channels, T* dw) const {
-    const auto add = direct::gradient_columns_for<T>(vectors);
+    const auto add = direct::gradient_columns_for<T, pairs>(vectors);
     const std::int64_t width = vectors * lanes<T>, plane = z_.h * z_.w;
     Array<T> sums = Array<T>::Zero(taps() * channels * width), ordered(sums.size());
     std::vector<const T*> columns(static_cast<size_t>(channels));
@@ -210,7 +211,7 @@ class SmallImages {
         for (const Tap& tap : pixel) {
           for (std::int64_t k = 0; k < channels; ++k)
             columns[static_cast<size_t>(k)] = images + (k * plane + tap.pixel) * n;
-          add(columns.data(), channels, 0, dy, 1, n, sums.data() + tap.place * channels * width);
+          add(columns.data(), channels, 0, 1, dy, 1, n, sums.data() + tap.place * channels * width);
         }
         dy += n * width;
       }

@@ -1,8 +1,8 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// The input of a correlation on the CPU: rows of pixels, in place or staged, so that taps see them
-// in steps of one whatever the stride, padding and dilation.
+// The input of a correlation on the CPU: rows of pixels, in place or staged with their padding.
 //
-//   out[f, i, j] = bias[f] + Σ over c, t of in[c · plane + i · row_step + j + taps[t]] · w[f, c, t]
+//   out[f, i, j] = bias[f] + Σ over c, t of in[c · plane + i · row_step + j · step + taps[t]]
+//                                           · w[f, c, t]
 #pragma once
 #include <vector>
 
@@ -33,7 +33,8 @@ struct Correlation {
   std::int64_t kernel = 0;           // weights of a filter for one channel
   std::vector<std::int64_t> taps;    // offsets in `in`
   std::vector<std::int64_t> places;  // of their weights in the kernel
-  std::int64_t step = 1;             // columns between results, where there are few() filters
+  std::int64_t step = 1;             // columns of `in` between results
+  bool along_rows = false;           // vectors run along rows, one filter at a time
 
   std::int64_t terms() const { return channels * kernel; }
   void add_tap(std::int64_t offset, std::int64_t place) {
@@ -97,50 +98,33 @@ void move_row(const T* from, std::int64_t step, std::int64_t n, T* to, std::int6
   }
 }
 
-// What stage() reads: input rows top, top + row_step, … and columns left, left + 1, …; of every
-// `stride` columns the first `phases`, each phase side by side. Zero outside the h × w image.
+// What stage() reads: input rows top, top + row_step, … and columns left, left + col_step, …; zero
+// outside the h × w image.
 struct Grid {
   std::int64_t top, row_step, rows;
-  std::int64_t left, stride, phases, width;
+  std::int64_t left, col_step, width;
 };
 
-// `channels` planes into [channel][row][phase][width]: column left + m · stride + f is at [f][m].
+// `channels` planes into [channel][row][width].
 template <class T>
 void stage(const T* x, std::int64_t channels, std::int64_t h, std::int64_t w, const Grid& grid,
            T* to) {
-  const auto ceil_to = [&](std::int64_t a) {
-    return a <= 0 ? 0 : (a + grid.stride - 1) / grid.stride;
+  const auto steps_to = [&](std::int64_t col) {  // from `left`
+    const std::int64_t a = col - grid.left;
+    return std::clamp<std::int64_t>(a <= 0 ? 0 : (a + grid.col_step - 1) / grid.col_step, 0,
+                                    grid.width);
   };
-  // Of a phase's row, [begin, end) lies inside the image.
-  const auto inside = [&](std::int64_t f) {
-    const std::int64_t begin = std::min(ceil_to(-grid.left - f), grid.width);
-    return std::pair(begin, std::clamp(ceil_to(w - grid.left - f), begin, grid.width));
-  };
-  // f(row of the image, first phase of the staged row)
-  const auto for_rows = [&](auto f) {
-    for (std::int64_t c = 0; c < channels; ++c)
-      for (std::int64_t row = 0; row < grid.rows; ++row) {
-        const std::int64_t i = grid.top + row * grid.row_step;
-        if (0 <= i && i < h)
-          f(x + (c * h + i) * w, to + (c * grid.rows + row) * grid.phases * grid.width);
-      }
-  };
-  std::fill_n(to, channels * grid.rows * grid.phases * grid.width, T(0));
-  const auto [begin, end] = inside(0);
-  if (grid.phases >= 4 && inside(grid.phases - 1) == inside(0)) {
-    for_rows([&, begin = begin, n = end - begin](const T* from, T* staged) {
-      transpose(from + grid.left + begin * grid.stride, grid.stride, n, grid.phases, staged + begin,
-                grid.width);
-    });
-    return;
-  }
-  for (std::int64_t f = 0; f < grid.phases; ++f) {
-    const auto [begin, end] = inside(f);
-    for_rows([&, begin = begin, n = end - begin](const T* from, T* staged) {
-      move_row(from + grid.left + f + begin * grid.stride, grid.stride, n,
-               staged + f * grid.width + begin, 1);
-    });
-  }
+  const std::int64_t begin = steps_to(0), end = std::max(begin, steps_to(w));  // inside the image
+  for (std::int64_t c = 0; c < channels; ++c)
+    for (std::int64_t row = 0; row < grid.rows; ++row, to += grid.width) {
+      const std::int64_t i = grid.top + row * grid.row_step;
+      const bool inside = 0 <= i && i < h && begin < end;
+      std::fill_n(to, inside ? begin : grid.width, T(0));
+      if (!inside) continue;
+      move_row(x + (c * h + i) * w + grid.left + begin * grid.col_step, grid.col_step, end - begin,
+               to + begin, 1);
+      std::fill(to + end, to + grid.width, T(0));
+    }
 }
 
 #pragma GCC diagnostic pop
@@ -149,14 +133,13 @@ inline constexpr std::int64_t staged_elements = 1 << 17;  // half of the second-
 inline constexpr std::int64_t shares =
     16;  // into which work is split at least, whatever the threads
 
-// How the input of one strip of output rows is laid out: in place, or staged with its padding, the
-// columns of one remainder modulo the stride side by side, without rows and columns no tap sees.
+// How the input of one strip of output rows is laid out: in place, or staged with its padding,
+// without the rows that no tap sees where kernels are one row high, and columns likewise.
 struct Window {
   bool in_place;
-  std::int64_t split;          // 1, or the stride: of a staged row's columns into phases
-  std::int64_t phases, width;  // of a staged row
-  std::int64_t row_stride;     // input rows between output rows
-  std::int64_t above;          // input rows of one output row beyond the first
+  std::int64_t width, col_step;  // of a staged row
+  std::int64_t row_stride;       // input rows between output rows
+  std::int64_t above;            // input rows of one output row beyond the first
   Correlation sum;
 
   std::int64_t rows(std::int64_t output_rows) const {
@@ -182,32 +165,25 @@ inline Conv2dSize flattened(Conv2dSize z) {
   return z;
 }
 
-inline Window forward_window(const Conv2dSize& z, bool may_stay) {
+inline Window forward_window(const Conv2dSize& z, bool along_rows) {
   const auto& o = z.options;
   Window window{};
-  window.in_place = may_stay && o.stride.w == 1 && o.padding.h == 0 && o.padding.w == 0 &&
+  window.in_place = !along_rows && o.padding.h == 0 && o.padding.w == 0 &&
                     z.channels_in_group() * z.h * z.w <= staged_elements;
-  // What one filter adds up along the rows is soon done for twice the columns, sooner than staged.
-  window.split = may_stay || o.stride.w > 2 ? o.stride.w : 1;
-  window.phases = z.s == 1 ? 1 : window.split;
-  const std::int64_t reach = (z.q - 1) * o.stride.w + (z.s - 1) * o.dilation.w + 1;
-  window.width = window.in_place ? z.w : (reach + window.split - 1) / window.split;
+  window.col_step = z.s == 1 && !window.in_place ? o.stride.w : 1;
+  window.sum.step = o.stride.w / window.col_step;
+  window.width = window.in_place ? z.w : (z.q - 1) * window.sum.step + (z.s - 1) * o.dilation.w + 1;
   window.row_stride = z.r == 1 && !window.in_place ? 1 : o.stride.h;
   window.above = (z.r - 1) * o.dilation.h;
-  const std::int64_t row = window.phases * window.width;
   window.sum.channels = z.channels_in_group();
   window.sum.filters = z.filters_in_group();
   window.sum.plane = z.h * z.w;
-  window.sum.row_step = window.row_stride * row;
+  window.sum.row_step = window.row_stride * window.width;
   window.sum.kernel = z.r * z.s;
-  window.sum.step = o.stride.w / window.split;
+  window.sum.along_rows = along_rows;
   for (std::int64_t r = 0; r < z.r; ++r)
-    for (std::int64_t s = 0; s < z.s; ++s) {
-      const std::int64_t col = s * o.dilation.w;
-      window.sum.add_tap(
-          r * o.dilation.h * row + col % window.split * window.width + col / window.split,
-          r * z.s + s);
-    }
+    for (std::int64_t s = 0; s < z.s; ++s)
+      window.sum.add_tap(r * o.dilation.h * window.width + s * o.dilation.w, r * z.s + s);
   return window;
 }
 
@@ -228,22 +204,24 @@ const T* windowed(Window& window, const Conv2dSize& z, const T* x, std::int64_t 
   const auto& o = z.options;
   if (window.in_place) return x + row * o.stride.h * z.w;
   const std::int64_t height = window.rows(rows);
-  window.sum.plane = height * window.phases * window.width;
+  window.sum.plane = height * window.width;
   const Grid grid{row * o.stride.h - o.padding.h,
                   z.r == 1 ? o.stride.h : 1,
                   height,
                   -o.padding.w,
-                  window.split,
-                  window.phases,
+                  window.col_step,
                   window.width};
   stage(x, window.sum.channels, z.h, z.w, grid, buffer);
   return buffer;
 }
 
-// By correlations, in cpu_convolve.cpp and cpu_weights.cpp.
-void convolve(const Conv2dSize& size, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y);
-void input_gradient(const Conv2dSize& size, const Tensor& w, const Tensor& dy, Tensor& dx);
-void weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy, Tensor& dw);
+// By correlations, in cpu_convolve.cpp and cpu_weights.cpp; of numbers, or of pairs (cpu_pairs.h).
+void convolve(const Conv2dSize& size, bool pairs, const Tensor& x, const Tensor& w, const Tensor& b,
+              Tensor& y);
+void input_gradient(const Conv2dSize& size, bool pairs, const Tensor& w, const Tensor& dy,
+                    Tensor& dx);
+void weight_gradient(const Conv2dSize& size, bool pairs, const Tensor& x, const Tensor& dy,
+                     Tensor& dw);
 void bias_gradient(const Tensor& dy, Tensor& db);
 
 }  // namespace ebb::cpu::direct

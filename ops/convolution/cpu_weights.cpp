@@ -10,13 +10,13 @@ namespace {
 using namespace cpu::direct;
 using cpu::lanes;
 // Images are summed in fixed blocks, each by one thread, and the blocks in order.
-template <class T>
+template <class T, bool pairs>
 struct WeightGradient {
   const Conv2dSize& z;
   const Tensor& x;
   const Tensor& dy;
-  Window window = forward_window(z, true);
-  int vectors = gradient_vectors<T>(window.sum.filters);
+  Window window = forward_window(z, false);
+  int vectors = gradient_vectors<T>(window.sum.filters, z.q, window.sum.step);
   std::int64_t width = std::max<std::int64_t>(1, vectors* lanes<T>);  // filters in a block
   std::int64_t blocks = (window.sum.filters + width - 1) / width;     // of filters, in a group
   std::int64_t columns = window.sum.terms();
@@ -26,21 +26,22 @@ struct WeightGradient {
   void add_rows(const T* in, const T* dy_rows, std::int64_t filters, std::int64_t rows, T* turned,
                 T* dw);
   std::int64_t strip() const {
-    return strip_rows(z.p, shares, window.sum.channels * window.phases * window.width,
-                      window.row_stride, window.above);
+    return strip_rows(z.p, shares, window.sum.channels * window.width, window.row_stride,
+                      window.above);
   }
 };
 
-template <class T>
-void WeightGradient<T>::add_rows(const T* in, const T* dy_rows, std::int64_t filters,
-                                 std::int64_t rows, T* turned, T* dw) {
+template <class T, bool pairs>
+void WeightGradient<T, pairs>::add_rows(const T* in, const T* dy_rows, std::int64_t filters,
+                                        std::int64_t rows, T* turned, T* dw) {
   std::vector<const T*> at;
   for (std::int64_t c = 0; c < window.sum.channels; ++c)
     for (const std::int64_t tap : window.sum.taps) at.push_back(in + c * window.sum.plane + tap);
   const std::int64_t parts = (z.q + chunk_pixels - 1) / chunk_pixels;
   const std::int64_t rows_at_once = parts > 1 ? 1 : chunk_pixels / z.q;
-  for (std::int64_t i = 0; i < rows; i += rows_at_once) {
-    const std::int64_t height = std::min(rows_at_once, rows - i);
+  const std::int64_t chunks = (rows + rows_at_once - 1) / rows_at_once;
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t i = rows * chunk / chunks, height = rows * (chunk + 1) / chunks - i;
     for (std::int64_t part = 0; part < parts; ++part) {
       const std::int64_t left = z.q * part / parts, right = z.q * (part + 1) / parts;
       const T* from = dy_rows + i * z.q + left;
@@ -50,17 +51,17 @@ void WeightGradient<T>::add_rows(const T* in, const T* dy_rows, std::int64_t fil
         transpose(from, z.p * z.q, filters, pixels, turned, width);
         from = turned;
       }
-      const auto add = gradient_columns_for<T>(vectors);
-      add(at.data(), columns, window.sum.row_step, from, height, right - left, dw);
-      for (const T*& p : at) p += right - left;
+      const auto add = gradient_columns_for<T, pairs>(vectors);
+      add(at.data(), columns, window.sum.row_step, window.sum.step, from, height, right - left, dw);
+      for (const T*& p : at) p += (right - left) * window.sum.step;
     }
-    for (const T*& p : at) p += height * window.sum.row_step - z.q;
+    for (const T*& p : at) p += height * window.sum.row_step - z.q * window.sum.step;
   }
 }
 
-template <class T>
-void WeightGradient<T>::add_image(std::int64_t n, std::int64_t g, std::int64_t first, T* buffer,
-                                  T* turned, T* dw) {
+template <class T, bool pairs>
+void WeightGradient<T, pairs>::add_image(std::int64_t n, std::int64_t g, std::int64_t first,
+                                         T* buffer, T* turned, T* dw) {
   const std::int64_t most = strip();
   const std::int64_t filter = g * window.sum.filters + first;
   const T* image = x.data<T>() + (n * z.c + g * window.sum.channels) * z.h * z.w;
@@ -80,8 +81,8 @@ void WeightGradient<T>::add_image(std::int64_t n, std::int64_t g, std::int64_t f
 
 // dw [filter][column] = Σ of the parts [blocks][column][filter] in their order, some columns at a
 // time.
-template <class T>
-void add_parts(const WeightGradient<T>& shape, const T* partial, std::int64_t parts,
+template <class T, bool pairs>
+void add_parts(const WeightGradient<T, pairs>& shape, const T* partial, std::int64_t parts,
                std::int64_t blocks, T* dw) {
   constexpr std::int64_t some = 64;
   const std::int64_t filters = shape.window.sum.filters, columns = shape.columns;
@@ -104,9 +105,9 @@ void add_parts(const WeightGradient<T>& shape, const T* partial, std::int64_t pa
   });
 }
 
-template <class T>
+template <class T, bool pairs>
 void weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Tensor& dw) {
-  const WeightGradient<T> shape{z, x, dy};
+  const WeightGradient<T, pairs> shape{z, x, dy};
   const std::int64_t block = shape.columns * shape.width;  // elements
   const std::int64_t blocks = z.options.groups * shape.blocks;
   constexpr std::int64_t most_partial = std::int64_t{1} << 22;  // elements of all partial sums
@@ -116,8 +117,8 @@ void weight_gradient(const Conv2dSize& z, const Tensor& x, const Tensor& dy, Ten
                                std::clamp<std::int64_t>(z.n, 1, std::max<std::int64_t>(1, enough)));
   Tensor partial = zeros({parts, blocks, block}, x.options());
   parallel_for(parts * blocks, grain(z, parts * blocks), [&](std::int64_t begin, std::int64_t end) {
-    WeightGradient<T> own = shape;
-    const std::int64_t row = own.window.sum.channels * own.window.phases * own.window.width;
+    WeightGradient<T, pairs> own = shape;
+    const std::int64_t row = own.window.sum.channels * own.window.width;
     const std::int64_t staged = own.window.rows(own.strip()) * row;
     Tensor buffer = empty({own.window.in_place ? 0 : staged}, x.options());
     Tensor turned = empty({chunk_pixels * own.width}, x.options());
@@ -161,10 +162,10 @@ void bias_gradient(const Tensor& dy, Tensor& db) {
 
 }  // namespace
 
-void cpu::direct::weight_gradient(const Conv2dSize& size, const Tensor& x, const Tensor& dy,
-                                  Tensor& dw) {
-  visit<float, double>(dy.dtype(), "conv2d", [&](auto zero) {
-    ebb::weight_gradient<decltype(zero)>(flattened(size), x, dy, dw);
+void cpu::direct::weight_gradient(const Conv2dSize& size, bool pairs, const Tensor& x,
+                                  const Tensor& dy, Tensor& dw) {
+  visit_numbers(dy.dtype(), pairs, [&]<class T, bool pairs>() {
+    ebb::weight_gradient<T, pairs>(flattened(size), x, dy, dw);
   });
 }
 
