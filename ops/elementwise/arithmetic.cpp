@@ -193,11 +193,8 @@ constexpr std::int64_t near_numbers = 512;
 // A short row of an operand, by a whole register: what is too much, the next row is laid over.
 template <class T>
 void lay(const T* x, bool stays, std::int64_t n, T* near) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    for (std::int64_t i = 0; i < n; ++i) near[i] = x[stays ? 0 : i];
-  } else {
-    (stays ? cpu::Simd<T>(*x) : cpu::Simd<T>::load(x, n)).store(near);
-  }
+  using Register = cpu::Simd<cpu::Wide<T>>;
+  (stays ? Register(static_cast<cpu::Wide<T>>(*x)) : Register::load(x, n)).store(near);
 }
 
 // An operand's short rows as they lie in y: where they are, if they do there, else near.
