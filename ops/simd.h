@@ -114,35 +114,20 @@ struct Simd {
   friend Simd abs(Simd x) { return of(Eigen::internal::pabs(x.v)); }
   friend Simd sqrt(Simd x) { return of(Eigen::internal::psqrt(x.v)); }
 
-  // Eigen's exp clamps its argument at ±88 (f32) and so never reaches 0, denormals or infinity; of
-  // x/2 it stays inside the clamp, and its square goes where eˣ goes.
-  friend Simd exp(Simd x) {
-    const P root = Eigen::internal::pexp((x * T(0.5)).v);
-    return of(Eigen::internal::pmul(root, root));
+  friend Simd copy_sign(Simd size, Simd sign) {
+    const Words top = bits(Simd(T(-0.0)));
+    return of_bits((bits(size) & ~top) | (bits(sign) & top));
   }
+  // NaN stays NaN.
+  friend Simd clamp(Simd x, T low, T high) {
+    return of(Eigen::internal::pmax(Eigen::internal::pmin(x.v, Simd(high).v), Simd(low).v));
+  }
+  friend Simd fma(Simd a, Simd b, Simd c) { return of(Eigen::internal::pmadd(a.v, b.v, c.v)); }
 
-  // Eigen's log takes denormals for the smallest normal number; scaled up they are none.
-  friend Simd log(Simd x) {
-    constexpr int digits = std::numeric_limits<T>::digits;
-    const Mask<T> small = x < Simd(std::numeric_limits<T>::min());
-    const Simd normal = select(small, x * std::ldexp(T(1), digits), x);
-    const Simd y = of(Eigen::internal::plog(normal.v));
-    return y - select(small, Simd(T(digits) * T(EIGEN_LN2)), T(0));
-  }
-
-  friend Simd tanh(Simd x) {
-    if constexpr (std::is_same_v<T, float>) return of(Eigen::internal::ptanh(x.v));
-    return each(x, [](T e) { return std::tanh(e); });  // Eigen has none for f64
-  }
-
-  // For what there is no packet of.
-  template <class F>
-  friend Simd each(Simd x, F&& f) {
-    T elements[lanes<T>];
-    x.store(elements);
-    for (T& e : elements) e = f(e);
-    return load(elements);
-  }
+  // simd_math.h has these.
+  friend Simd exp(Simd x) { return exponential(x); }
+  friend Simd log(Simd x) { return logarithm(x); }
+  friend Simd tanh(Simd x) { return hyperbolic_tangent(x); }
 };
 
 // 0, 1, 2, …
@@ -225,3 +210,5 @@ void gather_row(const T* from, std::int64_t step, std::int64_t n, T* to) {
 }
 
 }  // namespace ebb::cpu
+
+#include "ebb/ops/simd_math.h"
