@@ -31,11 +31,12 @@ X tanh_argument(X x) {
 // Beyond this, to both sides, Φ is 0 or 1 and φ is 0 in f32 and f64.
 constexpr int most = 40;
 
-// e^(−x²/2), with what x² is short of after rounding.
+// e^(−x²/2); in f64 with what x² is short of after rounding.
 template <class T>
 cpu::Simd<T> bell(cpu::Simd<T> x) {
-  const auto square = x * x;
-  return exp(square * T(-0.5)) * (1 - fma(x, x, -square) * T(0.5));
+  const auto square = x * x, e = exp(square * T(-0.5));
+  if constexpr (sizeof(T) == 4) return e;
+  return e * (1 - fma(x, x, -square) * T(0.5));
 }
 
 // Φ(x) by its upper tail t · q(2t − 1) · e^(−x²/2), t = 1 / (1 + |x| / s), with a polynomial q
