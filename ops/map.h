@@ -5,8 +5,7 @@
 //   map(std::tie(da, db), a, b, dy,
 //       [](auto a, auto b, auto dy) { return std::array{dy * b, dy * a}; });
 //
-// All tensors are f32, f64 or bf16, which is calculated with as f32: some of it at a time is
-// widened, and results are rounded, while they are near.
+// All tensors are f32, f64 or bf16, which is calculated with as f32.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -19,10 +18,6 @@ namespace ebb::cpu {
 
 inline constexpr std::int64_t map_grain = 1 << 15;
 
-// What T is calculated with as.
-template <class T>
-using Wide = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
-
 template <class From, class To>
 void convert(const From* from, std::int64_t n, To* to) {
   for (std::int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
@@ -30,57 +25,27 @@ void convert(const From* from, std::int64_t n, To* to) {
 
 namespace detail {
 
-template <class T, size_t outputs>
-void store(const std::array<Simd<T>, outputs>& values, const std::array<T*, outputs>& y,
-           std::int64_t i) {
-  for (size_t k = 0; k < outputs; ++k) values[k].store(y[k] + i);
+template <class T, class Value, size_t outputs, class... Count>
+void store(const std::array<Value, outputs>& values, const std::array<T*, outputs>& y,
+           std::int64_t i, Count... count) {
+  for (size_t k = 0; k < outputs; ++k) values[k].store(y[k] + i, count...);
 }
-template <class T>
-void store(Simd<T> value, const std::array<T*, 1>& y, std::int64_t i) {
-  value.store(y[0] + i);
-}
-
-// Fewer elements than a register holds.
-template <class T, size_t outputs, class Formula, class... X>
-void map_rest(std::array<T*, outputs> y, std::int64_t n, Formula formula, const X*... x) {
-  const auto values = formula(Simd<T>::load(x, n)...);
-  if constexpr (outputs == 1) {
-    values.store(y[0], n);
-  } else {
-    for (size_t k = 0; k < outputs; ++k) values[k].store(y[k], n);
-  }
+template <class T, class Value, class... Count>
+void store(Value value, const std::array<T*, 1>& y, std::int64_t i, Count... count) {
+  value.store(y[0] + i, count...);
 }
 
 // The last register overlaps the one before it, and is calculated first, as y may be x. All by
 // value: what lies behind references is read again after every store, which could have changed it.
 template <class T, size_t outputs, class Formula, class... X>
 void map_elements(std::array<T*, outputs> y, std::int64_t n, Formula formula, const X*... x) {
-  constexpr std::int64_t width = lanes<T>;
-  if (n < width) return map_rest<T>(y, n, formula, x...);
+  using Register = Simd<Wide<T>>;
+  constexpr std::int64_t width = lanes<Wide<T>>;
+  if (n < width) return store(formula(Register::load(x, n)...), y, 0, n);
   const std::int64_t full = n / width * width;
-  const auto last = formula(Simd<T>::load(x + n - width)...);
-  for (std::int64_t i = 0; i < full; i += width) store<T>(formula(Simd<T>::load(x + i)...), y, i);
-  if (full < n) store<T>(last, y, n - width);
-}
-
-template <class T, size_t outputs, class Formula, class... X>
-requires std::is_same_v<T, bf16>
-void map_elements(std::array<T*, outputs> y, std::int64_t n, Formula formula, const X*... x) {
-  constexpr std::int64_t most = 512;
-  float in[sizeof...(X)][most], out[outputs][most];
-  std::array<float*, outputs> results;
-  std::copy_n(out, outputs, results.begin());
-  for (std::int64_t i = 0; i < n; i += most) {
-    const std::int64_t count = std::min(most, n - i);
-    size_t k = 0;
-    const auto widened = [&](const bf16* x) {
-      convert(x, count, in[k]);
-      return static_cast<const float*>(in[k++]);
-    };
-    std::apply([&](auto... x) { map_elements<float>(results, count, formula, x...); },
-               std::tuple{widened(x + i)...});
-    for (k = 0; k < outputs; ++k) convert(out[k], count, y[k] + i);
-  }
+  const auto last = formula(Register::load(x + n - width)...);
+  for (std::int64_t i = 0; i < full; i += width) store(formula(Register::load(x + i)...), y, i);
+  if (full < n) store(last, y, n - width);
 }
 
 template <size_t outputs, class Formula, class... X>

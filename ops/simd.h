@@ -4,8 +4,11 @@
 // lies and whatever the number of threads.
 //
 //   Simd<T> silu(Simd<T> x) { return x / (1 + exp(-x)); }
+//
+// bf16 is calculated with as f32: widened when it is loaded, rounded when it is stored.
 #pragma once
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -23,9 +26,16 @@ struct Mask {
   friend Mask operator|(Mask a, Mask b) { return {a.v | b.v}; }
 };
 
+// What T is calculated with as.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
+
 template <class T>
 struct Simd {
   using P = Packet<T>;
+  using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
+  typedef Word Words __attribute__((vector_size(sizeof(P))));
+  typedef std::uint16_t Halves __attribute__((vector_size(2 * lanes<T>)));
   P v;
 
   Simd(T x) : v(Eigen::internal::pset1<P>(x)) {}  // NOLINT: 1 + x is how it is written
@@ -37,20 +47,44 @@ struct Simd {
   static Simd load(const T* p) { return of(Eigen::internal::ploadu<P>(p)); }
   void store(T* p) const { Eigen::internal::pstoreu(p, v); }
 
+  static Simd of_bits(const Words& w) { return of(P(w)); }
+  friend Words bits(Simd x) { return Words(x.v); }
+
+  static Simd load(const bf16* p) requires std::is_same_v<T, float> {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    if constexpr (sizeof(P) == 64) {  // GCC 12 puts what follows together from halves
+      return of_bits(Words(_mm512_cvtepu16_epi32(__m256i(h))) << 16);
+    } else if constexpr (sizeof(P) == 32) {
+      return of_bits(Words(_mm256_cvtepu16_epi32(__m128i(h))) << 16);
+    } else {
+      return of_bits(__builtin_convertvector(h, Words) << 16);
+    }
+  }
+  // As bf16(x) rounds. The processors' own instruction would make 0 of denormals.
+  void store(bf16* p) const requires std::is_same_v<T, float> {
+    const Words b = bits(*this), high = b >> 16;
+    const Words rounded = v == v ? (b + 0x7fffu + (high & 1u)) >> 16 : high | 0x40u;
+    const Halves h = __builtin_convertvector(rounded, Halves);
+    std::memcpy(static_cast<void*>(p), &h, sizeof h);
+  }
+
   // The first n alone, or all where n is larger; the others are 1, which no formula minds.
   // A condition in a loop over a whole register becomes one masked instruction.
-  static Simd load(const T* p, std::int64_t n) {
+  template <class E>
+  static Simd load(const E* p, std::int64_t n) {
     T all[lanes<T>];
 #pragma omp simd
-    for (int i = 0; i < lanes<T>; ++i) all[i] = i < n ? p[i] : T(1);
+    for (int i = 0; i < lanes<T>; ++i) all[i] = i < n ? T(p[i]) : T(1);
     return load(all);
   }
-  void store(T* p, std::int64_t n) const {
+  template <class E>
+  void store(E* p, std::int64_t n) const {
     T all[lanes<T>];
     store(all);
 #pragma omp simd
     for (int i = 0; i < lanes<T>; ++i)
-      if (i < n) p[i] = all[i];
+      if (i < n) p[i] = E(all[i]);
   }
 
   friend Simd operator+(Simd a, Simd b) { return of(Eigen::internal::padd(a.v, b.v)); }
@@ -80,35 +114,20 @@ struct Simd {
   friend Simd abs(Simd x) { return of(Eigen::internal::pabs(x.v)); }
   friend Simd sqrt(Simd x) { return of(Eigen::internal::psqrt(x.v)); }
 
-  // Eigen's exp clamps its argument at ±88 (f32) and so never reaches 0, denormals or infinity; of
-  // x/2 it stays inside the clamp, and its square goes where eˣ goes.
-  friend Simd exp(Simd x) {
-    const P root = Eigen::internal::pexp((x * T(0.5)).v);
-    return of(Eigen::internal::pmul(root, root));
+  friend Simd copy_sign(Simd size, Simd sign) {
+    const Words top = bits(Simd(T(-0.0)));
+    return of_bits((bits(size) & ~top) | (bits(sign) & top));
   }
+  // NaN stays NaN.
+  friend Simd clamp(Simd x, T low, T high) {
+    return of(Eigen::internal::pmax(Eigen::internal::pmin(x.v, Simd(high).v), Simd(low).v));
+  }
+  friend Simd fma(Simd a, Simd b, Simd c) { return of(Eigen::internal::pmadd(a.v, b.v, c.v)); }
 
-  // Eigen's log takes denormals for the smallest normal number; scaled up they are none.
-  friend Simd log(Simd x) {
-    constexpr int digits = std::numeric_limits<T>::digits;
-    const Mask<T> small = x < Simd(std::numeric_limits<T>::min());
-    const Simd normal = select(small, x * std::ldexp(T(1), digits), x);
-    const Simd y = of(Eigen::internal::plog(normal.v));
-    return y - select(small, Simd(T(digits) * T(EIGEN_LN2)), T(0));
-  }
-
-  friend Simd tanh(Simd x) {
-    if constexpr (std::is_same_v<T, float>) return of(Eigen::internal::ptanh(x.v));
-    return each(x, [](T e) { return std::tanh(e); });  // Eigen has none for f64
-  }
-
-  // For what there is no packet of.
-  template <class F>
-  friend Simd each(Simd x, F&& f) {
-    T elements[lanes<T>];
-    x.store(elements);
-    for (T& e : elements) e = f(e);
-    return load(elements);
-  }
+  // simd_math.h has these.
+  friend Simd exp(Simd x) { return exponential(x); }
+  friend Simd log(Simd x) { return logarithm(x); }
+  friend Simd tanh(Simd x) { return hyperbolic_tangent(x); }
 };
 
 // 0, 1, 2, …
@@ -191,3 +210,5 @@ void gather_row(const T* from, std::int64_t step, std::int64_t n, T* to) {
 }
 
 }  // namespace ebb::cpu
+
+#include "ebb/ops/simd_math.h"

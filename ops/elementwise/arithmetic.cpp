@@ -193,11 +193,8 @@ constexpr std::int64_t near_numbers = 512;
 // A short row of an operand, by a whole register: what is too much, the next row is laid over.
 template <class T>
 void lay(const T* x, bool stays, std::int64_t n, T* near) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    for (std::int64_t i = 0; i < n; ++i) near[i] = x[stays ? 0 : i];
-  } else {
-    (stays ? cpu::Simd<T>(*x) : cpu::Simd<T>::load(x, n)).store(near);
-  }
+  using Register = cpu::Simd<cpu::Wide<T>>;
+  (stays ? Register(static_cast<cpu::Wide<T>>(*x)) : Register::load(x, n)).store(near);
 }
 
 // An operand's short rows as they lie in y: where they are, if they do there, else near.
@@ -270,7 +267,21 @@ void cpu::arithmetic(Sign sign, const Tensor& a, const Tensor& b, Tensor& y) {
   });
 }
 
+namespace {
+
+// −x of bf16 is another bit: there is nothing to widen or to round.
+void turn_over(const Tensor& x, Tensor& y) {
+  const auto* from = static_cast<const std::uint16_t*>(x.raw());
+  auto* to = static_cast<std::uint16_t*>(y.raw());
+  parallel_for(x.numel(), cpu::map_grain, [=](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) to[i] = from[i] ^ 0x8000u;
+  });
+}
+
+}  // namespace
+
 void cpu::arithmetic_with_number(Sign sign, const Tensor& x, double s, bool s_first, Tensor& y) {
+  if (sign == Sign::mul && s == -1 && x.dtype() == Dtype::bf16) return turn_over(x, y);
   with_formula(sign, [&](auto f) {
     if (s_first)
       map(y, x, [f, s](auto x) { return f(decltype(x)(s), x); });

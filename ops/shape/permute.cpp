@@ -118,11 +118,32 @@ void copy_rows(const Count& outer, std::int64_t rows, std::int64_t step, std::in
   });
 }
 
+// f(n), where a small n is known to the compiler, which makes SIMD of loops that long.
+template <class F>
+void with_few(std::int64_t n, F&& f) {
+  switch (n) {
+    case 2:
+      return f(std::integral_constant<std::int64_t, 2>());
+    case 3:
+      return f(std::integral_constant<std::int64_t, 3>());
+    case 4:
+      return f(std::integral_constant<std::int64_t, 4>());
+    default:
+      return f(n);
+  }
+}
+
 // y[c · y_step + r] = x[r · x_step + c]. By way of `near`, so that every line of memory is touched
 // once: many that lie a power of two apart do not stay in a cache together.
 template <class Word>
 void transpose_tile(const Word* x, std::int64_t x_step, std::int64_t rows, std::int64_t cols,
                     Word* near, Word* y, std::int64_t y_step) {
+  if (rows <= 4 && y_step == rows) {  // a few planes become neighbours
+    return with_few(rows, [=](auto rows) {
+      for (std::int64_t c = 0; c < cols; ++c)
+        for (std::int64_t r = 0; r < rows; ++r) y[c * rows + r] = x[r * x_step + c];
+    });
+  }
   if (x_step == cols)
     std::copy_n(x, rows * cols, near);
   else
@@ -153,8 +174,8 @@ void transpose_tile(const Word* x, std::int64_t x_step, std::int64_t rows, std::
 template <class Word>
 void transpose_tiles(const Count& outer, std::int64_t n, std::int64_t x_step, std::int64_t m,
                      std::int64_t y_step, std::int64_t size, const Word* x, Word* y) {
-  constexpr std::int64_t side = 128 / sizeof(Word);
-  constexpr std::int64_t most = side * side;
+  constexpr std::int64_t side = 512 / sizeof(Word);  // long runs of y, as writing is what waits
+  constexpr std::int64_t most = 8192 / sizeof(Word);
   const std::int64_t cols = std::min(m, most / std::min(n, side));
   const std::int64_t rows = std::min(n, most / cols);
   const std::int64_t across = (n + rows - 1) / rows, down = (m + cols - 1) / cols;

@@ -207,3 +207,13 @@ TEST_CASE("arithmetic: mismatched shapes, dtypes and integers are refused") {
     check_error(Kind::device, {"div: a and b are on different devices", "cpu and cuda:0"},
                 [] { div(zeros({2}), zeros({2}, {.device = cuda_device})); });
 }
+
+TEST_CASE("bf16: every number is widened, and its product rounded, as by conversion") {
+  std::vector<bf16> all(1 << 16);
+  for (size_t i = 0; i < all.size(); ++i) all[i].bits = static_cast<std::uint16_t>(i);
+  for (const Device device : devices()) {
+    const Tensor x = tensor<bf16>(all, {1 << 16}, device), wide = x.to(Dtype::f32);
+    for (const double s : {1.0, -1.0, 1.0 / 3, 1e-3, 1e3})
+      check_close(x * s, (wide * s).to(Dtype::bf16), exact, "product");
+  }
+}
