@@ -4,8 +4,11 @@
 // lies and whatever the number of threads.
 //
 //   Simd<T> silu(Simd<T> x) { return x / (1 + exp(-x)); }
+//
+// bf16 is calculated with as f32: widened when it is loaded, rounded when it is stored.
 #pragma once
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -23,9 +26,23 @@ struct Mask {
   friend Mask operator|(Mask a, Mask b) { return {a.v | b.v}; }
 };
 
+// What T is calculated with as.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
+
+// Registers of 512 bits, with masks for elements of any size.
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+inline constexpr bool has_avx512 = lanes<float> == 16;
+#else
+inline constexpr bool has_avx512 = false;
+#endif
+
 template <class T>
 struct Simd {
   using P = Packet<T>;
+  using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
+  typedef Word Words __attribute__((vector_size(sizeof(P))));
+  typedef std::uint16_t Halves __attribute__((vector_size(2 * lanes<T>)));
   P v;
 
   Simd(T x) : v(Eigen::internal::pset1<P>(x)) {}  // NOLINT: 1 + x is how it is written
@@ -37,20 +54,45 @@ struct Simd {
   static Simd load(const T* p) { return of(Eigen::internal::ploadu<P>(p)); }
   void store(T* p) const { Eigen::internal::pstoreu(p, v); }
 
+  static Simd of_bits(const Words& w) { return of(P(w)); }
+  friend Words bits(Simd x) { return Words(x.v); }
+
+  static Simd load(const bf16* p) requires std::is_same_v<T, float> {
+    if constexpr (has_avx512) return of_halves(_mm256_loadu_si256(as_words(p)));
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return of_bits(__builtin_convertvector(h, Words) << 16);
+  }
+  // As bf16(x) rounds. The processors' own instruction would make 0 of denormals.
+  void store(bf16* p) const requires std::is_same_v<T, float> {
+#ifdef __AVX512BF16__
+    constexpr int denormal = 0x20;
+    if (!_mm512_fpclass_ps_mask(v, denormal)) [[likely]]
+      return _mm256_storeu_si256(as_words(p), __m256i(_mm512_cvtneps_pbh(v)));
+#endif
+    const Words b = bits(*this), high = b >> 16;
+    const Words rounded = v == v ? (b + 0x7fffu + (high & 1u)) >> 16 : high | 0x40u;
+    const Halves h = __builtin_convertvector(rounded, Halves);
+    std::memcpy(static_cast<void*>(p), &h, sizeof h);
+  }
+
   // The first n alone, or all where n is larger; the others are 1, which no formula minds.
-  // A condition in a loop over a whole register becomes one masked instruction.
-  static Simd load(const T* p, std::int64_t n) {
+  template <class E>
+  static Simd load(const E* p, std::int64_t n) {
+    if constexpr (has_avx512) return load_masked(p, first(n));
     T all[lanes<T>];
 #pragma omp simd
-    for (int i = 0; i < lanes<T>; ++i) all[i] = i < n ? p[i] : T(1);
+    for (int i = 0; i < lanes<T>; ++i) all[i] = i < n ? T(p[i]) : T(1);
     return load(all);
   }
-  void store(T* p, std::int64_t n) const {
+  template <class E>
+  void store(E* p, std::int64_t n) const {
+    if constexpr (has_avx512) return store_masked(p, first(n));
     T all[lanes<T>];
     store(all);
 #pragma omp simd
     for (int i = 0; i < lanes<T>; ++i)
-      if (i < n) p[i] = all[i];
+      if (i < n) p[i] = E(all[i]);
   }
 
   friend Simd operator+(Simd a, Simd b) { return of(Eigen::internal::padd(a.v, b.v)); }
@@ -108,6 +150,39 @@ struct Simd {
     x.store(elements);
     for (T& e : elements) e = f(e);
     return load(elements);
+  }
+
+ private:
+  // What GCC makes of loops and vectors for AVX-512 goes through memory, in halves.
+  static std::uint32_t first(std::int64_t n) {
+    return n >= lanes<T> ? (1u << lanes<T>)-1u : (1u << n) - 1u;
+  }
+  static auto* as_words(bf16* p) { return reinterpret_cast<__m256i*>(p); }
+  static auto* as_words(const bf16* p) { return reinterpret_cast<const __m256i*>(p); }
+  static Simd of_halves(__m256i h) {
+    return of(P(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)));
+  }
+  template <class E>
+  static Simd load_masked(const E* p, std::uint32_t mask) {
+    const Simd one = T(1);
+    if constexpr (std::is_same_v<E, bf16>)
+      return of_halves(_mm256_mask_loadu_epi16(_mm256_set1_epi16(0x3f80), __mmask16(mask), p));
+    else if constexpr (std::is_same_v<T, float>)
+      return of(_mm512_mask_loadu_ps(one.v, __mmask16(mask), p));
+    else
+      return of(_mm512_mask_loadu_pd(one.v, __mmask8(mask), p));
+  }
+  template <class E>
+  void store_masked(E* p, std::uint32_t mask) const {
+    if constexpr (std::is_same_v<E, bf16>) {
+      bf16 all[lanes<T>];
+      store(all);
+      _mm256_mask_storeu_epi16(p, __mmask16(mask), _mm256_loadu_si256(as_words(all)));
+    } else if constexpr (std::is_same_v<T, float>) {
+      _mm512_mask_storeu_ps(p, __mmask16(mask), v);
+    } else {
+      _mm512_mask_storeu_pd(p, __mmask8(mask), v);
+    }
   }
 };
 
@@ -173,10 +248,10 @@ T select(bool condition, T yes, T no) {
 
 // Elements `step` apart, side by side. Small steps are known to the compiler, which makes SIMD of
 // them.
-template <class T>
-void gather_row(const T* from, std::int64_t step, std::int64_t n, T* to) {
+template <class From, class To>
+void gather_row(const From* from, std::int64_t step, std::int64_t n, To* to) {
   const auto gather = [=](auto step) {
-    for (std::int64_t i = 0; i < n; ++i) to[i] = from[i * step];
+    for (std::int64_t i = 0; i < n; ++i) to[i] = To(from[i * step]);
   };
   switch (step) {
     case 2:
