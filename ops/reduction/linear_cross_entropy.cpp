@@ -33,7 +33,7 @@ void check(const Tensor& x, const Tensor& w, const Tensor& target,
 
 void product(const GemmSize& size, const Tensor& a, const Tensor& b, const Tensor& plus,
              Tensor& y) {
-  run<cpu::gemm, gpu::gemm>(y.device(), op, size, a, b, Tensor(), plus, y);
+  run_as_is<cpu::gemm, gpu::gemm>(y.device(), op, size, a, b, Tensor(), plus, y);
 }
 
 // As many rows as have that many logits, a power of two: products like such sizes.
