@@ -20,7 +20,15 @@ inline constexpr std::int64_t map_grain = 1 << 15;
 
 template <class From, class To>
 void convert(const From* from, std::int64_t n, To* to) {
-  for (std::int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
+  if constexpr (std::is_same_v<Wide<From>, Wide<To>>) {
+    using V = Simd<Wide<To>>;
+    constexpr std::int64_t width = lanes<Wide<To>>;
+    std::int64_t i = 0;
+    for (; i + width <= n; i += width) V::load(from + i).store(to + i);
+    if (i < n) V::load(from + i, n - i).store(to + i, n - i);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
+  }
 }
 
 namespace detail {

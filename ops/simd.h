@@ -30,6 +30,13 @@ struct Mask {
 template <class T>
 using Wide = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
 
+// Registers of 512 bits, with masks for elements of any size.
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+inline constexpr bool has_avx512 = lanes<float> == 16;
+#else
+inline constexpr bool has_avx512 = false;
+#endif
+
 template <class T>
 struct Simd {
   using P = Packet<T>;
@@ -51,18 +58,18 @@ struct Simd {
   friend Words bits(Simd x) { return Words(x.v); }
 
   static Simd load(const bf16* p) requires std::is_same_v<T, float> {
+    if constexpr (has_avx512) return of_halves(_mm256_loadu_si256(as_words(p)));
     Halves h;
     std::memcpy(&h, p, sizeof h);
-    if constexpr (sizeof(P) == 64) {  // GCC 12 puts what follows together from halves
-      return of_bits(Words(_mm512_cvtepu16_epi32(__m256i(h))) << 16);
-    } else if constexpr (sizeof(P) == 32) {
-      return of_bits(Words(_mm256_cvtepu16_epi32(__m128i(h))) << 16);
-    } else {
-      return of_bits(__builtin_convertvector(h, Words) << 16);
-    }
+    return of_bits(__builtin_convertvector(h, Words) << 16);
   }
   // As bf16(x) rounds. The processors' own instruction would make 0 of denormals.
   void store(bf16* p) const requires std::is_same_v<T, float> {
+#ifdef __AVX512BF16__
+    constexpr int denormal = 0x20;
+    if (!_mm512_fpclass_ps_mask(v, denormal)) [[likely]]
+      return _mm256_storeu_si256(as_words(p), __m256i(_mm512_cvtneps_pbh(v)));
+#endif
     const Words b = bits(*this), high = b >> 16;
     const Words rounded = v == v ? (b + 0x7fffu + (high & 1u)) >> 16 : high | 0x40u;
     const Halves h = __builtin_convertvector(rounded, Halves);
@@ -70,9 +77,9 @@ struct Simd {
   }
 
   // The first n alone, or all where n is larger; the others are 1, which no formula minds.
-  // A condition in a loop over a whole register becomes one masked instruction.
   template <class E>
   static Simd load(const E* p, std::int64_t n) {
+    if constexpr (has_avx512) return load_masked(p, first(n));
     T all[lanes<T>];
 #pragma omp simd
     for (int i = 0; i < lanes<T>; ++i) all[i] = i < n ? T(p[i]) : T(1);
@@ -80,6 +87,7 @@ struct Simd {
   }
   template <class E>
   void store(E* p, std::int64_t n) const {
+    if constexpr (has_avx512) return store_masked(p, first(n));
     T all[lanes<T>];
     store(all);
 #pragma omp simd
@@ -128,6 +136,39 @@ struct Simd {
   friend Simd exp(Simd x) { return exponential(x); }
   friend Simd log(Simd x) { return logarithm(x); }
   friend Simd tanh(Simd x) { return hyperbolic_tangent(x); }
+
+ private:
+  // What GCC makes of loops and vectors for AVX-512 goes through memory, in halves.
+  static std::uint32_t first(std::int64_t n) {
+    return n >= lanes<T> ? (1u << lanes<T>)-1u : (1u << n) - 1u;
+  }
+  static auto* as_words(bf16* p) { return reinterpret_cast<__m256i*>(p); }
+  static auto* as_words(const bf16* p) { return reinterpret_cast<const __m256i*>(p); }
+  static Simd of_halves(__m256i h) {
+    return of(P(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)));
+  }
+  template <class E>
+  static Simd load_masked(const E* p, std::uint32_t mask) {
+    const Simd one = T(1);
+    if constexpr (std::is_same_v<E, bf16>)
+      return of_halves(_mm256_mask_loadu_epi16(_mm256_set1_epi16(0x3f80), __mmask16(mask), p));
+    else if constexpr (std::is_same_v<T, float>)
+      return of(_mm512_mask_loadu_ps(one.v, __mmask16(mask), p));
+    else
+      return of(_mm512_mask_loadu_pd(one.v, __mmask8(mask), p));
+  }
+  template <class E>
+  void store_masked(E* p, std::uint32_t mask) const {
+    if constexpr (std::is_same_v<E, bf16>) {
+      bf16 all[lanes<T>];
+      store(all);
+      _mm256_mask_storeu_epi16(p, __mmask16(mask), _mm256_loadu_si256(as_words(all)));
+    } else if constexpr (std::is_same_v<T, float>) {
+      _mm512_mask_storeu_ps(p, __mmask16(mask), v);
+    } else {
+      _mm512_mask_storeu_pd(p, __mmask8(mask), v);
+    }
+  }
 };
 
 // 0, 1, 2, …
@@ -192,10 +233,10 @@ T select(bool condition, T yes, T no) {
 
 // Elements `step` apart, side by side. Small steps are known to the compiler, which makes SIMD of
 // them.
-template <class T>
-void gather_row(const T* from, std::int64_t step, std::int64_t n, T* to) {
+template <class From, class To>
+void gather_row(const From* from, std::int64_t step, std::int64_t n, To* to) {
   const auto gather = [=](auto step) {
-    for (std::int64_t i = 0; i < n; ++i) to[i] = from[i * step];
+    for (std::int64_t i = 0; i < n; ++i) to[i] = To(from[i * step]);
   };
   switch (step) {
     case 2:

@@ -1,73 +1,39 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// The CPU's matrix product a tile of y at a time: a and b are packed, so that a kernel reads both
-// in order, and has its sums in registers.
+// The CPU's matrix product a tile of y at a time: a and b are packed, and a kernel has its sums in
+// registers.
 #pragma once
-#include <algorithm>
 #include <array>
-#include <bit>
-#include <cstring>
 #include <utility>
 
-#include "ebb/ops/simd.h"
-
-// A packet given to a template loses its alignment attribute, which no one needs there.
-#pragma GCC diagnostic ignored "-Wignored-attributes"
+#include "ebb/ops/linalg/cpu_panels.h"
 
 namespace ebb::cpu::tiles {
 
-namespace simd = Eigen::internal;
-
-// The register block: 8 rows of two packets are 16 sums, enough to cover the latency of two fused
-// multiply-adds a cycle; AVX2 has 16 registers in all, so 6 rows there.
-inline constexpr int block_rows = lanes<float> >= 16 ? 8 : 6;
-template <class T>
-inline constexpr int block_columns = 2 * lanes<T>;
-
-// The cache blocks. A tile of y and a chunk of k are one task: they depend on the sizes only.
-inline constexpr std::int64_t depth = 256;  // block_rows of a, so deep, stay in the L1 cache
-inline constexpr std::int64_t tile_rows = 16 * block_rows;
-template <class T>  // × depth: 256 KiB, in the L2 cache
-inline constexpr std::int64_t tile_columns = 8 * block_columns<T>;
-inline constexpr std::int64_t step = depth + 16;  // between rows of a packed a: not a power of two
-
-// Element (i, j) of a matrix in place; one of the two steps is 1.
-template <class T>
-struct View {
-  const T* data;
-  std::int64_t row, column;
-  const T* at(std::int64_t i, std::int64_t j) const { return data + i * row + j * column; }
-};
-
-// Panels of b, block_columns wide: column `first` starts at data + first * column, its rows are
-// `row` apart.
-template <class T>
-struct Panels {
-  const T* data;
-  std::int64_t column, row;
-  const T* at(std::int64_t first) const { return data + first * column; }
-};
-
-// sums of rows × so many vectors over k; a is read at a[i * row + k * column], b row by row.
-template <class T, int rows, int row, int column, int vectors>
-void kernel(std::int64_t k, const T* a, const Panels<T>& panels, std::int64_t columns,
-            const T* start, bool add, T* y, std::int64_t y_step) {
+// sums of rows × so many vectors over k elements; a is read at a[i * row + k * column], b row by
+// row.
+template <class E, class B, class Y, int rows, int row, int column, int vectors>
+void kernel(std::int64_t k, const E* a, const Panels<B>& panels, std::int64_t columns,
+            const Sum<E>* start, bool add, Y* y, std::int64_t y_step) {
+  using T = Sum<E>;
   using P = Packet<T>;
   constexpr int l = lanes<T>;
   P sums[rows][vectors];
 #pragma GCC unroll 16
   for (auto& sum : sums)
     for (P& part : sum) part = simd::pset1<P>(T(0));
-  const T* b = panels.data;
+  const B* b = panels.data;
   const std::int64_t panel = block_columns<T> * panels.column;
   for (std::int64_t j = 0; j < k; ++j, a += column, b += panels.row) {
-    P right[vectors];
+    const auto right = [&](int v) { return load(b + v / 2 * panel + v % 2 * l); };
+    P near[rows == 1 ? 1 : vectors];  // of one row each is needed once
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) right[v] = simd::ploadu<P>(b + v / 2 * panel + v % 2 * l);
+    for (int v = 0; v < vectors && rows > 1; ++v) near[v] = right(v);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const P x = simd::pset1<P>(a[i * row]);
+      const P left = everywhere(a[i * row]);
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) sums[i][v] = simd::pmadd(x, right[v], sums[i][v]);
+      for (int v = 0; v < vectors; ++v)
+        sums[i][v] = add_product<E>(left, rows == 1 ? right(v) : near[v], sums[i][v]);
     }
   }
   const bool whole = columns == vectors * l;
@@ -76,7 +42,7 @@ void kernel(std::int64_t k, const T* a, const Panels<T>& panels, std::int64_t co
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
       auto sum = Simd<T>::of(sums[i][v]);
-      T* to = y + v * l;
+      Y* to = y + v * l;
       if (start) sum = sum + Simd<T>::load(start + v * l);
       if (whole || (v + 1) * l <= columns) {
         (add ? Simd<T>::load(to) + sum : sum).store(to);
@@ -87,9 +53,9 @@ void kernel(std::int64_t k, const T* a, const Panels<T>& panels, std::int64_t co
   }
 }
 
-template <class T>
-using Kernel = void (*)(std::int64_t, const T*, const Panels<T>&, std::int64_t, const T*, bool, T*,
-                        std::int64_t);
+template <class E, class B, class Y>
+using Kernel = void (*)(std::int64_t, const E*, const Panels<B>&, std::int64_t, const Sum<E>*, bool,
+                        Y*, std::int64_t);
 
 // Few rows take as many vectors as there are registers for sums.
 constexpr int most_vectors(int rows) {
@@ -97,64 +63,74 @@ constexpr int most_vectors(int rows) {
 }
 
 // The kernel for this many rows, 1 to block_rows, and 1, 2 or most_vectors(rows) vectors.
-template <class T, int row, int column>
-Kernel<T> kernel_for(std::int64_t rows, std::int64_t vectors) {
+template <class E, class B, class Y, int row, int column>
+Kernel<E, B, Y> kernel_for(std::int64_t rows, std::int64_t vectors) {
   static constexpr auto all = []<size_t... i>(std::index_sequence<i...>) {
-    return std::array{
-        std::array<Kernel<T>, 3>{kernel<T, i + 1, row, column, 1>, kernel<T, i + 1, row, column, 2>,
-                                 kernel<T, i + 1, row, column, most_vectors(i + 1)>}...};
+    return std::array{std::array<Kernel<E, B, Y>, 3>{
+        kernel<E, B, Y, i + 1, row, column, 1>, kernel<E, B, Y, i + 1, row, column, 2>,
+        kernel<E, B, Y, i + 1, row, column, most_vectors(i + 1)>}...};
   }
   (std::make_index_sequence<block_rows>{});
   return all[static_cast<size_t>(rows - 1)][vectors > 2 ? 2 : static_cast<size_t>(vectors - 1)];
 }
 
-// A whole block is a few registers; a call of memmove would take longer.
-template <int whole, class T>
-void copy(const T* from, std::int64_t n, T* to) {
-  if (n == whole)
-    std::memcpy(to, from, whole * sizeof(T));
-  else
-    std::copy_n(from, n, to);
-}
-
-// Columns first … of b, `columns` of them, k deep, as rows of block_columns, zeros to the right.
-template <class T>
-void pack_b(const View<T>& b, std::int64_t k, std::int64_t columns, T* out) {
-  constexpr int width = block_columns<T>;
-  using P = Packet<T>;
-  constexpr int l = lanes<T>;
-  if (columns < width) std::fill(out, out + k * width, T(0));
-  if (b.column == 1) {
-    for (std::int64_t i = 0; i < k; ++i) copy<width>(b.at(i, 0), columns, out + i * width);
-    return;
-  }
-  std::int64_t whole = 0;  // columns done in squares of packets
-  for (; whole + l <= columns; whole += l) {
-    std::int64_t i = 0;
-    for (; i + l <= k; i += l) {
-      simd::PacketBlock<P, l> square;
-      for (int j = 0; j < l; ++j) square.packet[j] = simd::ploadu<P>(b.at(i, whole + j));
-      simd::ptranspose(square);
-      for (int j = 0; j < l; ++j) simd::pstoreu(out + (i + j) * width + whole, square.packet[j]);
-    }
-    for (; i < k; ++i) gather_row(b.at(i, whole), b.column, l, out + i * width + whole);
-  }
-  for (std::int64_t i = 0; i < k && whole < columns; ++i)
-    gather_row(b.at(i, whole), b.column, columns - whole, out + i * width + whole);
-}
-
-// One task: y[rows, columns] from a and b over k; `add` to what is there. Everything but the
-// leading dimension of y is that of the tile.
-template <class T>
+// One task: y[rows, columns] from a and b over k. Everything but the leading dimension of y is that
+// of the tile.
+template <class S, class Y>
 struct Task {
   std::int64_t rows, columns, k;
-  View<T> a, b;
-  const T* bias;
-  T* y;
+  View<S> a, b;
+  const S* bias;
+  Y* y;
   std::int64_t y_step;
+
+  // Whole panels that few rows use are read where they lie.
+  bool b_in_place() const {
+    return b.column == 1 && columns % block_columns<Wide<S>> == 0 && rows <= block_rows;
+  }
+  // Whether k is long, and rows are many, so that products take longer than packing.
+  bool worth_pairs() const { return k >= 24 && !(b_in_place() && rows <= block_rows / 2); }
 };
 
-// Memory for packed panels, kept by each thread.
+// Where a task's sums are added up: y itself, or f32 that is rounded to y in the end.
+template <class Y>
+struct Tile {
+  std::int64_t rows, columns;
+  Y* data;
+  std::int64_t step;
+};
+
+// Rows i … of the tile: panels of columns from left to right, so that y is written in long runs
+// while the rows of a stay in the L1 cache and b streams from L2.
+template <int row, int column, class E, class B, class Y>
+void multiply_rows(const Tile<Y>& y, std::int64_t k, std::int64_t i, const E* a, const Panels<B>& b,
+                   const Sum<E>* start, bool add) {
+  constexpr int l = lanes<Sum<E>>;
+  const std::int64_t rows = std::min<std::int64_t>(block_rows, y.rows - i);
+  const std::int64_t most = most_vectors(static_cast<int>(rows));
+  std::int64_t columns;
+  for (std::int64_t first = 0; first < y.columns; first += columns) {
+    const std::int64_t left = y.columns - first;
+    const std::int64_t vectors = left >= most * l ? most : left > l ? 2 : 1;
+    columns = std::min(left, vectors * l);
+    kernel_for<E, B, Y, row, column>(rows, vectors)(k, a, {b.at(first), b.column, b.row}, columns,
+                                                    start ? start + first : nullptr, add,
+                                                    y.data + i * y.step + first, y.step);
+  }
+}
+
+// y (+)= a · b (+ start) over k elements, a packed.
+template <class E, class B>
+void multiply_panels(const Tile<Sum<E>>& y, std::int64_t k, bool rows_lie, const E* a,
+                     const Panels<B>& b, const Sum<E>* start, bool add) {
+  for (std::int64_t i = 0; i < y.rows; i += block_rows)
+    if (rows_lie)
+      multiply_rows<step, 1>(y, k, i, a + i * step, b, start, add);
+    else
+      multiply_rows<1, block_rows>(y, k, i, a + i * depth, b, start, add);
+}
+
+// Memory for what is packed, kept by each thread.
 template <class T>
 T* scratch(std::int64_t size) {
   thread_local Eigen::Array<T, Eigen::Dynamic, 1> memory;
@@ -162,66 +138,95 @@ T* scratch(std::int64_t size) {
   return memory.data();
 }
 
-// a, k deep: rows one after another when a lies so, else (`row` is 1) blocks of block_rows for each
-// k.
-template <class T>
-void pack_a(const View<T>& a, std::int64_t k, std::int64_t rows, T* out) {
-  if (a.row != 1) {
-    for (std::int64_t i = 0; i < rows; ++i)  // by whole registers: `step` leaves room for one more
-      for (std::int64_t j = 0; j < k; j += lanes<T>)
-        Simd<T>::load(a.at(i, j), k - j).store(out + i * step + j);
-    return;
+// A task's operands, packed as elements E for some of k.
+template <class E, class S, class Y>
+class Packed {
+ public:
+  // Numbers d … d + k, no more than depth elements; memory for packed_size of E.
+  Packed(const Task<S, Y>& t, std::int64_t d, std::int64_t k, E* memory)
+      : t_(t), d_(d), elements_((k + per<E> - 1) / per<E>), a_(memory), b_(memory + a_size) {
+    pack_a(t.a.from(0, d), k, t.rows, a_);
+    for (std::int64_t first = 0; first < t.columns && !b_in_place(); first += width)
+      pack_b(t.b.from(d, first), k, std::min(width, t.columns - first), b_ + first * depth);
   }
-  for (std::int64_t i = 0; i < rows; i += block_rows) {
-    const std::int64_t n = std::min<std::int64_t>(block_rows, rows - i);
-    for (std::int64_t j = 0; j < k; ++j)
-      copy<block_rows>(a.at(i, j), n, out + i * depth + j * block_rows);
-  }
-}
 
-// Rows i … of the tile, k deep: panels of columns from left to right, so that y is written in long
-// runs while the rows of a stay in the L1 cache and b streams from L2.
-template <class T, int row, int column>
-void multiply_rows(const Task<T>& t, std::int64_t k, std::int64_t i, const T* a, const Panels<T>& b,
-                   const T* bias, bool add) {
-  constexpr int l = lanes<T>;
-  const std::int64_t rows = std::min<std::int64_t>(block_rows, t.rows - i);
-  const std::int64_t most = most_vectors(static_cast<int>(rows));
-  std::int64_t columns;
-  for (std::int64_t first = 0; first < t.columns; first += columns) {
-    const std::int64_t left = t.columns - first;
-    const std::int64_t vectors = left >= most * l ? most : left > l ? 2 : 1;
-    columns = std::min(left, vectors * l);
-    kernel_for<T, row, column>(rows, vectors)(k, a, {b.at(first), b.column, b.row}, columns,
-                                              bias ? bias + first : nullptr, add,
-                                              t.y + i * t.y_step + first, t.y_step);
+  // The processors' products of pairs lose denormals, operands and results. There are none where
+  // the last bit of the smallest product is a normal number: all sums are multiples of it.
+  bool all_normal() const requires std::is_same_v<E, Pair> {
+    const int of_b =
+        least_exponent(b_, (t_.columns + width - 1) / width, width * depth, width * elements_);
+    const int of_a = rows_lie() ? least_exponent(a_, t_.rows, step, elements_)
+                                : least_exponent(a_, (t_.rows + block_rows - 1) / block_rows,
+                                                 block_rows * depth, block_rows * elements_);
+    constexpr int bias = 127, bits = 7;
+    return std::min(of_a, of_b) > 0 && of_a + of_b - 2 * (bias + bits) >= 1 - bias;
   }
-}
 
-template <class T>
-void run_task(const Task<T>& t) {
-  constexpr int width = block_columns<T>;
-  T* packed_a = scratch<T>(tile_rows * step + depth * tile_columns<T> + tile_columns<T>);
-  T* packed_b = packed_a + tile_rows * step;
-  T* bias = packed_b + depth * tile_columns<T>;
-  if (t.bias) std::copy_n(t.bias, t.columns, bias);
-  // Whole panels that few rows use are read where they lie.
-  const bool in_place = t.b.column == 1 && t.columns % width == 0 && t.rows <= block_rows;
-  for (std::int64_t d = 0; d < t.k; d += depth) {
-    const std::int64_t k = std::min(depth, t.k - d);
-    pack_a<T>({t.a.at(0, d), t.a.row, t.a.column}, k, t.rows, packed_a);
-    for (std::int64_t first = 0; first < t.columns && !in_place; first += width)
-      pack_b<T>({t.b.at(d, first), t.b.row, t.b.column}, k,
-                std::min<std::int64_t>(width, t.columns - first), packed_b + first * depth);
-    const Panels<T> b =
-        in_place ? Panels<T>{t.b.at(d, 0), 1, t.b.row} : Panels<T>{packed_b, depth, width};
-    const T* start = t.bias && d == 0 ? bias : nullptr;
-    for (std::int64_t i = 0; i < t.rows; i += block_rows) {
-      if (t.a.row != 1)
-        multiply_rows<T, step, 1>(t, k, i, packed_a + i * step, b, start, d > 0);
-      else
-        multiply_rows<T, 1, block_rows>(t, k, i, packed_a + i * depth, b, start, d > 0);
+  // y (+)= a · b (+ start).
+  template <class Out>
+  void multiply(const Tile<Out>& y, const Sum<E>* start, bool add) const {
+    const auto with = [&](const auto& b) {
+      for (std::int64_t i = 0; i < y.rows; i += block_rows)
+        if (rows_lie())
+          multiply_rows<step, 1>(y, elements_, i, a_ + i * step, b, start, add);
+        else
+          multiply_rows<1, block_rows>(y, elements_, i, a_ + i * depth, b, start, add);
+    };
+    if constexpr (per<E> == 1)
+      if (b_in_place()) return with(Panels<S>{t_.b.at(d_, 0), 1, t_.b.row});
+    with(Panels<E>{b_, depth, width});
+  }
+
+  static constexpr std::int64_t size = tile_rows * step + depth * tile_columns<Sum<E>>;
+
+ private:
+  static constexpr std::int64_t width = block_columns<Sum<E>>, a_size = tile_rows * step;
+
+  bool rows_lie() const { return t_.a.row != 1; }
+  bool b_in_place() const { return per<E> == 1 && t_.b_in_place(); }
+
+  const Task<S, Y>& t_;
+  const std::int64_t d_, elements_;
+  E *const a_, *const b_;
+};
+
+// y (+)= the products of some of k from d on; how many.
+template <class S, class Y, class Out>
+std::int64_t add_products(const Task<S, Y>& t, std::int64_t d, Wide<S>* memory,
+                          const Wide<S>* start, const Tile<Out>& y) {
+  if constexpr (dots_of_pairs && std::is_same_v<S, bf16>)
+    if (t.worth_pairs()) {
+      const std::int64_t k = std::min(2 * depth, t.k - d);
+      const Packed<Pair, S, Y> packed(t, d, k, reinterpret_cast<Pair*>(memory));
+      if (packed.all_normal()) {
+        packed.multiply(y, start, d > 0);
+        return k;
+      }
     }
+  const std::int64_t k = std::min(depth, t.k - d);
+  Packed<Wide<S>, S, Y>(t, d, k, memory).multiply(y, start, d > 0);
+  return k;
+}
+
+template <class S, class Y>
+void run_task(const Task<S, Y>& t) {
+  using T = Wide<S>;
+  constexpr std::int64_t columns = tile_columns<T>, packed = Packed<T, S, Y>::size;
+  T* memory = scratch<T>(packed + columns + (std::is_same_v<Y, T> ? 0 : tile_rows * columns));
+  T *bias = memory + packed, *sums = bias + columns;
+  if (t.bias) convert(t.bias, t.columns, bias);
+  const auto add_all = [&](const auto& y) {
+    for (std::int64_t d = 0; d < t.k;)
+      d += add_products(t, d, memory, t.bias && d == 0 ? bias : nullptr, y);
+  };
+  const Tile<Y> y{t.rows, t.columns, t.y, t.y_step};
+  if (std::is_same_v<Y, T> || t.k <= depth) return add_all(y);
+  if constexpr (!std::is_same_v<Y, T>) {
+    const Tile<T> near{t.rows, t.columns, sums, t.columns};
+    add_all(near);
+    if (t.columns == t.y_step) return convert(sums, t.rows * t.columns, t.y);
+    for (std::int64_t i = 0; i < t.rows; ++i)
+      convert(sums + i * t.columns, t.columns, t.y + i * t.y_step);
   }
 }
 

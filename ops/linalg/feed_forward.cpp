@@ -31,7 +31,7 @@ void check(const Tensor& x, const Tensor& up, const Tensor& down, const FeedForw
 // op(a) · op(b), of w's shape.
 Tensor product(const GemmSize& size, const Tensor& a, const Tensor& b, const Tensor& like) {
   Tensor y = empty_like(like);
-  run<cpu::gemm, gpu::gemm>(y.device(), op, size, a, b, Tensor(), Tensor(), y);
+  run_as_is<cpu::gemm, gpu::gemm>(y.device(), op, size, a, b, Tensor(), Tensor(), y);
   return y;
 }
 
@@ -46,10 +46,10 @@ Tensor feed_forward(const Tensor& x, const Tensor& up, const Tensor& down,
   Tensor h = empty(x.shape().with(last, hidden), x.options());
   Tensor g = empty_like(h);  // gelu(h)
   Tensor y = empty(x.shape().with(last, out), x.options());
-  run<cpu::gemm_gelu, gpu::gemm_gelu>(x.device(), op, GemmSize{1, rows, hidden, in, false, true}, x,
-                                      up, o.up_bias, h, g);
-  run<cpu::gemm, gpu::gemm>(x.device(), op, GemmSize{1, rows, out, hidden, false, true}, g, down,
-                            o.down_bias, o.residual, y);
+  run_as_is<cpu::gemm_gelu, gpu::gemm_gelu>(
+      x.device(), op, GemmSize{1, rows, hidden, in, false, true}, x, up, o.up_bias, h, g);
+  run_as_is<cpu::gemm, gpu::gemm>(x.device(), op, GemmSize{1, rows, out, hidden, false, true}, g,
+                                  down, o.down_bias, o.residual, y);
   const bool needs_x = x.requires_grad(), needs_up = up.requires_grad();
   const bool needs_a = o.up_bias.requires_grad(), needs_down = down.requires_grad();
   const bool needs_b = o.down_bias.requires_grad();
@@ -61,7 +61,7 @@ Tensor feed_forward(const Tensor& x, const Tensor& up, const Tensor& down,
                   if (needs_b) db = sum_to(dy, {out});
                   if (!needs_x && !needs_up && !needs_a) return {dx, dup, da, ddown, db, dy};
                   Tensor dh = g.to_write_over();
-                  run<cpu::gemm_gelu_backward, gpu::gemm_gelu_backward>(
+                  run_as_is<cpu::gemm_gelu_backward, gpu::gemm_gelu_backward>(
                       dy.device(), op, GemmSize{1, rows, hidden, out}, dy, down.get(), h.get(), dh);
                   if (needs_up) dup = product({1, hidden, in, rows, true}, dh, x, up);
                   if (needs_a) da = sum_to(dh, {hidden});

@@ -9,7 +9,8 @@
 // library.
 //
 // CPU: packed panels and a register-blocked kernel, ours because Eigen's product does not split a
-// long k over threads and is slow where one side is short. GPU: cuBLASLt. In both the order of the
+// long k over threads and is slow where one side is short; bf16 is read as it is, added up in f32
+// and rounded once. GPU: cuBLASLt. In both the order of the
 // sums follows from the sizes alone, so the bits do not depend on the number of threads.
 #pragma once
 #include <compare>
@@ -41,10 +42,10 @@ namespace cpu {
 Gemm gemm;
 GemmGelu gemm_gelu;
 GemmGeluBackward gemm_gelu_backward;
-// The same on plain arrays, for kernels that make their own; T is float or double, bias may be
-// null.
-template <class T>
-void multiply(const GemmSize& size, const T* a, const T* b, const T* bias, T* y);
+// The same on plain arrays, for kernels that make their own: float, double, or bf16 with sums in
+// f32, which y may keep as they are; bias may be null.
+template <class S, class Y>
+void multiply(const GemmSize& size, const S* a, const S* b, const S* bias, Y* y);
 }  // namespace cpu
 namespace gpu {
 Gemm gemm;

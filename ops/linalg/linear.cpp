@@ -27,7 +27,7 @@ void check(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& resi
 
 void product(const GemmSize& size, const Tensor& a, const Tensor& b, const Tensor& bias,
              const Tensor& plus, Tensor& y) {
-  run<cpu::gemm, gpu::gemm>(y.device(), "linear", size, a, b, bias, plus, y);
+  run_as_is<cpu::gemm, gpu::gemm>(y.device(), "linear", size, a, b, bias, plus, y);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ Tensor product(const Tensor& a, const Tensor& b, MatmulOptions o, const Shape& s
       shape.product(0, r - 2), shape[r - 2], shape[r - 1], a.shape()[o.transpose_a ? r - 2 : r - 1],
       o.transpose_a,           o.transpose_b};
   Tensor y = empty(shape, a.options());
-  run<cpu::gemm, gpu::gemm>(a.device(), "matmul", size, a, b, Tensor(), Tensor(), y);
+  run_as_is<cpu::gemm, gpu::gemm>(a.device(), "matmul", size, a, b, Tensor(), Tensor(), y);
   return y;
 }
 

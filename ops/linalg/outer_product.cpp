@@ -13,7 +13,7 @@ Tensor outer_product(const Tensor& a, const Tensor& b) {
   require(a.rank() == 1, Kind::shape, "outer_product", "a must be [m]", a.shape(), "1 dimension");
   require(b.rank() == 1, Kind::shape, "outer_product", "b must be [n]", b.shape(), "1 dimension");
   Tensor y = empty({a.numel(), b.numel()}, a.options());
-  run<cpu::outer_product, gpu::outer_product>(a.device(), a, b, y);
+  run_as_is<cpu::outer_product, gpu::outer_product>(a.device(), a, b, y);
   return record("outer_product", y, {a, b},
                 [a = Saved(a), b = Saved(b), needs_a = a.requires_grad(),
                  needs_b = b.requires_grad()](const Tensor& dy) -> Gradients {
@@ -79,14 +79,15 @@ void cpu::outer_product(const Tensor& a, const Tensor& b, Tensor& y) {
   const std::int64_t n = b.numel();
   if (n < shortest)  // rows that fill no register
     return arithmetic(Sign::mul, Tensor(a.storage(), {a.numel(), 1}, a.dtype()), b, y);
-  visit<float, double>(a.dtype(), "outer_product", [&](auto zero) {
+  visit<float, double, bf16>(a.dtype(), "outer_product", [&](auto zero) {
     using T = decltype(zero);
+    using V = Simd<Wide<T>>;
     const T *left = a.data<T>(), *right = b.data<T>();
     T* to = y.data<T>();
     parallel_for(a.numel(), 16384 / (n + 8), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i)
         map_row(
-            to + i * n, n, [scale = Simd<T>(left[i])](auto b) { return b * scale; }, right);
+            to + i * n, n, [scale = V(Wide<T>(left[i]))](auto b) { return b * scale; }, right);
     });
   });
 }

@@ -33,7 +33,7 @@ void check(const Tensor& x, const Tensor& w, const Tensor& target,
 
 void product(const GemmSize& size, const Tensor& a, const Tensor& b, const Tensor& plus,
              Tensor& y) {
-  run<cpu::gemm, gpu::gemm>(y.device(), op, size, a, b, Tensor(), plus, y);
+  run_as_is<cpu::gemm, gpu::gemm>(y.device(), op, size, a, b, Tensor(), plus, y);
 }
 
 // As many rows as have that many logits, a power of two: products like such sizes.
@@ -69,8 +69,8 @@ Tensor linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& targ
     const Tensor part = rows == n ? all : slice(all, 0, first, first + rows);
     Tensor logits = empty({rows, classes}, x.options());
     product({1, rows, classes, in, false, true}, part, w, {}, logits);
-    run<cpu::loss_and_gradient, gpu::loss_and_gradient>(x.device(), target, first, o.ignore_index,
-                                                        divisor, logits, loss);
+    run_as_is<cpu::loss_and_gradient, gpu::loss_and_gradient>(
+        x.device(), target, first, o.ignore_index, divisor, logits, loss);
     if (needs_x) product({1, rows, in, classes}, logits, w, {}, dx.emplace_back(empty_like(part)));
     if (!needs_w) continue;
     if (first == 0) dw = empty(w.shape(), wide);
@@ -94,31 +94,45 @@ void cpu::count_targets(const Tensor& target, std::int64_t ignore_index, Tensor&
   count.fill_(static_cast<double>(target.numel() - ignored));
 }
 
+namespace {
+
+// The loss of a row of logits that has a target, and the row's gradient instead of it.
+template <class T>
+T loss_of(std::int64_t target, T by, cpu::Array<T>& row) {
+  row -= row.maxCoeff();
+  const T at_target = row[target];
+  row = cpu::exp(row);
+  const T* p = row.data();
+  const auto total = T(cpu::sum_of(0, row.size(), [p](std::int64_t c) { return p[c]; }));
+  row *= by / total;
+  row[target] -= by;
+  return std::log(total) - at_target;
+}
+
+}  // namespace
+
 void cpu::loss_and_gradient(const Tensor& target, std::int64_t first, std::int64_t ignore_index,
                             const Tensor& divisor, Tensor& logits, Tensor& loss) {
-  visit<float, double>(logits.dtype(), op, [&](auto zero) {
-    using T = decltype(zero);
+  visit<float, double, bf16>(logits.dtype(), op, [&](auto zero) {
+    using S = decltype(zero);
+    using T = Wide<S>;
     const std::int64_t classes = logits.size(1);
     const T by = 1 / *divisor.data<T>();
     const std::int64_t grain = 16384 / (classes + 8);
     parallel_for(logits.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
+      Array<T> row(classes);
       for (std::int64_t r = begin; r < end; ++r) {
-        auto row = array(logits.data<T>() + r * classes, classes);
+        S* x = logits.data<S>() + r * classes;
         const std::int32_t t = target.data<std::int32_t>()[first + r];
         T& own = loss.data<T>()[first + r];
         if (t == ignore_index || t < 0 || t >= classes) {
           own = t == ignore_index ? T(0) : std::numeric_limits<T>::quiet_NaN();
-          row.setConstant(own);
+          std::fill_n(x, classes, S(own));
           continue;
         }
-        row -= row.maxCoeff();
-        const T at_target = row[t];
-        row = cpu::exp(row);
-        const T* p = row.data();
-        const auto total = T(cpu::sum_of(0, classes, [p](std::int64_t c) { return p[c]; }));
-        own = std::log(total) - at_target;
-        row *= by / total;
-        row[t] -= by;
+        convert(x, classes, row.data());
+        own = loss_of(t, by, row);
+        convert(row.data(), classes, x);
       }
     });
   });

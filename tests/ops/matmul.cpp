@@ -125,14 +125,31 @@ TEST_CASE("matmul: no inner dimension gives zeros, and infinity times zero is Na
 }
 
 TEST_CASE("matmul: bf16 is multiplied in f32 and rounded once") {
-  for (const Device device : devices()) {
-    const Tensor a = randn({20, 300}, 12).to(Dtype::bf16);
-    const Tensor b = randn({300, 24}, 13).to(Dtype::bf16);
-    const Tensor y = matmul(a.to(device), b.to(device));
-    CHECK(y.dtype() == Dtype::bf16);
-    const Tensor exact_y = matmul(a.to(Dtype::f64), b.to(Dtype::f64));
-    check_close(y, exact_y, {2e-4, 0x1p-8}, "bf16");
-  }
+  const std::int64_t sizes[][3] = {{20, 24, 300}, {19, 70, 1031}, {3, 5, 9001}, {7, 300, 33},
+                                   {1, 530, 40},  {64, 64, 33},   {130, 1, 70}, {3, 64, 600}};
+  for (const auto& [m, n, k] : sizes)
+    for (const MatmulOptions o : all_flags) {
+      const Tensor a = randn(shape_of(m, k, o.transpose_a), 12).to(Dtype::bf16);
+      const Tensor b = randn(shape_of(k, n, o.transpose_b), 13).to(Dtype::bf16);
+      const Tensor expected = matmul(a.to(Dtype::f64), b.to(Dtype::f64), o);
+      for (const Device device : devices()) {
+        const Tensor y = matmul(a.to(device), b.to(device), o);
+        CHECK(y.dtype() == Dtype::bf16);
+        check_close(y, expected, {sum_of(k).absolute, 0x1p-8}, "bf16");
+      }
+    }
+}
+
+// Some processors' products of bf16 take them for 0.
+TEST_CASE("matmul: bf16 numbers, products and sums may be denormal") {
+  const double scales[][2] = {{0x1p-65, 0x1p-65}, {0x1p-130, 1}, {1, 0x1p-130}};
+  for (const auto& [of_a, of_b] : scales)
+    for (const MatmulOptions o : all_flags) {
+      const Tensor a = randn(shape_of(20, 300, o.transpose_a), 15, Dtype::bf16, cpu_device, of_a);
+      const Tensor b = randn(shape_of(300, 24, o.transpose_b), 16, Dtype::bf16, cpu_device, of_b);
+      const Tensor expected = matmul(a.to(Dtype::f64), b.to(Dtype::f64), o);
+      check_close(matmul(a, b, o), expected, {0x1p-133, 0x1p-8}, "bf16");
+    }
 }
 
 TEST_CASE("matmul: operands that do not fit are refused") {
