@@ -14,6 +14,27 @@ namespace ebb::cpu {
 template <class T>
 inline constexpr bool knows_exponents = sizeof(Packet<T>) == 64;
 
+#ifdef __AVX512F__
+// 1 / x to 14 bits; x 2ⁿ; the m and e of Split below.
+inline Simd<float> near_inverse(Simd<float> x) { return Simd<float>::of(_mm512_rcp14_ps(x.v)); }
+inline Simd<double> near_inverse(Simd<double> x) { return Simd<double>::of(_mm512_rcp14_pd(x.v)); }
+inline Simd<float> scaled(Simd<float> x, Simd<float> n) {
+  return Simd<float>::of(_mm512_scalef_ps(x.v, n.v));
+}
+inline Simd<double> scaled(Simd<double> x, Simd<double> n) {
+  return Simd<double>::of(_mm512_scalef_pd(x.v, n.v));
+}
+inline constexpr auto nan_if_negative = static_cast<_MM_MANTISSA_SIGN_ENUM>(3);  // but −0 is 0
+inline Simd<float> fraction(Simd<float> x) {
+  return Simd<float>::of(_mm512_getmant_ps(x.v, _MM_MANT_NORM_p75_1p5, nan_if_negative));
+}
+inline Simd<double> fraction(Simd<double> x) {
+  return Simd<double>::of(_mm512_getmant_pd(x.v, _MM_MANT_NORM_p75_1p5, nan_if_negative));
+}
+inline Simd<float> exponent(Simd<float> x) { return Simd<float>::of(_mm512_getexp_ps(x.v)); }
+inline Simd<double> exponent(Simd<double> x) { return Simd<double>::of(_mm512_getexp_pd(x.v)); }
+#endif
+
 // c₀ xⁿ + … + cₙ, the even powers beside the odd ones: neither waits for the other.
 template <class T, size_t count>
 Simd<T> polynomial(Simd<T> x, const T (&c)[count]) {
@@ -28,11 +49,7 @@ Simd<T> polynomial(Simd<T> x, const T (&c)[count]) {
 template <class T>
 Simd<T> quotient(Simd<T> a, Simd<T> b) {
   if constexpr (knows_exponents<T>) {
-    Simd<T> inverse = T(0);  // to 14 bits, then to 28; what a / b is short of then, to 56
-    if constexpr (sizeof(T) == 8)
-      inverse.v = _mm512_rcp14_pd(b.v);
-    else
-      inverse.v = _mm512_rcp14_ps(b.v);
+    Simd<T> inverse = near_inverse(b);  // to 28 bits then; what a / b is short of, to 56
     inverse = fma(fma(-b, inverse, 1), inverse, inverse);
     const Simd<T> q = a * inverse;
     return fma(fma(-b, q, a), inverse, q);
@@ -91,10 +108,8 @@ Simd<T> exponential(Simd<T> x) {
   constexpr T lowest = sizeof(T) == 8 ? -746 : -104;  // e^lowest is 0, e^highest infinite
   constexpr T highest = sizeof(T) == 8 ? 710 : 89;
   const auto [n, p] = Exponential<T>(clamp(x, lowest, highest));
-  if constexpr (knows_exponents<T> && sizeof(T) == 8) {
-    return Simd<T>::of(_mm512_scalef_pd((1 + p).v, n.v));
-  } else if constexpr (knows_exponents<T>) {
-    return Simd<T>::of(_mm512_scalef_ps((1 + p).v, n.v));
+  if constexpr (knows_exponents<T>) {
+    return scaled(1 + p, n);
   } else {
     const Simd<T> half = nearest(n * T(0.5));
     return (1 + p) * power_of_two(half) * power_of_two(n - half);
@@ -108,14 +123,8 @@ struct Split {
 
   explicit Split(Simd<T> x) {
     if constexpr (knows_exponents<T>) {
-      constexpr auto nan_if_negative = static_cast<_MM_MANTISSA_SIGN_ENUM>(3);  // but −0 is 0
-      if constexpr (sizeof(T) == 8) {
-        m.v = _mm512_getmant_pd(x.v, _MM_MANT_NORM_p75_1p5, nan_if_negative);
-        e.v = _mm512_getexp_pd(x.v) - _mm512_getexp_pd(m.v);
-      } else {
-        m.v = _mm512_getmant_ps(x.v, _MM_MANT_NORM_p75_1p5, nan_if_negative);
-        e.v = _mm512_getexp_ps(x.v) - _mm512_getexp_ps(m.v);
-      }
+      m = fraction(x);
+      e = exponent(x) - exponent(m);
     } else {
       by_bits(x);
     }
