@@ -31,6 +31,11 @@ template <class T>
 using Wide = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
 
 template <class T>
+Wide<T> wide(T x) {
+  return Wide<T>(x);
+}
+
+template <class T>
 struct Simd {
   using P = Packet<T>;
   using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
@@ -129,6 +134,11 @@ struct Simd {
   friend Simd log(Simd x) { return logarithm(x); }
   friend Simd tanh(Simd x) { return hyperbolic_tangent(x); }
 };
+
+template <class T>
+T first(Simd<T> x) {
+  return Eigen::internal::pfirst(x.v);
+}
 
 // 0, 1, 2, …
 template <class T>

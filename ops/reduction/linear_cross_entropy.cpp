@@ -5,12 +5,11 @@
 
 #include "ebb/ops/elementwise/arithmetic.h"
 #include "ebb/ops/linalg/gemm.h"
-#include "ebb/ops/map.h"
 #include "ebb/ops/reduction/cross_entropy.h"
+#include "ebb/ops/reduction/lines.h"
 #include "ebb/ops/reduction/sum.h"
 #include "ebb/ops/shape/concat.h"
 #include "ebb/ops/shape/slice.h"
-#include "ebb/ops/sums.h"
 
 namespace ebb {
 namespace {
@@ -69,8 +68,8 @@ Tensor linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& targ
     const Tensor part = rows == n ? all : slice(all, 0, first, first + rows);
     Tensor logits = empty({rows, classes}, x.options());
     product({1, rows, classes, in, false, true}, part, w, {}, logits);
-    run<cpu::loss_and_gradient, gpu::loss_and_gradient>(x.device(), target, first, o.ignore_index,
-                                                        divisor, logits, loss);
+    run_as_is<cpu::loss_and_gradient, gpu::loss_and_gradient>(
+        x.device(), target, first, o.ignore_index, divisor, logits, loss);
     if (needs_x) product({1, rows, in, classes}, logits, w, {}, dx.emplace_back(empty_like(part)));
     if (!needs_w) continue;
     if (first == 0) dw = empty(w.shape(), wide);
@@ -96,29 +95,29 @@ void cpu::count_targets(const Tensor& target, std::int64_t ignore_index, Tensor&
 
 void cpu::loss_and_gradient(const Tensor& target, std::int64_t first, std::int64_t ignore_index,
                             const Tensor& divisor, Tensor& logits, Tensor& loss) {
-  visit<float, double>(logits.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(logits.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t classes = logits.size(1);
-    const T by = 1 / *divisor.data<T>();
-    const std::int64_t grain = 16384 / (classes + 8);
+    using W = Wide<T>;
+    const std::int64_t classes = logits.size(1), grain = 16384 / (classes + 8);
+    const W by = 1 / *divisor.data<W>();
     parallel_for(logits.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
-        auto row = array(logits.data<T>() + r * classes, classes);
+        T* row = logits.data<T>() + r * classes;
         const std::int32_t t = target.data<std::int32_t>()[first + r];
-        T& own = loss.data<T>()[first + r];
+        W& own = loss.data<W>()[first + r];
         if (t == ignore_index || t < 0 || t >= classes) {
-          own = t == ignore_index ? T(0) : std::numeric_limits<T>::quiet_NaN();
-          row.setConstant(own);
+          own = t == ignore_index ? W(0) : std::numeric_limits<W>::quiet_NaN();
+          std::fill_n(row, classes, T(own));
           continue;
         }
-        row -= row.maxCoeff();
-        const T at_target = row[t];
-        row = cpu::exp(row);
-        const T* p = row.data();
-        const auto total = T(cpu::sum_of(0, classes, [p](std::int64_t c) { return p[c]; }));
-        own = std::log(total) - at_target;
-        row *= by / total;
-        row[t] -= by;
+        const W logit = wide(row[t]);
+        const Unrounded<T> e(row, 1, classes, classes);
+        const RowExponentials<T> of(row, classes, 1, e.data);
+        const W total = W(of.sum[0]), scale = by / total, at_target = e.data[t] * scale - by;
+        own = std::log(total) - (logit - of.max[0]);
+        map_row(
+            row, classes, [scale = Simd<W>(scale)](auto e) { return e * scale; }, e.data);
+        row[t] = T(at_target);
       }
     });
   });
