@@ -77,6 +77,24 @@ void rows(const View& v, const T* x, double eps, T* y, Wide<T>* scale) {
   });
 }
 
+// Of single numbers the norm is |x|.
+template <class T>
+void numbers(std::int64_t n, const T* x, double eps, T* y, Wide<T>* scale) {
+  const Simd<Wide<T>> least = Wide<T>(eps), of_least = Wide<T>(-1 / eps);
+  parallel_for(n, 1 << 14, [&](std::int64_t begin, std::int64_t end) {
+    constexpr std::int64_t near = 2048;  // numbers that stay in the first-level cache
+    for (std::int64_t i = begin; i < end; i += near) {
+      const std::int64_t count = std::min(near, end - i);
+      cpu::map_row(
+          scale + i, count,
+          [=](auto x) { return select(abs(x) <= least, of_least, decltype(x)(1) / abs(x)); },
+          x + i);
+      cpu::map_row(
+          y + i, count, [](auto x, auto scale) { return x * abs(scale); }, x + i, scale + i);
+    }
+  });
+}
+
 template <class T>
 void columns(const View& v, const T* x, double eps, T* y, Wide<T>* scale) {
   for_tiles(v, [&](std::int64_t at, std::int64_t width, std::int64_t column) {
@@ -139,6 +157,7 @@ bool are_short(const View& v) {
 
 template <class T>
 void forward(const View& v, const T* x, double eps, T* y, Wide<T>* scale) {
+  if (v.n == 1) return numbers(v.kept(), x, eps, y, scale);
   if (!are_short<T>(v)) return (v.inner == 1 ? rows<T> : columns<T>)(v, x, eps, y, scale);
   const auto f = [=](auto first, auto count, const View& c, const auto* x, auto* y) {
     Wide<T> near[cpu::near_elements<T>];

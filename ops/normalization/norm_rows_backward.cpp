@@ -10,6 +10,7 @@ using cpu::array;
 using cpu::Centre;
 using cpu::Centres;
 using cpu::map_row;
+using cpu::quick_sum_row;
 using cpu::row_sum;
 using cpu::Simd;
 using cpu::sum_row;
@@ -37,19 +38,15 @@ struct Gradient {
 
   Centre<W> centre(std::int64_t i) const { return mean ? Centre<W>(mean[i]) : Centre<W>(); }
 
-  // Over columns [begin, end) of row i.
+  // Over columns [begin, end) of row i. By fours in T: their sums are exact where all g are equal.
   RowSums sums(std::int64_t i, std::int64_t begin, std::int64_t end) const {
-    const T *v = x + i * s.cols, *up = dy + i * s.cols, *w = weight;
+    const T *v = x + i * s.cols + begin, *up = dy + i * s.cols + begin, *w = weight + begin;
     const Centre<W> at = centre(i);
-    const W r = rstd[i];
-    double sum = 0, sum_hat = 0;
-#pragma omp simd reduction(+ : sum, sum_hat)
-    for (std::int64_t c = begin; c < end; ++c) {
-      const W g = wide(up[c]) * wide(w[c]);
-      sum += static_cast<double>(g);
-      sum_hat += static_cast<double>(g * (((wide(v[c]) - at.high) - at.low) * r));
-    }
-    return {sum, sum_hat};
+    const auto g = [](auto up, auto w) { return up * w; };
+    const auto g_hat = [g, high = Simd<W>(at.high), low = Simd<W>(at.low), r = Simd<W>(rstd[i])](
+                           auto up, auto w, auto x) { return g(up, w) * (((x - high) - low) * r); };
+    return {mean ? quick_sum_row<T>(end - begin, g, up, w) : 0,
+            quick_sum_row<T>(end - begin, g_hat, up, w, v)};
   }
 
   RowSums means(const RowSums& sums) const {
@@ -109,18 +106,23 @@ struct Gradient {
                   W* db) const {
     const std::int64_t at = i * s.cols + begin;
     const T *v = x + at, *up = dy + at, *w = weight + begin;
-    T* to = dx + at;
     const Centre<W> middle = centre(i);
     const W r = rstd[i], a = W(means.g), b = W(means.g_hat);
     W g[tile];  // rounded: g − a is 0 where a is the mean of equal g
-    for (std::int64_t c = 0; c < end - begin; ++c) g[c] = wide(up[c]) * wide(w[c]);
+    map_row(
+        g, end - begin, [](auto up, auto w) { return up * w; }, up, w);
+    W* out = g;
+    if constexpr (std::is_same_v<T, W>) out = dx + at;
 #pragma omp simd
     for (std::int64_t c = 0; c < end - begin; ++c) {
       const W hat = ((wide(v[c]) - middle.high) - middle.low) * r;
-      to[c] = T(((g[c] - a) - hat * b) * r);
+      out[c] = ((g[c] - a) - hat * b) * r;
       dw[c] += wide(up[c]) * hat;
       db[c] += wide(up[c]);
     }
+    if (out == g)
+      map_row(
+          dx + at, end - begin, [](auto x) { return x; }, g);
   }
 };
 
