@@ -191,11 +191,4 @@ Wide<T> largest(const T* x, std::int64_t n) {
   return Eigen::internal::predux_max(best[0].v);
 }
 
-// eˣ of an array, as of a register.
-template <class X>
-auto exp(const Eigen::ArrayBase<X>& x) {
-  using T = typename X::Scalar;
-  return (x.derived() * T(0.5)).exp().square();
-}
-
 }  // namespace ebb::cpu
