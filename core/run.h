@@ -1,8 +1,9 @@
 // run<cpu::f, gpu::f>(device, arguments…) calls the twin for the device.
 //
-// Twins share one declared function type: `const Tensor&` are read, `Tensor&` are written. CPU
-// twins know f32 and f64 only; bf16 tensors are widened to f32 for them and results rounded back,
-// so that every op works in bf16 on the CPU too, with f32 arithmetic, as on the GPU.
+// Twins share one declared function type: `const Tensor&` are read, `Tensor&` are written. For CPU
+// twins that know f32 and f64 only, bf16 tensors are widened to f32 and results rounded back, so
+// that every op works in bf16 on the CPU too, with f32 arithmetic, as on the GPU. Most take bf16 as
+// it is: run_as_is() calls them.
 #pragma once
 #include <tuple>
 #include <type_traits>

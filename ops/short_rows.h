@@ -15,24 +15,24 @@ namespace ebb::cpu {
 template <class T>
 bool are_short_rows(const View& v, int inputs = 1) {
   const std::int64_t most = v.inner != 1 ? 64 : inputs == 1 ? 16 : 15;
-  return v.outer > 1 && 0 < v.n && 0 < v.inner && v.inner < lanes<T> && v.n * v.inner <= most;
+  return v.outer > 1 && 0 < v.n && 0 < v.inner && v.inner < lanes<Wide<T>> && v.n * v.inner <= most;
 }
 
 template <class T>
-inline constexpr std::int64_t near_elements = 8192 / sizeof(T);
+inline constexpr std::int64_t near_elements = 8192 / sizeof(Wide<T>);
 
 namespace detail {
 
 // to[k · step + r] = x[r · n + k] for r < count, by whole registers. By way of `near`, as memory is
 // to be read in order.
-template <class T>
-void rows_to_columns(const T* x, std::int64_t n, std::int64_t count, T* near, T* to,
+template <class X, class T>
+void rows_to_columns(const X* x, std::int64_t n, std::int64_t count, T* near, T* to,
                      std::int64_t step) {
   constexpr std::int64_t width = lanes<T>;
   T* rows = n == 1 ? to : near;
   map_row(
       rows, count * n, [](auto x) { return x; }, x);
-  for (std::int64_t r = count; r < step; ++r) std::copy_n(x + (count - 1) * n, n, rows + r * n);
+  for (std::int64_t r = count; r < step; ++r) std::copy_n(rows + (count - 1) * n, n, rows + r * n);
   for (std::int64_t r = 0; r < step && n > 1; r += width)
     for (std::int64_t k = 0; k < n; k += width)
       transpose_square(near + r * n + k, n, to + k * step + r, step, width, n - k);
@@ -40,14 +40,15 @@ void rows_to_columns(const T* x, std::int64_t n, std::int64_t count, T* near, T*
 
 // The way back. What a register has too much is written over: by the row's successor, the end of
 // which is written before its beginning.
-template <class T>
+template <class T, class Y>
 void columns_to_rows(const T* from, std::int64_t step, std::int64_t n, std::int64_t count, T* near,
-                     T* y) {
+                     Y* y) {
   constexpr std::int64_t width = lanes<T>;
   for (std::int64_t r = 0; r < step && n > 1; r += width)
     for (std::int64_t k = (n - 1) / width * width; k >= 0; k -= width)
       transpose_square(from + k * step + r, step, near + r * n + k, n, n - k, width);
-  std::copy_n(n == 1 ? from : near, count * n, y);
+  map_row(
+      y, count * n, [](auto x) { return x; }, n == 1 ? from : near);
 }
 
 template <class T, size_t inputs>
@@ -62,20 +63,21 @@ struct NearRows {
 // How many rows are laid side by side, where they become rows of m.
 template <class T>
 std::int64_t rows_together(const View& v, std::int64_t m) {
-  return near_elements<T> / std::max(v.n * v.inner, m) / lanes<T> * lanes<T>;
+  constexpr std::int64_t width = lanes<Wide<T>>;
+  return near_elements<T> / std::max(v.n * v.inner, m) / width * width;
 }
 
 // f(first, count, columns, from…, to): the elements of `count` rows from `first` on are the columns
-// of each `from`, and what `to` then has becomes y's, in rows of `m`; m may be 0. columns.inner is
-// whole registers: columns beyond `count` have something of the last row's. Rows [begin, end), on
-// this thread, in order.
+// of each `from`, and what `to` then has becomes y's, in rows of `m`; m may be 0. bf16 are f32
+// there. columns.inner is whole registers: columns beyond `count` have something of the last row's.
+// Rows [begin, end), on this thread, in order.
 template <class T, class F, class... X>
 void each_short_row(const View& v, std::int64_t begin, std::int64_t end, const F& f, T* y,
                     std::int64_t m, const X*... x) {
-  constexpr std::int64_t width = lanes<T>;
+  constexpr std::int64_t width = lanes<Wide<T>>;
   const std::int64_t n = v.n * v.inner, some = rows_together<T>(v, m);
-  const std::array<const T*, sizeof...(X)> rows{x...};
-  detail::NearRows<T, sizeof...(X)> near;
+  const std::array<const std::common_type_t<X...>*, sizeof...(X)> rows{x...};
+  detail::NearRows<Wide<T>, sizeof...(X)> near;
   for (std::int64_t first = begin; first < end; first += some) {
     const std::int64_t count = std::min(some, end - first);
     const std::int64_t step = (count + width - 1) / width * width;

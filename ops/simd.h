@@ -38,6 +38,11 @@ inline constexpr bool has_avx512 = false;
 #endif
 
 template <class T>
+Wide<T> wide(T x) {
+  return Wide<T>(x);
+}
+
+template <class T>
 struct Simd {
   using P = Packet<T>;
   using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
@@ -170,6 +175,11 @@ struct Simd {
     }
   }
 };
+
+template <class T>
+T first(Simd<T> x) {
+  return Eigen::internal::pfirst(x.v);
+}
 
 // 0, 1, 2, …
 template <class T>

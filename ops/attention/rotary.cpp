@@ -4,8 +4,7 @@
 #include <array>
 #include <vector>
 
-#include "ebb/core/eigen.h"
-#include "ebb/core/parallel.h"
+#include "ebb/ops/map.h"
 
 namespace ebb {
 namespace {
@@ -32,10 +31,10 @@ RotaryLayout layout_of(const Tensor& x, const RotaryOptions& options) {
 Tensor rotary(const Tensor& x, const RotaryOptions& options) {
   const RotaryLayout layout = layout_of(x, options);
   Tensor y = empty_like(x);
-  run<cpu::rotary, gpu::rotary>(x.device(), x, layout, options, 1, y);
+  run_as_is<cpu::rotary, gpu::rotary>(x.device(), x, layout, options, 1, y);
   return record(op, y, {x}, [layout, options](const Tensor& dy) -> Gradients {
     Tensor dx = empty_like(dy);
-    run<cpu::rotary, gpu::rotary>(dy.device(), dy, layout, options, -1, dx);
+    run_as_is<cpu::rotary, gpu::rotary>(dy.device(), dy, layout, options, -1, dx);
     return {dx};
   });
 }
@@ -89,17 +88,17 @@ struct Angles {
 
 void cpu::rotary(const Tensor& x, const RotaryLayout& s, const RotaryOptions& options, int turn,
                  Tensor& y) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const Angles<T> angles(s, options, turn);
+    const Angles<Wide<T>> angles(s, options, turn);
     const std::int64_t pairs = s.width / 2, row = (s.turned + s.kept) * s.width;
     const auto turn_row = [&](std::int64_t place, const T* from, T* to) {
-      const auto c = array(angles.cosine.data() + place * pairs, pairs);
-      const auto d = array(angles.sine.data() + place * pairs, pairs);
+      const auto *c = angles.cosine.data() + place * pairs, *d = angles.sine.data() + place * pairs;
+      const auto low = [](auto x, auto y, auto c, auto d) { return x * c - y * d; };
+      const auto high = [](auto x, auto y, auto c, auto d) { return y * c + x * d; };
       for (std::int64_t h = 0; h < s.turned; ++h, from += s.width, to += s.width) {
-        const auto low = array(from, pairs), high = array(from + pairs, pairs);
-        array(to, pairs) = low * c - high * d;
-        array(to + pairs, pairs) = high * c + low * d;
+        map_row(to, pairs, low, from, from + pairs, c, d);
+        map_row(to + pairs, pairs, high, from, from + pairs, c, d);
       }
       std::copy_n(from, s.kept * s.width, to);
     };

@@ -80,7 +80,7 @@ Tensor sum_to(const Tensor& x, const Shape& shape) {
     for (int e = 0; e <= d; ++e) last = last && kept(e);
     const Dtype dtype = x.dtype() == Dtype::bf16 && !last ? Dtype::f32 : x.dtype();
     Tensor y = empty({outer, inner}, {dtype, x.device()});
-    run<cpu::sum_along, gpu::sum_along>(x.device(), sum, View{outer, count, inner}, 1.0, y);
+    run_as_is<cpu::sum_along, gpu::sum_along>(x.device(), sum, View{outer, count, inner}, 1.0, y);
     sum = y;
   }
   return Tensor(sum.storage(), shape, sum.dtype());

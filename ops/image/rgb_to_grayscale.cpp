@@ -17,11 +17,11 @@ Tensor rgb_to_grayscale(const Tensor& x, const GrayscaleOptions& options) {
   for (const double w : options.weights)
     require(std::isfinite(w), Kind::value, op, "weights must be finite", w, "finite numbers");
   Tensor y = empty(x.shape().with(channel, 1), x.options());
-  run<cpu::rgb_to_grayscale, gpu::rgb_to_grayscale>(x.device(), x, options, y);
+  run_as_is<cpu::rgb_to_grayscale, gpu::rgb_to_grayscale>(x.device(), x, options, y);
   return record(op, y, {x}, [shape = x.shape(), options](const Tensor& dy) -> Gradients {
     Tensor dx = empty(shape, dy.options());
-    run<cpu::rgb_to_grayscale_backward, gpu::rgb_to_grayscale_backward>(dy.device(), dy, options,
-                                                                        dx);
+    run_as_is<cpu::rgb_to_grayscale_backward, gpu::rgb_to_grayscale_backward>(dy.device(), dy,
+                                                                              options, dx);
     return {dx};
   });
 }
@@ -59,7 +59,7 @@ void gray_bytes(const std::uint8_t* x, std::int64_t plane, const std::array<doub
 void cpu::rgb_to_grayscale(const Tensor& x, const GrayscaleOptions& options, Tensor& y) {
   const std::int64_t plane = pixels(y);
   const std::int64_t images = plane == 0 ? 0 : y.numel() / plane;
-  visit<float, double, std::uint8_t>(x.dtype(), "rgb_to_grayscale", [&](auto zero) {
+  visit<float, double, bf16, std::uint8_t>(x.dtype(), "rgb_to_grayscale", [&](auto zero) {
     using T = decltype(zero);
     const auto& w = options.weights;
     for_each_part(images, plane, [&](std::int64_t begin, std::int64_t end, std::int64_t image) {
@@ -68,10 +68,12 @@ void cpu::rgb_to_grayscale(const Tensor& x, const GrayscaleOptions& options, Ten
       if constexpr (std::is_same_v<T, std::uint8_t>) {
         gray_bytes(from, plane, w, begin, end, to);
       } else {
-        const auto channel = [&](int c) {
-          return array(from + c * plane + begin, end - begin) * static_cast<T>(w[c]);
+        using V = Simd<Wide<T>>;
+        const auto weighted = [r = V(w[0]), g = V(w[1]), b = V(w[2])](auto x, auto y, auto z) {
+          return x * r + y * g + z * b;
         };
-        array(to + begin, end - begin) = channel(0) + channel(1) + channel(2);
+        map_row(to + begin, end - begin, weighted, from + begin, from + plane + begin,
+                from + 2 * plane + begin);
       }
     });
   });
@@ -80,13 +82,14 @@ void cpu::rgb_to_grayscale(const Tensor& x, const GrayscaleOptions& options, Ten
 void cpu::rgb_to_grayscale_backward(const Tensor& dy, const GrayscaleOptions& options, Tensor& dx) {
   const std::int64_t plane = pixels(dy);
   const std::int64_t images = plane == 0 ? 0 : dy.numel() / plane;
-  visit<float, double>(dy.dtype(), "rgb_to_grayscale", [&](auto zero) {
+  visit<float, double, bf16>(dy.dtype(), "rgb_to_grayscale", [&](auto zero) {
     using T = decltype(zero);
     for_each_part(images, plane, [&](std::int64_t begin, std::int64_t end, std::int64_t image) {
-      const auto from = array(dy.data<T>() + image * plane + begin, end - begin);
       for (int c = 0; c < 3; ++c)
-        array(dx.data<T>() + (3 * image + c) * plane + begin, end - begin) =
-            from * static_cast<T>(options.weights[c]);
+        map_row(
+            dx.data<T>() + (3 * image + c) * plane + begin, end - begin,
+            [w = Simd<Wide<T>>(options.weights[c])](auto dy) { return dy * w; },
+            dy.data<T>() + image * plane + begin);
     });
   });
 }

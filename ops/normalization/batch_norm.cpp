@@ -65,15 +65,15 @@ Tensor batch_norm(const Tensor& x, Tensor running_mean, Tensor running_var, cons
   if (options.training) {
     running_mean.require_writable(op);
     running_var.require_writable(op);
-    run<cpu::batch_norm_train, gpu::batch_norm_train>(device, x, planes, options, weight, bias,
-                                                      running_mean, running_var, mean, inverse, y);
+    run_as_is<cpu::batch_norm_train, gpu::batch_norm_train>(
+        device, x, planes, options, weight, bias, running_mean, running_var, mean, inverse, y);
     running_mean.bump_version();
     running_var.bump_version();
   } else {
-    run<cpu::batch_norm_running, gpu::batch_norm_running>(device, running_mean, running_var,
-                                                          options.eps, mean, inverse);
-    run<cpu::batch_norm_apply, gpu::batch_norm_apply>(device, x, planes, mean, inverse, weight,
-                                                      bias, y);
+    run_as_is<cpu::batch_norm_running, gpu::batch_norm_running>(device, running_mean, running_var,
+                                                                options.eps, mean, inverse);
+    run_as_is<cpu::batch_norm_apply, gpu::batch_norm_apply>(device, x, planes, mean, inverse,
+                                                            weight, bias, y);
   }
   const auto backward = [x = Saved(x), weight = Saved(weight), mean, inverse, planes,
                          training = options.training, needs_x = x.requires_grad(),
@@ -88,9 +88,9 @@ Tensor batch_norm(const Tensor& x, Tensor running_mean, Tensor running_var, cons
     Tensor dbias = narrow(needs_bias);
     Tensor dweight = narrow(needs_weight);
     Tensor dx = needs_x ? empty_like(x.get()) : Tensor();
-    run<cpu::batch_norm_backward, gpu::batch_norm_backward>(dy.device(), x.get(), dy, planes, mean,
-                                                            inverse, weight.get(), training, sum_dy,
-                                                            sum_dy_x, dbias, dweight, dx);
+    run_as_is<cpu::batch_norm_backward, gpu::batch_norm_backward>(
+        dy.device(), x.get(), dy, planes, mean, inverse, weight.get(), training, sum_dy, sum_dy_x,
+        dbias, dweight, dx);
     if (needs_bias && !dbias.defined()) dbias = sum_dy;
     if (needs_weight && !dweight.defined()) dweight = sum_dy_x;
     return {dx, dweight, dbias};
@@ -106,7 +106,7 @@ using namespace cpu;
 // channel's numbers beside it.
 template <class T>
 bool go_by_rows(const Planes& s) {
-  return s.plane < cpu::lanes<T>;
+  return s.plane < cpu::lanes<Wide<T>>;
 }
 
 // How many such rows are gone through together: short ones are joined.
@@ -141,7 +141,7 @@ template <class T, class Formula, class... K, class... X>
 void map_channels(const Planes& s, T* y, Formula formula, const std::tuple<K...>& constants,
                   const X*... x) {
   const auto by_rows = [&](const auto&... k) {
-    const auto rows = std::tuple(of_joined_rows<T>(s, k)...);
+    const auto rows = std::tuple(of_joined_rows(s, k)...);
     for_joined_rows(s, [&](std::int64_t at, std::int64_t n) {
       const auto map = [&](const auto&... k) {
         map_row(y + at, n, formula, k.data()..., (x + at)...);
@@ -151,7 +151,7 @@ void map_channels(const Planes& s, T* y, Formula formula, const std::tuple<K...>
   };
   const auto by_planes = [&](const auto&... k) {
     for_planes(s, [&](std::int64_t p, std::int64_t c) {
-      const auto of_channel = [formula, ... k = Simd<T>(k[c])](auto... x) {
+      const auto of_channel = [formula, ... k = Simd<Wide<T>>(k[c])](auto... x) {
         return formula(k..., x...);
       };
       map_row(y + p * s.plane, s.plane, of_channel, (x + p * s.plane)...);
@@ -162,10 +162,11 @@ void map_channels(const Planes& s, T* y, Formula formula, const std::tuple<K...>
 
 // running ← (1 − momentum) · running + momentum · batch
 void move(Tensor& running, const Array<double>& batch, double momentum) {
-  visit<float, double>(running.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(running.dtype(), op, [&](auto zero) {
     using R = decltype(zero);
-    auto r = array(running.data<R>(), batch.size());
-    r = ((1 - momentum) * r.template cast<double>() + momentum * batch).template cast<R>();
+    R* r = running.data<R>();
+    for (std::int64_t c = 0; c < batch.size(); ++c)
+      r[c] = R(Wide<R>((1 - momentum) * static_cast<double>(wide(r[c])) + momentum * batch[c]));
   });
 }
 
@@ -174,13 +175,14 @@ void move(Tensor& running, const Array<double>& batch, double momentum) {
 void cpu::batch_norm_train(const Tensor& x, const Planes& s, const BatchNormOptions& options,
                            const Tensor& weight, const Tensor& bias, Tensor& running_mean,
                            Tensor& running_var, Tensor& mean, Tensor& inverse, Tensor& y) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
+    using W = Wide<T>;
     const auto n = static_cast<double>(s.count());
     const auto [means, squares] = channel_moments(x.data<T>(), s);
-    array(mean.data<T>(), s.channels) = means.template cast<T>();
-    array(inverse.data<T>(), s.channels) =
-        (squares / n + options.eps).sqrt().inverse().template cast<T>();
+    array(mean.data<W>(), s.channels) = means.template cast<W>();
+    array(inverse.data<W>(), s.channels) =
+        (squares / n + options.eps).sqrt().inverse().template cast<W>();
     move(running_mean, means, options.momentum);
     move(running_var, squares / (n - 1), options.momentum);
   });
@@ -206,11 +208,12 @@ namespace {
 template <class T>
 constexpr T half = T(0.5);
 
-// Those of a tensor [channels], or the same number for each where there is none.
+// Those of a tensor [channels] of T, or the same number for each where there is none.
 template <class T>
-Array<T> numbers(const Tensor& v, std::int64_t channels, T otherwise) {
-  if (!v.defined()) return Array<T>::Constant(channels, otherwise);
-  return array(v.data<T>(), channels);
+Array<Wide<T>> numbers(const Tensor& v, std::int64_t channels, Wide<T> otherwise) {
+  Array<Wide<T>> all = Array<Wide<T>>::Constant(channels, otherwise);
+  if (v.defined()) std::transform(v.data<T>(), v.data<T>() + channels, all.data(), wide<T>);
+  return all;
 }
 
 }  // namespace
@@ -218,14 +221,15 @@ Array<T> numbers(const Tensor& v, std::int64_t channels, T otherwise) {
 void cpu::batch_norm_apply(const Tensor& x, const Planes& s, const Tensor& mean,
                            const Tensor& inverse, const Tensor& weight, const Tensor& bias,
                            Tensor& y) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const Array<T> m = half<T> * array(mean.data<T>(), s.channels);
-    const Array<T> scale =
-        2 * array(inverse.data<T>(), s.channels) * numbers(weight, s.channels, T(1));
-    const Array<T> shift = numbers(bias, s.channels, T(0));
+    using W = Wide<T>;
+    const Array<W> m = half<W> * array(mean.data<W>(), s.channels);
+    const Array<W> scale =
+        2 * array(inverse.data<W>(), s.channels) * numbers<T>(weight, s.channels, 1);
+    const Array<W> shift = numbers<T>(bias, s.channels, 0);
     const auto formula = [](auto m, auto scale, auto shift, auto x) {
-      return (half<T> * x - m) * scale + shift;
+      return (half<W> * x - m) * scale + shift;
     };
     map_channels(s, y.data<T>(), formula, std::tie(m, scale, shift), x.data<T>());
   });
@@ -235,7 +239,9 @@ namespace {
 
 // Σ dy and Σ dy · x̂, [2][channels]; x̂ from halves as above.
 template <class T>
-std::vector<double> row_sums(const T* x, const T* dy, const Planes& s, const T* m, const T* r) {
+std::vector<double> row_sums(const T* x, const T* dy, const Planes& s, const Wide<T>* m,
+                             const Wide<T>* r) {
+  using W = Wide<T>;
   return cpu::column_sums<2>(
       s.samples, s.channels, [&](auto first, auto last, auto at, auto columns, double** sums) {
         constexpr std::int64_t near = 16;  // rows that stay in the cache for both sums
@@ -243,26 +249,28 @@ std::vector<double> row_sums(const T* x, const T* dy, const Planes& s, const T* 
         for (std::int64_t row = first; row < last; row += near) {
           const std::int64_t end = std::min(last, row + near);
           cpu::add_rows(row, end, columns, sums[0],
-                        [step, g = dy + at](auto i, auto c) { return g[i * step + c]; });
+                        [step, g = dy + at](auto i, auto c) { return wide(g[i * step + c]); });
           cpu::add_rows(
               row, end, columns, sums[1],
               [step, g = dy + at, v = x + at, mean = m + at, inverse = r + at](auto i, auto c) {
-                return g[i * step + c] *
-                       ((half<T> * v[i * step + c] - half<T> * mean[c]) * (2 * inverse[c]));
+                return wide(g[i * step + c]) *
+                       ((half<W> * wide(v[i * step + c]) - half<W> * mean[c]) * (2 * inverse[c]));
               });
         }
       });
 }
 
 template <class T>
-std::vector<double> plane_sums(const T* x, const T* dy, const Planes& s, const T* m, const T* r) {
+std::vector<double> plane_sums(const T* x, const T* dy, const Planes& s, const Wide<T>* m,
+                               const Wide<T>* r) {
+  using W = Wide<T>;
   const std::int64_t planes = s.samples * s.channels;
   std::vector<double> partial(static_cast<size_t>(2 * planes));
   for_planes(s, [&](std::int64_t p, std::int64_t c) {
     const T* v = x + p * s.plane;
     const T* g = dy + p * s.plane;
-    const auto g_hat = [mean = Simd<T>(half<T> * m[c]), inverse = Simd<T>(2 * r[c])](
-                           auto g, auto x) { return g * ((half<T> * x - mean) * inverse); };
+    const auto g_hat = [mean = Simd<W>(half<W> * m[c]), inverse = Simd<W>(2 * r[c])](
+                           auto g, auto x) { return g * ((half<W> * x - mean) * inverse); };
     partial[static_cast<size_t>(p)] = row_sum(g, s.plane);
     partial[static_cast<size_t>(planes + p)] = sum_row<T>(s.plane, g_hat, g, v);
   });
@@ -276,14 +284,15 @@ std::vector<double> plane_sums(const T* x, const T* dy, const Planes& s, const T
 
 void find_sums(const Tensor& x, const Tensor& dy, const Planes& s, const Tensor& mean,
                const Tensor& inverse, Tensor& sum_dy, Tensor& sum_dy_x) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
+    using W = Wide<T>;
     const auto sums =
-        (s.plane == 1 ? row_sums<T> : plane_sums<T>)(x.data<T>(), dy.data<T>(), s, mean.data<T>(),
-                                                     inverse.data<T>());
-    array(sum_dy.data<T>(), s.channels) = array(sums.data(), s.channels).template cast<T>();
-    array(sum_dy_x.data<T>(), s.channels) =
-        array(sums.data() + s.channels, s.channels).template cast<T>();
+        (s.plane == 1 ? row_sums<T> : plane_sums<T>)(x.data<T>(), dy.data<T>(), s, mean.data<W>(),
+                                                     inverse.data<W>());
+    array(sum_dy.data<W>(), s.channels) = array(sums.data(), s.channels).template cast<W>();
+    array(sum_dy_x.data<W>(), s.channels) =
+        array(sums.data() + s.channels, s.channels).template cast<W>();
   });
 }
 
@@ -299,16 +308,17 @@ void cpu::batch_norm_backward(const Tensor& x, const Tensor& dy, const Planes& s
   if (!dx.defined()) return;
   if (!training)  // whatever x is, be it NaN
     return batch_norm_apply(dy, s, zeros(mean.shape(), mean.options()), inverse, weight, {}, dx);
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
+    using W = Wide<T>;
     // dx = scale · (dy − a − b · (x − μ)/2)
-    const Array<T> m = half<T> * array(mean.data<T>(), s.channels);
-    const Array<T> r = array(inverse.data<T>(), s.channels);
-    const Array<T> scale = r * numbers(weight, s.channels, T(1));
-    const Array<T> a = array(sum_dy.data<T>(), s.channels) / T(s.count());
-    const Array<T> b = array(sum_dy_x.data<T>(), s.channels) * (2 * r) / T(s.count());
+    const Array<W> m = half<W> * array(mean.data<W>(), s.channels);
+    const Array<W> r = array(inverse.data<W>(), s.channels);
+    const Array<W> scale = r * numbers<T>(weight, s.channels, 1);
+    const Array<W> a = array(sum_dy.data<W>(), s.channels) / W(s.count());
+    const Array<W> b = array(sum_dy_x.data<W>(), s.channels) * (2 * r) / W(s.count());
     const auto formula = [](auto m, auto scale, auto a, auto b, auto x, auto dy) {
-      return scale * (dy - a - b * (half<T> * x - m));
+      return scale * (dy - a - b * (half<W> * x - m));
     };
     map_channels(s, dx.data<T>(), formula, std::tie(m, scale, a, b), x.data<T>(), dy.data<T>());
   });

@@ -54,14 +54,14 @@ struct Parts : Moments {
 // Of the columns of rows; mean and square begin as 0, `near` has room for what is subtracted: the
 // mean as a T. What that leaves of it counts afterwards.
 template <class T>
-void column_moments(const T* x, std::int64_t rows, std::int64_t columns, T* near, double* mean,
-                    double* square) {
+void column_moments(const T* x, std::int64_t rows, std::int64_t columns, Wide<T>* near,
+                    double* mean, double* square) {
   const auto n = static_cast<double>(rows);
-  add_rows(0, rows, columns, mean, [=](auto r, auto c) { return x[r * columns + c]; });
+  add_rows(0, rows, columns, mean, [=](auto r, auto c) { return wide(x[r * columns + c]); });
   array(mean, columns) /= n;
-  array(near, columns) = array(mean, columns).template cast<T>();
+  array(near, columns) = array(mean, columns).template cast<Wide<T>>();
   add_rows(0, rows, columns, square, [=](auto r, auto c) {
-    const T d = x[r * columns + c] - near[c];
+    const Wide<T> d = wide(x[r * columns + c]) - near[c];
     return d * d;
   });
   array(square, columns) -=
@@ -75,7 +75,7 @@ Parts row_moments(const T* x, std::int64_t rows, std::int64_t channels) {
   Parts parts((rows + part_rows - 1) / part_rows, channels);
   parallel_for(parts.counts.size(), grain(part_rows * channels),
                [&](std::int64_t begin, std::int64_t end) {
-                 Array<T> near(channels);
+                 Array<Wide<T>> near(channels);
                  for (std::int64_t p = begin; p < end; ++p) {
                    const std::int64_t first = p * part_rows, n = std::min(part_rows, rows - first);
                    column_moments(x + first * channels, n, channels, near.data(),
@@ -95,8 +95,8 @@ Parts plane_moments(const T* x, const Planes& s) {
   double *means = parts.mean.data(), *squares = parts.square.data();
   const View planes{s.samples * s.channels, s.plane, 1};
   if (are_short_rows<T>(planes)) {
-    const auto f = [=](auto first, auto count, const View& v, const T* x, T*) {
-      T near[near_elements<T>];
+    const auto f = [=](auto first, auto count, const View& v, const Wide<T>* x, Wide<T>*) {
+      Wide<T> near[near_elements<T>];
       double mean[near_elements<T>] = {}, square[near_elements<T>] = {};
       column_moments(x, v.n, v.inner, near, mean, square);
       std::copy_n(mean, count, means + first);
@@ -108,9 +108,9 @@ Parts plane_moments(const T* x, const Planes& s) {
   for_planes(s, [=](std::int64_t p, std::int64_t) {
     const T* v = x + p * s.plane;
     const double mean = row_sum(v, s.plane) / n;
-    const T near = T(mean);
+    const auto near = static_cast<Wide<T>>(mean);
     const double off = mean - static_cast<double>(near);
-    const auto square = [m = Simd<T>(near)](auto x) { return (x - m) * (x - m); };
+    const auto square = [m = Simd<Wide<T>>(near)](auto x) { return (x - m) * (x - m); };
     means[p] = mean;
     squares[p] = sum_row<T>(s.plane, square, v) - n * off * off;
   });

@@ -32,8 +32,8 @@ Tensor normalize_rows(const char* op, const Tensor& x, const Tensor& weight, con
   Tensor mean = centred ? empty({rows.rows}, {Dtype::f64, device}) : Tensor();
   Tensor rstd = empty({rows.rows}, {x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, device});
   Tensor y = empty_like(x);
-  run<cpu::normalize_rows, gpu::normalize_rows>(device, op, x, rows, weight, bias, eps, mean, rstd,
-                                                y);
+  run_as_is<cpu::normalize_rows, gpu::normalize_rows>(device, op, x, rows, weight, bias, eps, mean,
+                                                      rstd, y);
   const auto backward = [op, x = Saved(x), weight = Saved(weight), mean, rstd, rows,
                          normalized = bias.defined() ? bias.shape() : Shape{},
                          needs_x = x.requires_grad(), needs_weight = weight.requires_grad(),
@@ -41,7 +41,7 @@ Tensor normalize_rows(const char* op, const Tensor& x, const Tensor& weight, con
     Tensor dx = empty_like(dy);
     Tensor dweight = needs_weight ? empty_like(weight) : Tensor();
     Tensor dbias = needs_bias ? empty(normalized, dy.options()) : Tensor();
-    run<cpu::normalize_rows_backward, gpu::normalize_rows_backward>(
+    run_as_is<cpu::normalize_rows_backward, gpu::normalize_rows_backward>(
         dy.device(), op, x.get(), dy, rows, weight.get(), mean, rstd, dx, dweight, dbias);
     return {needs_x ? dx : Tensor(), dweight, dbias};
   };
@@ -57,6 +57,8 @@ using cpu::map_row;
 using cpu::row_sum;
 using cpu::Simd;
 using cpu::sum_row;
+using cpu::wide;
+using cpu::Wide;
 
 std::int64_t grain(std::int64_t cols) { return 16384 / (cols + 8); }
 
@@ -66,31 +68,36 @@ struct Forward {
   const T *weight, *bias;  // or null
   double eps;
   double* mean;  // or null
-  T* rstd;
+  Wide<T>* rstd;
 
   void row(std::int64_t i, const T* x, T* y) const {
     const auto n = static_cast<double>(cols);
     const double m = mean ? row_sum(x, cols) / n : 0.0;
     const auto square = [m = Simd<double>(m)](Simd<double> x) { return (x - m) * (x - m); };
-    const T r = T(1 / std::sqrt(sum_row<T>(cols, square, x) / n + eps));
+    const auto r = static_cast<Wide<T>>(1 / std::sqrt(sum_row<T>(cols, square, x) / n + eps));
     if (mean) mean[i] = m;
     rstd[i] = r;
-    const Centre<T> centre(m);
-    const auto hat = ((array(x, cols) - centre.high) - centre.low) * r;
-    auto out = array(y, cols);
+    const Centre<Wide<T>> centre(m);
+    const auto hat = [high = Simd<Wide<T>>(centre.high), low = Simd<Wide<T>>(centre.low),
+                      r = Simd<Wide<T>>(r)](auto x) { return ((x - high) - low) * r; };
     if (weight && bias) {
-      out = hat * array(weight, cols) + array(bias, cols);
+      map_row(
+          y, cols, [hat](auto x, auto w, auto b) { return hat(x) * w + b; }, x, weight, bias);
     } else if (weight) {
-      out = hat * array(weight, cols);
+      map_row(
+          y, cols, [hat](auto x, auto w) { return hat(x) * w; }, x, weight);
     } else if (bias) {
-      out = hat + array(bias, cols);
+      map_row(
+          y, cols, [hat](auto x, auto b) { return hat(x) + b; }, x, bias);
     } else {
-      out = hat;
+      map_row(y, cols, hat, x);
     }
   }
 
   // `count` short rows as columns.
-  void columns(std::int64_t first, std::int64_t count, std::int64_t step, const T* x, T* y) const {
+  void columns(std::int64_t first, std::int64_t count, std::int64_t step, const Wide<T>* x,
+               Wide<T>* y) const {
+    using W = Wide<T>;
     constexpr std::int64_t most = cpu::near_elements<T>;
     double m[most] = {}, square[most] = {};
     if (mean) {
@@ -105,13 +112,13 @@ struct Forward {
     const auto inverse_root = [n = Simd<double>(static_cast<double>(cols)),
                                eps = Simd<double>(eps)](auto s) { return 1.0 / sqrt(s / n + eps); };
     map_row(square, step, inverse_root, square);
-    T r[most];
+    W r[most];
     std::copy_n(square, step, r);
     std::copy_n(r, count, rstd + first);
-    const Centres<T> centre(m, step);
+    const Centres<W> centre(m, step);
     for (std::int64_t k = 0; k < cols; ++k) {
       const auto affine =
-          [w = Simd<T>(weight ? weight[k] : T(1)), b = Simd<T>(bias ? bias[k] : T(0))](
+          [w = Simd<W>(weight ? wide(weight[k]) : W(1)), b = Simd<W>(bias ? wide(bias[k]) : W(0))](
               auto x, auto high, auto low, auto r) { return ((x - high) - low) * r * w + b; };
       map_row(y + k * step, step, affine, x + k * step, &centre.high[0], &centre.low[0], &r[0]);
     }
@@ -126,12 +133,12 @@ void forward(const Tensor& x, const NormRows& s, const Tensor& weight, const Ten
                       bias.defined() ? bias.data<T>() : nullptr,
                       eps,
                       mean.defined() ? mean.data<double>() : nullptr,
-                      rstd.data<T>()};
+                      rstd.data<Wide<T>>()};
   const T* from = x.data<T>();
   T* to = y.data<T>();
   const View view{s.rows, s.cols, 1};
   if (cpu::are_short_rows<T>(view)) {
-    const auto f = [&](auto first, auto count, const View& c, const T* x, T* y) {
+    const auto f = [&](auto first, auto count, const View& c, const auto* x, auto* y) {
       of.columns(first, count, c.inner, x, y);
     };
     return cpu::for_short_rows(view, f, to, s.cols, from);
@@ -145,7 +152,7 @@ void forward(const Tensor& x, const NormRows& s, const Tensor& weight, const Ten
 
 void cpu::normalize_rows(const char* op, const Tensor& x, const NormRows& s, const Tensor& weight,
                          const Tensor& bias, double eps, Tensor& mean, Tensor& rstd, Tensor& y) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     forward<decltype(zero)>(x, s, weight, bias, eps, mean, rstd, y);
   });
 }

@@ -7,13 +7,15 @@ namespace ebb {
 namespace {
 
 using cpu::array;
-using cpu::Array;
 using cpu::Centre;
 using cpu::Centres;
 using cpu::map_row;
+using cpu::quick_sum_row;
 using cpu::row_sum;
 using cpu::Simd;
 using cpu::sum_row;
+using cpu::wide;
+using cpu::Wide;
 
 constexpr std::int64_t tile = 1024;  // columns whose sums stay in the first-level cache
 
@@ -25,29 +27,26 @@ struct RowSums {
 
 template <class T>
 struct Gradient {
+  using W = Wide<T>;
   NormRows s;
   const T* x;
   const T* dy;
   const T* weight;
   const double* mean;  // or null
-  const T* rstd;
+  const W* rstd;
   T* dx;
 
-  Centre<T> centre(std::int64_t i) const { return mean ? Centre<T>(mean[i]) : Centre<T>(); }
+  Centre<W> centre(std::int64_t i) const { return mean ? Centre<W>(mean[i]) : Centre<W>(); }
 
-  // Over columns [begin, end) of row i.
+  // Over columns [begin, end) of row i. By fours in T: their sums are exact where all g are equal.
   RowSums sums(std::int64_t i, std::int64_t begin, std::int64_t end) const {
-    const T *v = x + i * s.cols, *up = dy + i * s.cols, *w = weight;
-    const Centre<T> at = centre(i);
-    const T r = rstd[i];
-    double sum = 0, sum_hat = 0;
-#pragma omp simd reduction(+ : sum, sum_hat)
-    for (std::int64_t c = begin; c < end; ++c) {
-      const T g = up[c] * w[c];
-      sum += static_cast<double>(g);
-      sum_hat += static_cast<double>(g * (((v[c] - at.high) - at.low) * r));
-    }
-    return {sum, sum_hat};
+    const T *v = x + i * s.cols + begin, *up = dy + i * s.cols + begin, *w = weight + begin;
+    const Centre<W> at = centre(i);
+    const auto g = [](auto up, auto w) { return up * w; };
+    const auto g_hat = [g, high = Simd<W>(at.high), low = Simd<W>(at.low), r = Simd<W>(rstd[i])](
+                           auto up, auto w, auto x) { return g(up, w) * (((x - high) - low) * r); };
+    return {mean ? quick_sum_row<T>(end - begin, g, up, w) : 0,
+            quick_sum_row<T>(end - begin, g_hat, up, w, v)};
   }
 
   RowSums means(const RowSums& sums) const {
@@ -56,14 +55,14 @@ struct Gradient {
   }
 
   // dx of `count` short rows as columns, and their terms of dw and db. First it holds x̂.
-  void columns(std::int64_t first, std::int64_t count, std::int64_t step, const T* v, const T* up,
-               T* to, double* dw, double* db) const {
+  void columns(std::int64_t first, std::int64_t count, std::int64_t step, const W* v, const W* up,
+               W* to, double* dw, double* db) const {
     constexpr std::int64_t most = cpu::near_elements<T>;
     double sum[most] = {}, sum_hat[most] = {};
     if (mean) std::copy_n(mean + first, count, sum);
-    const Centres<T> middle(sum, step);
-    T r[most] = {}, a[most], b[most];
-    T g[most];  // rounded: g − a is 0 where a is the mean of equal g
+    const Centres<W> middle(sum, step);
+    W r[most] = {}, a[most], b[most];
+    W g[most];  // rounded: g − a is 0 where a is the mean of equal g
     std::copy_n(rstd + first, count, r);
     for (std::int64_t k = 0; k < s.cols; ++k) {
       const std::int64_t at = k * step;
@@ -71,19 +70,19 @@ struct Gradient {
           to + at, step, [](auto x, auto high, auto low, auto r) { return ((x - high) - low) * r; },
           v + at, &middle.high[0], &middle.low[0], &r[0]);
       map_row(
-          g + at, step, [w = Simd<T>(weight[k])](auto up) { return up * w; }, up + at);
-      dw[k] += sum_row<T>(
+          g + at, step, [w = Simd<W>(wide(weight[k]))](auto up) { return up * w; }, up + at);
+      dw[k] += sum_row<W>(
           count, [](auto up, auto hat) { return up * hat; }, up + at, to + at);
       db[k] += row_sum(up + at, count);
     }
     array(sum, step).setZero();
-    const T *hats = to, *gs = g;
+    const W *hats = to, *gs = g;
     if (mean) cpu::add_rows(0, s.cols, step, sum, [=](auto k, auto c) { return gs[k * step + c]; });
     cpu::add_rows(0, s.cols, step, sum_hat,
                   [=](auto k, auto c) { return gs[k * step + c] * hats[k * step + c]; });
     const auto n = static_cast<double>(s.cols);
-    for (std::int64_t c = 0; c < step; ++c) a[c] = T(sum[c] / n);
-    for (std::int64_t c = 0; c < step; ++c) b[c] = T(sum_hat[c] / n);
+    for (std::int64_t c = 0; c < step; ++c) a[c] = W(sum[c] / n);
+    for (std::int64_t c = 0; c < step; ++c) b[c] = W(sum_hat[c] / n);
     for (std::int64_t at = 0; at < s.cols * step; at += step)
       map_row(
           to + at, step,
@@ -94,7 +93,7 @@ struct Gradient {
   // dx of rows [first, last) and columns [begin, end), and their terms of dw and db.
   void finish(std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end,
               const RowSums* means, double* dw, double* db) const {
-    T near[2][tile] = {};
+    W near[2][tile] = {};
     for (std::int64_t i = first; i < last; ++i)
       finish_row(i, begin, end, means[i - first], near[0], near[1]);
     for (std::int64_t c = begin; c < end; ++c) {
@@ -103,22 +102,27 @@ struct Gradient {
     }
   }
 
-  void finish_row(std::int64_t i, std::int64_t begin, std::int64_t end, const RowSums& means, T* dw,
-                  T* db) const {
+  void finish_row(std::int64_t i, std::int64_t begin, std::int64_t end, const RowSums& means, W* dw,
+                  W* db) const {
     const std::int64_t at = i * s.cols + begin;
     const T *v = x + at, *up = dy + at, *w = weight + begin;
-    T* to = dx + at;
-    const Centre<T> middle = centre(i);
-    const T r = rstd[i], a = T(means.g), b = T(means.g_hat);
-    T g[tile];  // rounded: g − a is 0 where a is the mean of equal g
-    for (std::int64_t c = 0; c < end - begin; ++c) g[c] = up[c] * w[c];
+    const Centre<W> middle = centre(i);
+    const W r = rstd[i], a = W(means.g), b = W(means.g_hat);
+    W g[tile];  // rounded: g − a is 0 where a is the mean of equal g
+    map_row(
+        g, end - begin, [](auto up, auto w) { return up * w; }, up, w);
+    W* out = g;
+    if constexpr (std::is_same_v<T, W>) out = dx + at;
 #pragma omp simd
     for (std::int64_t c = 0; c < end - begin; ++c) {
-      const T hat = ((v[c] - middle.high) - middle.low) * r;
-      to[c] = ((g[c] - a) - hat * b) * r;
-      dw[c] += up[c] * hat;
-      db[c] += up[c];
+      const W hat = ((wide(v[c]) - middle.high) - middle.low) * r;
+      out[c] = ((g[c] - a) - hat * b) * r;
+      dw[c] += wide(up[c]) * hat;
+      db[c] += wide(up[c]);
     }
+    if (out == g)
+      map_row(
+          dx + at, end - begin, [](auto x) { return x; }, g);
   }
 };
 
@@ -132,7 +136,8 @@ struct Partial {
   void total(std::int64_t q, Tensor& to) {
     if (!to.defined()) return;
     for (std::int64_t p = 1; p < parts; ++p) array(at(q, 0), cols) += array(at(q, p), cols);
-    array(to.data<T>(), cols) = array(at(q, 0), cols).template cast<T>();
+    std::transform(at(q, 0), at(q, 0) + cols, to.data<T>(),
+                   [](double sum) { return T(Wide<T>(sum)); });
   }
 };
 
@@ -150,7 +155,8 @@ Partial backward_of_many(const Gradient<T>& gradient) {
       const std::int64_t stop = std::min(rows, (p + 1) * part), at = p * part * cols;
       const View view{stop - p * part, cols, 1};
       if (cpu::are_short_rows<T>(view, 2)) {
-        const auto f = [&](auto first, auto count, const View& c, const T* x, const T* dy, T* dx) {
+        const auto f = [&](auto first, auto count, const View& c, const auto* x, const auto* dy,
+                           auto* dx) {
           gradient.columns(p * part + first, count, c.inner, x, dy, dx, partial.at(0, p),
                            partial.at(1, p));
         };
@@ -205,13 +211,13 @@ Partial backward_of_few(const Gradient<T>& gradient) {
 template <class T>
 void backward(const Tensor& x, const Tensor& dy, const NormRows& s, const Tensor& weight,
               const Tensor& mean, const Tensor& rstd, Tensor& dx, Tensor& dweight, Tensor& dbias) {
-  const Array<T> ones = Array<T>::Ones(weight.defined() ? 0 : s.cols);
+  const std::vector<T> ones(static_cast<size_t>(weight.defined() ? 0 : s.cols), T(1));
   const Gradient<T> gradient{s,
                              x.data<T>(),
                              dy.data<T>(),
                              weight.defined() ? weight.data<T>() : ones.data(),
                              mean.defined() ? mean.data<double>() : nullptr,
-                             rstd.data<T>(),
+                             rstd.data<Wide<T>>(),
                              dx.data<T>()};
   const bool few = s.rows < 128 || s.cols > 16384;
   Partial partial = few ? backward_of_few(gradient) : backward_of_many(gradient);
@@ -224,7 +230,7 @@ void backward(const Tensor& x, const Tensor& dy, const NormRows& s, const Tensor
 void cpu::normalize_rows_backward(const char* op, const Tensor& x, const Tensor& dy,
                                   const NormRows& s, const Tensor& weight, const Tensor& mean,
                                   const Tensor& rstd, Tensor& dx, Tensor& dweight, Tensor& dbias) {
-  visit<float, double>(x.dtype(), op, [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), op, [&](auto zero) {
     backward<decltype(zero)>(x, dy, s, weight, mean, rstd, dx, dweight, dbias);
   });
 }

@@ -2,9 +2,9 @@
 
 #include <vector>
 
+#include "ebb/ops/map.h"
 #include "ebb/ops/pooling/columns.h"
 #include "ebb/ops/side_by_side.h"
-#include "ebb/ops/sums.h"
 
 namespace ebb {
 
@@ -15,13 +15,14 @@ Tensor avg_pool2d(const Tensor& x, Pair kernel_size, AvgPool2dOptions o) {
           "divisor_override must not be 0", 0, "another number");
   const Divisor divisor{o.count_include_pad, o.divisor_override.value_or(0)};
   Tensor y = empty(pool_shape(x, size), x.options());
-  run<cpu::avg_pool2d, gpu::avg_pool2d>(x.device(), size, divisor, x, y);
-  return record(
-      "avg_pool2d", y, {x}, [size, divisor, shape = x.shape()](const Tensor& dy) -> Gradients {
-        Tensor dx = empty(shape, dy.options());
-        run<cpu::avg_pool2d_backward, gpu::avg_pool2d_backward>(dy.device(), size, divisor, dy, dx);
-        return {dx};
-      });
+  run_as_is<cpu::avg_pool2d, gpu::avg_pool2d>(x.device(), size, divisor, x, y);
+  return record("avg_pool2d", y, {x},
+                [size, divisor, shape = x.shape()](const Tensor& dy) -> Gradients {
+                  Tensor dx = empty(shape, dy.options());
+                  run_as_is<cpu::avg_pool2d_backward, gpu::avg_pool2d_backward>(dy.device(), size,
+                                                                                divisor, dy, dx);
+                  return {dx};
+                });
 }
 
 namespace {
@@ -147,20 +148,13 @@ void with_planes_as(const PoolSize& s, std::int64_t n, std::int64_t m, const T* 
     static thread_local std::vector<V> near;
     near.resize(static_cast<size_t>(s.w + (count > 1 ? n + m : 0)), V(0));
     V *line = near.data(), *x = line + s.w, *y = x + n;
-    const auto work = [&](const A* from, A* to) {
-      if (count == 1) return f(from, reinterpret_cast<A*>(line), to);
-      cpu::side_by_side(from, n, count, x);
-      f(static_cast<const V*>(x), line, y);
-      cpu::row_by_row(y, m, count, to);
-    };
-    if constexpr (std::is_same_v<A, T>) {
-      work(from + plane * n, to + plane * m);
-    } else {
-      cpu::Array<A> in = cpu::array(from + plane * n, count * n).template cast<A>();
-      cpu::Array<A> out(count * m);
-      work(in.data(), out.data());
-      cpu::array(to + plane * m, count * m) = out.template cast<T>();
-    }
+    cpu::with_numbers_as<A>(from + plane * n, count * n, to + plane * m, count * m,
+                            [&](const A* from, A* to) {
+                              if (count == 1) return f(from, reinterpret_cast<A*>(line), to);
+                              cpu::side_by_side(from, n, count, x);
+                              f(static_cast<const V*>(x), line, y);
+                              cpu::row_by_row(y, m, count, to);
+                            });
   });
 }
 
@@ -169,7 +163,7 @@ template <class T, class F>
 void with_planes(const PoolSize& s, std::int64_t n, std::int64_t m, const T* from, T* to,
                  const F& f) {
   if (std::max(s.kernel_h, s.kernel_w) <= cpu::few_terms)
-    with_planes_as<T>(s, n, m, from, to, f);
+    with_planes_as<cpu::Wide<T>>(s, n, m, from, to, f);
   else
     with_planes_as<double>(s, n, m, from, to, f);
 }
@@ -177,17 +171,15 @@ void with_planes(const PoolSize& s, std::int64_t n, std::int64_t m, const T* fro
 }  // namespace
 
 void cpu::avg_pool2d(const PoolSize& s, const Divisor& divisor, const Tensor& x, Tensor& y) {
-  visit<float, double>(x.dtype(), "avg_pool2d", [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), "avg_pool2d", [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.data<T>();
     T* to = y.data<T>();
     const std::int64_t size = s.h * s.w;
     if (covers(s)) {
-      const T whole = static_cast<T>(window_of(s, divisor, 0, 0).divisor);
+      const auto whole = static_cast<Wide<T>>(window_of(s, divisor, 0, 0).divisor);
       return for_planes(s, 1, [=](std::int64_t plane, std::int64_t) {
-        to[plane] =
-            static_cast<T>(sum_of(0, size, [=, v = from + plane * size](auto i) { return v[i]; })) /
-            whole;
+        to[plane] = T(static_cast<Wide<T>>(row_sum(from + plane * size, size)) / whole);
       });
     }
     with_planes(s, size, s.p * s.q, from, to,
@@ -197,7 +189,7 @@ void cpu::avg_pool2d(const PoolSize& s, const Divisor& divisor, const Tensor& x,
 
 void cpu::avg_pool2d_backward(const PoolSize& s, const Divisor& divisor, const Tensor& dy,
                               Tensor& dx) {
-  visit<float, double>(dy.dtype(), "avg_pool2d", [&](auto zero) {
+  visit<float, double, bf16>(dy.dtype(), "avg_pool2d", [&](auto zero) {
     using T = decltype(zero);
     with_planes(
         s, s.p * s.q, s.h * s.w, dy.data<T>(), dx.data<T>(),

@@ -4,6 +4,7 @@
 // their loops into SIMD.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "ebb/core/parallel.h"
 #include "ebb/ops/pooling/window.h"
@@ -28,6 +29,21 @@ void for_planes(const PoolSize& s, std::int64_t together, F&& f) {
                       plane < std::min(s.planes, end * together); plane += together)
                    f(plane, std::min(together, s.planes - plane));
                });
+}
+
+// f(from, to), the n numbers `from` and the m numbers `to` being of type A: near, unless they are.
+template <class A, class T, class F>
+void with_numbers_as(const T* from, std::int64_t n, T* to, std::int64_t m, const F& f) {
+  if constexpr (std::is_same_v<A, T>) {
+    f(from, to);
+  } else {
+    static thread_local std::vector<A> near;
+    near.resize(std::max(near.size(), static_cast<size_t>(n + m)));
+    A* in = near.data();
+    std::transform(from, from + n, in, [](T x) { return static_cast<A>(wide(x)); });
+    f(static_cast<const A*>(in), in + n);
+    std::transform(in + n, in + n + m, to, [](A y) { return T(static_cast<Wide<T>>(y)); });
+  }
 }
 
 // Sums of more numbers are made in double: the roundings of thousands may all go one way.

@@ -25,10 +25,10 @@ Tensor max_pool(const char* op, const Tensor& x, const PoolOptions& options) {
   Tensor index;
   if (grad_enabled() && x.requires_grad())
     index = empty(shape, {places <= 255 ? Dtype::u8 : Dtype::i32, x.device()});
-  run<cpu::max_pool2d, gpu::max_pool2d>(x.device(), size, x, index, y);
+  run_as_is<cpu::max_pool2d, gpu::max_pool2d>(x.device(), size, x, index, y);
   return record(op, y, {x}, [size, index, shape = x.shape()](const Tensor& dy) -> Gradients {
     Tensor dx = empty(shape, dy.options());
-    run<cpu::max_pool2d_backward, gpu::max_pool2d_backward>(dy.device(), size, index, dy, dx);
+    run_as_is<cpu::max_pool2d_backward, gpu::max_pool2d_backward>(dy.device(), size, index, dy, dx);
     return {dx};
   });
 }
@@ -231,7 +231,7 @@ class Offsets {
 };
 
 // The gradients of some planes belong to one thread, which adds in the order of the outputs.
-template <class T, class I, class Sum>
+template <class I, class T, class Sum>
 void scatter_planes(const PoolSize& s, const Offsets& offsets, std::int64_t count, const I* index,
                     const T* dy, Sum* dx) {
   constexpr I nowhere = static_cast<I>(-1);
@@ -241,7 +241,7 @@ void scatter_planes(const PoolSize& s, const Offsets& offsets, std::int64_t coun
     Sum* row = dx + (plane * s.h + h) * s.w - s.padding_w;
     for (std::int64_t q = 0; q < s.q; ++q) {
       const I place = index[q];
-      if (place != nowhere) row[q * s.stride_w + offsets[place]] += Sum(dy[q]);
+      if (place != nowhere) row[q * s.stride_w + offsets[place]] += Sum(cpu::wide(dy[q]));
     }
   }
 }
@@ -259,7 +259,7 @@ std::int64_t seers(const PoolSize& s) {
 // f(T{}, I{}) with the types of the values and of the index.
 template <class F>
 void visit_types(const Tensor& x, const Tensor& index, F&& f) {
-  visit<float, double>(x.dtype(), "max_pool2d", [&](auto value) {
+  visit<float, double, bf16>(x.dtype(), "max_pool2d", [&](auto value) {
     if (index.defined() && index.dtype() == Dtype::i32)
       f(value, std::int32_t{});
     else
@@ -272,21 +272,23 @@ void visit_types(const Tensor& x, const Tensor& index, F&& f) {
 void cpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& y) {
   visit_types(x, index, [&](auto value, auto place) {
     using T = decltype(value);
+    using W = Wide<T>;
     using I = decltype(place);
     I* places = index.defined() ? index.data<I>() : nullptr;
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    const bool by_rows = !places && s.stride_w == 1 && s.q >= 4 * lanes<T>;  // pool_neighbours
-    const std::int64_t together = by_rows ? 1 : planes_together<T>(s);
+    const bool by_rows = !places && s.stride_w == 1 && s.q >= 4 * lanes<W>;  // pool_neighbours
+    const std::int64_t together = by_rows ? 1 : planes_together<W>(s);
     std::vector<Taps> columns;
     for (std::int64_t q = 0; q < s.q && together > 1; ++q) columns.push_back(across(s, q));
     for_planes(s, together, [&](std::int64_t plane, std::int64_t count) {
-      const std::int64_t at = plane * s.p * s.q;
-      I* index = places ? places + at : nullptr;
-      if (count == 1)
-        pool_plane(s, from + plane * s.h * s.w, index, to + at);
-      else
-        pool_planes(s, columns, count, from + plane * s.h * s.w, index, to + at);
+      const std::int64_t n = s.h * s.w, m = s.p * s.q;
+      I* index = places ? places + plane * m : nullptr;
+      with_numbers_as<W>(from + plane * n, count * n, to + plane * m, count * m,
+                         [&](const W* x, W* y) {
+                           if (count == 1) return pool_plane(s, x, index, y);
+                           pool_planes(s, columns, count, x, index, y);
+                         });
     });
   });
 }
@@ -304,11 +306,14 @@ void cpu::max_pool2d_backward(const PoolSize& s, const Tensor& index, const Tens
     const bool many = seers(s) > few_terms;
     for_planes(s, together, [&](std::int64_t plane, std::int64_t count) {
       const std::int64_t at = plane * s.p * s.q;
-      if (!many)
-        return scatter_planes(s, offsets, count, places + at, from + at, to + plane * size);
-      Array<double> sums(count * size);
-      scatter_planes(s, offsets, count, places + at, from + at, sums.data());
-      array(to + plane * size, sums.size()) = sums.template cast<T>();
+      const auto scatter = [&](auto zero) {
+        with_numbers_as<decltype(zero)>(static_cast<const T*>(nullptr), 0, to + plane * size,
+                                        count * size, [&](auto, auto* sums) {
+                                          scatter_planes(s, offsets, count, places + at, from + at,
+                                                         sums);
+                                        });
+      };
+      many ? scatter(0.0) : scatter(Wide<T>(0));
     });
   });
 }

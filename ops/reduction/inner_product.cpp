@@ -11,7 +11,7 @@ Tensor inner_product(const Tensor& a, const Tensor& b) {
   require(a.rank() == 1, Kind::shape, "inner_product", "a must be [n]", a.shape(), "1 dimension");
   require_shape("inner_product", "b", b, a.shape());
   Tensor y = empty({}, a.options());
-  run<cpu::inner_product, gpu::inner_product>(a.device(), a, b, y);
+  run_as_is<cpu::inner_product, gpu::inner_product>(a.device(), a, b, y);
   return record("inner_product", y, {a, b},
                 [a = Saved(a), b = Saved(b), needs_a = a.requires_grad(),
                  needs_b = b.requires_grad()](const Tensor& dy) -> Gradients {
@@ -24,13 +24,19 @@ Tensor inner_product(const Tensor& a, const Tensor& b) {
 }
 
 void cpu::inner_product(const Tensor& a, const Tensor& b, Tensor& y) {
-  visit<float, double>(a.dtype(), "inner_product", [&](auto zero) {
+  visit<float, double, bf16>(a.dtype(), "inner_product", [&](auto zero) {
     using T = decltype(zero);
-    const T* p = a.data<T>();
-    const T* q = b.data<T>();
-    *y.data<T>() = T(long_sum_of(a.numel(), [=](std::int64_t i) {
-      return static_cast<double>(p[i]) * static_cast<double>(q[i]);
-    }));
+    const auto part = [p = a.data<T>(), q = b.data<T>()](std::int64_t begin, std::int64_t end) {
+      const auto product = [](auto a, auto b) { return a * b; };
+      if constexpr (std::is_same_v<T, bf16>) {
+        const double sum = quick_sum_row<T>(end - begin, product, p + begin, q + begin);
+        if (std::isfinite(sum)) return sum;
+      }
+      return sum_row<T>(
+          end - begin, [=](Simd<double> a, Simd<double> b) { return product(a, b); }, p + begin,
+          q + begin);
+    };
+    *y.data<T>() = T(Wide<T>(block_sum<double>(a.numel(), 1 << 16, part)));
   });
 }
 

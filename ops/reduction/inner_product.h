@@ -1,8 +1,9 @@
 // inner_product(a, b) = Σ aᵢ bᵢ                                             shapes: [n], [n] → []
 // da = b dy    db = a dy
 //
-// Products and sum are f64. The product of nothing is 0. Journal day 17.
-// Errors: `shape` unless a and b have one dimension and one length, `dtype`, `device`.
+// Products and sum are f64; on the CPU those of bf16 are f32 first, in which its products are
+// exact, by fours, unless that overflows. The product of nothing is 0. Journal day 17. Errors:
+// `shape` unless a and b have one dimension and one length, `dtype`, `device`.
 #pragma once
 #include "ebb/ops/ops.h"
 

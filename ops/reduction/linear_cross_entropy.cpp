@@ -5,12 +5,11 @@
 
 #include "ebb/ops/elementwise/arithmetic.h"
 #include "ebb/ops/linalg/gemm.h"
-#include "ebb/ops/map.h"
 #include "ebb/ops/reduction/cross_entropy.h"
+#include "ebb/ops/reduction/lines.h"
 #include "ebb/ops/reduction/sum.h"
 #include "ebb/ops/shape/concat.h"
 #include "ebb/ops/shape/slice.h"
-#include "ebb/ops/sums.h"
 
 namespace ebb {
 namespace {
@@ -94,45 +93,31 @@ void cpu::count_targets(const Tensor& target, std::int64_t ignore_index, Tensor&
   count.fill_(static_cast<double>(target.numel() - ignored));
 }
 
-namespace {
-
-// The loss of a row of logits that has a target, and the row's gradient instead of it.
-template <class T>
-T loss_of(std::int64_t target, T by, cpu::Array<T>& row) {
-  row -= row.maxCoeff();
-  const T at_target = row[target];
-  row = cpu::exp(row);
-  const T* p = row.data();
-  const auto total = T(cpu::sum_of(0, row.size(), [p](std::int64_t c) { return p[c]; }));
-  row *= by / total;
-  row[target] -= by;
-  return std::log(total) - at_target;
-}
-
-}  // namespace
-
 void cpu::loss_and_gradient(const Tensor& target, std::int64_t first, std::int64_t ignore_index,
                             const Tensor& divisor, Tensor& logits, Tensor& loss) {
   visit<float, double, bf16>(logits.dtype(), op, [&](auto zero) {
-    using S = decltype(zero);
-    using T = Wide<S>;
-    const std::int64_t classes = logits.size(1);
-    const T by = 1 / *divisor.data<T>();
-    const std::int64_t grain = 16384 / (classes + 8);
+    using T = decltype(zero);
+    using W = Wide<T>;
+    const std::int64_t classes = logits.size(1), grain = 16384 / (classes + 8);
+    const W by = 1 / *divisor.data<W>();
     parallel_for(logits.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
-      Array<T> row(classes);
       for (std::int64_t r = begin; r < end; ++r) {
-        S* x = logits.data<S>() + r * classes;
+        T* row = logits.data<T>() + r * classes;
         const std::int32_t t = target.data<std::int32_t>()[first + r];
-        T& own = loss.data<T>()[first + r];
+        W& own = loss.data<W>()[first + r];
         if (t == ignore_index || t < 0 || t >= classes) {
-          own = t == ignore_index ? T(0) : std::numeric_limits<T>::quiet_NaN();
-          std::fill_n(x, classes, S(own));
+          own = t == ignore_index ? W(0) : std::numeric_limits<W>::quiet_NaN();
+          std::fill_n(row, classes, T(own));
           continue;
         }
-        convert(x, classes, row.data());
-        own = loss_of(t, by, row);
-        convert(row.data(), classes, x);
+        const W logit = wide(row[t]);
+        const Unrounded<T> e(row, 1, classes, classes);
+        const RowExponentials<T> of(row, classes, 1, e.data);
+        const W total = W(of.sum[0]), scale = by / total, at_target = e.data[t] * scale - by;
+        own = std::log(total) - (logit - of.max[0]);
+        map_row(
+            row, classes, [scale = Simd<W>(scale)](auto e) { return e * scale; }, e.data);
+        row[t] = T(at_target);
       }
     });
   });

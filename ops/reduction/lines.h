@@ -41,10 +41,10 @@ void for_columns(const View& v, F&& f) {
 
 // Columns that are fewer than a register's lanes become rows, near.
 template <class T, class Rows, class... X>
-void along_few_columns(const View& v, Rows rows, T* y, const X*... x) {
+void along_few_columns(const View& v, const Rows& rows, T* y, const X*... x) {
   const std::int64_t size = v.n * v.inner;
   parallel_for(v.outer, line_grain(size), [&](std::int64_t begin, std::int64_t end) {
-    Array<T> near((sizeof...(X) + 1) * size);
+    std::vector<T> near(static_cast<size_t>((sizeof...(X) + 1) * size));
     for (std::int64_t o = begin; o < end; ++o) {
       T* free = near.data();
       const auto transposed = [&](const T* x) {
@@ -54,7 +54,7 @@ void along_few_columns(const View& v, Rows rows, T* y, const X*... x) {
       };
       std::apply(
           [&](auto... near) {
-            rows({v.inner, v.n, 1}, near..., free);
+            rows(View{v.inner, v.n, 1}, near..., free);
           },
           std::tuple{transposed(x)...});
       for (std::int64_t k = 0; k < v.n; ++k)
@@ -64,60 +64,85 @@ void along_few_columns(const View& v, Rows rows, T* y, const X*... x) {
   });
 }
 
-// rows(v, x…, y) or columns(v, x…, y).
+// rows(v, x…, y) or columns(v, x…, y), of T or of what that is calculated with as.
 template <class T, class Rows, class Columns, class... X>
-void along_lines(const View& v, Rows rows, Columns columns, T* y, const X*... x) {
+void along_lines(const View& v, const Rows& rows, const Columns& columns, T* y, const X*... x) {
   if (are_short_rows<T>(v, sizeof...(X))) {
-    const auto f = [=](auto, auto, const View& c, auto*... p) { columns(c, p...); };
+    const auto f = [&](auto, auto, const View& c, auto*... p) { columns(c, p...); };
     for_short_rows(v, f, y, v.n * v.inner, x...);
   } else if (v.inner == 1) {
     rows(v, x..., y);
-  } else if (v.inner < lanes<T>) {
+  } else if (v.inner < lanes<Wide<T>>) {
     along_few_columns(v, rows, y, x...);
   } else {
     columns(v, x..., y);
   }
 }
 
-// e = exp(x − m), m = max x, and Σ e of rows, and the same of columns.
+// m = max x and Σ exp(x − m) of rows; e[k] = exp(x[k] − m), unless e is null.
 template <class T>
 struct RowExponentials {
-  T max[most_rows];
+  Wide<T> max[most_rows];
   double sum[most_rows];
 
-  RowExponentials(const T* x, std::int64_t n, std::int64_t count, T* e) {
+  RowExponentials(const T* x, std::int64_t n, std::int64_t count, Wide<T>* e = nullptr) {
     for (std::int64_t r = 0; r < count; ++r) {
       max[r] = largest(x + r * n, n);
-      map_row(
-          e + r * n, n, [m = Simd<T>(max[r])](auto x) { return exp(x - m); }, x + r * n);
+      const auto term = [m = Simd<Wide<T>>(max[r])](auto x) { return exp(x - m); };
+      if (e)
+        map_row(e + r * n, n, term, x + r * n);
+      else
+        sum[r] = quick_sum_row<T>(n, term, x + r * n);
     }
-    for (std::int64_t r = 0; r < count; ++r) sum[r] = row_sum(e + r * n, n);
+    const auto same = [](auto x) { return x; };
+    for (std::int64_t r = 0; r < count && e; ++r) sum[r] = quick_sum_row<T>(n, same, e + r * n);
   }
 };
 
-// At most near_elements columns.
+// The same of `width` columns, at most near_elements; those of e are `step` apart.
 template <class T>
 struct ColumnExponentials {
-  T max[near_elements<T>];
+  Wide<T> max[near_elements<T>];
   double sum[near_elements<T>];
 
-  ColumnExponentials(const T* x, const View& v, std::int64_t width, T* e) {
+  ColumnExponentials(const T* x, const View& v, std::int64_t width, Wide<T>* e, std::int64_t step) {
     constexpr std::int64_t near = 16;  // rows that stay in the first-level cache
-    const std::int64_t step = v.inner;
-    T* m = max;
-    std::copy_n(x, width, m);
+    Wide<T>* m = max;
+    map_row(
+        m, width, [](auto x) { return x; }, x);
     std::fill_n(sum, width, 0.0);
     for (std::int64_t k = 1; k < v.n; ++k)
       map_row(
-          m, width, [](auto m, auto x) { return select(m < x, x, m); }, m, x + k * step);
+          m, width, [](auto m, auto x) { return select(m < x, x, m); }, m, x + k * v.inner);
     for (std::int64_t k = 0; k < v.n; k += near) {
       const std::int64_t end = std::min(v.n, k + near);
       for (std::int64_t i = k; i < end; ++i)
         map_row(
-            e + i * step, width, [](auto x, auto m) { return exp(x - m); }, x + i * step, m);
+            e + i * step, width, [](auto x, auto m) { return exp(x - m); }, x + i * v.inner, m);
       add_rows(k, end, width, sum, [=](auto i, auto c) { return e[i * step + c]; });
     }
   }
+};
+
+// Where `rows` rows of `width` numbers, `step` apart in y, are calculated before they are rounded:
+// near, for one use at a time on a thread; in y where they are not rounded at all.
+template <class T>
+struct Unrounded {
+  Wide<T>* data;
+  std::int64_t step;
+
+  Unrounded(T* y, std::int64_t rows, std::int64_t width, std::int64_t step) {
+    if constexpr (std::is_same_v<T, Wide<T>>) {
+      *this = {y, step};
+    } else {
+      static thread_local std::vector<Wide<T>> near;
+      near.resize(std::max(near.size(), static_cast<size_t>(rows * width)));
+      *this = {near.data(), width};
+    }
+  }
+
+ private:
+  Unrounded(Wide<T>* data, std::int64_t step) : data(data), step(step) {}
 };
 
 }  // namespace ebb::cpu

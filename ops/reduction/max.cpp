@@ -38,7 +38,7 @@ Tensor max(const Tensor& x, const ReduceOptions& options) {
     const Shape shape = last ? axes.result : Shape{view.outer, view.inner};
     Tensor index = wanted ? empty(shape, {Dtype::i32, x.device()}) : Tensor();
     Tensor largest = empty(shape, x.options());
-    run<cpu::max_along, gpu::max_along>(x.device(), y, view, index, largest);
+    run_as_is<cpu::max_along, gpu::max_along>(x.device(), y, view, index, largest);
     places.push_back(index);
     y = largest;
   }
@@ -47,7 +47,7 @@ Tensor max(const Tensor& x, const ReduceOptions& options) {
         for (size_t p = axes.passes.size(); p-- > 0;) {
           const View& view = axes.passes[p];
           Tensor dx = zeros(p == 0 ? shape : Shape{view.outer, view.n, view.inner}, dy.options());
-          run<cpu::place_along, gpu::place_along>(dy.device(), places[p], dy, view, dx);
+          run_as_is<cpu::place_along, gpu::place_along>(dy.device(), places[p], dy, view, dx);
           dy = dx;
         }
         return {dy};
@@ -57,6 +57,8 @@ Tensor max(const Tensor& x, const ReduceOptions& options) {
 namespace {
 
 using cpu::beats;
+using cpu::wide;
+using cpu::Wide;
 
 // The number of a row in an element of a register that chooses it together with values, by bits.
 template <class T>
@@ -68,14 +70,14 @@ cpu::Simd<T> place(std::int64_t k) {
 }
 
 // What `count` rows from number k on, `step` apart, make larger of `width` columns.
-template <int count, class T>
-void look_at_rows(const T* x, std::int64_t k, std::int64_t step, std::int64_t width, T* best,
+template <int count, class X, class T>
+void look_at_rows(const X* x, std::int64_t k, std::int64_t step, std::int64_t width, T* best,
                   T* at) {
   constexpr std::int64_t lanes = cpu::lanes<T>;
   for (std::int64_t i = 0; i < width && width < lanes; ++i)
     for (int j = 0; j < count; ++j)
-      if (beats(x[j * step + i], best[i]))
-        best[i] = x[j * step + i], at[i] = std::bit_cast<T>(static_cast<Place<T>>(k + j));
+      if (beats(wide(x[j * step + i]), best[i]))
+        best[i] = wide(x[j * step + i]), at[i] = std::bit_cast<T>(static_cast<Place<T>>(k + j));
   for (std::int64_t i = 0; i < width && width >= lanes; i += lanes) {
     const std::int64_t c = std::min(i, width - lanes);  // to look twice changes nothing
     auto value = cpu::Simd<T>::load(best + c), where = cpu::Simd<T>::load(at + c);
@@ -93,10 +95,11 @@ void look_at_rows(const T* x, std::int64_t k, std::int64_t step, std::int64_t wi
 
 // The largest of each of `width` columns, and in which of the n rows it is first. Four rows at a
 // time: memory is read at more than one place, and `best` and `at` less often.
-template <class T>
-void largest_columns(const T* x, std::int64_t n, std::int64_t step, std::int64_t width, T* best,
+template <class X, class T>
+void largest_columns(const X* x, std::int64_t n, std::int64_t step, std::int64_t width, T* best,
                      T* at) {
-  std::copy_n(x, width, best);
+  cpu::map_row(
+      best, width, [](auto x) { return x; }, x);
   std::fill_n(at, width, std::bit_cast<T>(Place<T>(0)));
   std::int64_t k = 1;
   for (; k + 4 <= n; k += 4) look_at_rows<4>(x + k * step, k, step, width, best, at);
@@ -112,53 +115,55 @@ struct Largest {
 // Of one row; of equals the first, which shows in the place and in the sign of 0, as of NaN. The
 // last register overlaps the one before it. Lanes count in T, up to 2^24.
 template <class T>
-Largest<T> first_largest(const T* x, std::int64_t n, bool place) {
-  using cpu::Simd;
-  constexpr std::int64_t width = cpu::lanes<T>;
+Largest<Wide<T>> first_largest(const T* x, std::int64_t n, bool place) {
+  using W = Wide<T>;
+  using V = cpu::Simd<W>;
+  constexpr std::int64_t width = cpu::lanes<W>;
   if (n < width) {
     std::int64_t at = 0;
     for (std::int64_t k = 1; k < n; ++k)
-      if (beats(x[k], x[at])) at = k;
-    return {x[at], at};
+      if (beats(wide(x[k]), wide(x[at]))) at = k;
+    return {wide(x[at]), at};
   }
-  const Simd<T> end = Simd<T>::load(x + n - width);
-  Simd<T> most[4] = {end, end, end, end};
-  Simd<T> zero[4] = {end * T(0), T(0), T(0), T(0)};  // NaN where there is NaN, or infinity
+  const V end = V::load(x + n - width);
+  V most[4] = {end, end, end, end};
+  V zero[4] = {end * W(0), W(0), W(0), W(0)};  // NaN where there is NaN, or infinity
   const auto see = [&](int k, std::int64_t i) {
-    const Simd<T> v = Simd<T>::load(x + i);
-    most[k] = Simd<T>::of(Eigen::internal::pmax(v.v, most[k].v));
-    zero[k] = v * T(0) + zero[k];
+    const V v = V::load(x + i);
+    most[k] = V::of(Eigen::internal::pmax(v.v, most[k].v));
+    zero[k] = v * W(0) + zero[k];
   };
   std::int64_t i = 0;
   for (; i + 4 * width <= n; i += 4 * width)
     for (int k = 0; k < 4; ++k) see(k, i + k * width);
   for (; i + width <= n; i += width) see(0, i);
-  const Simd<T> zeros = (zero[0] + zero[1]) + (zero[2] + zero[3]);
-  const bool nan =
-      Eigen::internal::predux(zeros.v) != 0 && std::any_of(x, x + n, [](T v) { return v != v; });
-  for (int k = 1; k < 4; ++k) most[0] = Simd<T>::of(Eigen::internal::pmax(most[0].v, most[k].v));
-  const T best = Eigen::internal::predux_max(most[0].v);
+  const V zeros = (zero[0] + zero[1]) + (zero[2] + zero[3]);
+  const bool nan = Eigen::internal::predux(zeros.v) != 0 &&
+                   std::any_of(x, x + n, [](T v) { return wide(v) != wide(v); });
+  for (int k = 1; k < 4; ++k) most[0] = V::of(Eigen::internal::pmax(most[0].v, most[k].v));
+  const W best = Eigen::internal::predux_max(most[0].v);
   if (!place && !nan && best != 0) return {best, 0};
-  const Simd<T> wanted = best, none = T(n);
-  Simd<T> first = none;
+  const V wanted = best, none = W(n);
+  V first = none;
   const auto look = [&](std::int64_t i) {
-    const Simd<T> v = Simd<T>::load(x + i);
+    const V v = V::load(x + i);
     const auto is = nan ? not_at_most(v, v) : v == wanted;
-    const Simd<T> at = select(is, cpu::lane_numbers<T>() + Simd<T>(T(i)), none);
+    const V at = select(is, cpu::lane_numbers<W>() + V(W(i)), none);
     first = select(at < first, at, first);
   };
-  const auto found = [&] { return Eigen::internal::predux_min(first.v) < T(n); };
+  const auto found = [&] { return Eigen::internal::predux_min(first.v) < W(n); };
   constexpr std::int64_t block = 256 * width;  // after each of which it may end
   for (i = 0; i + width <= n && (i == 0 || i % block != 0 || !found()); i += width) look(i);
   if (i < n) look(n - width);
   const auto at = static_cast<std::int64_t>(Eigen::internal::predux_min(first.v));
-  return {x[at], at};
+  return {wide(x[at]), at};
 }
 
 // Results and, if `index` is not null, their places.
-template <class T>
-void store(const T* best, const T* at, std::int64_t count, T* y, std::int32_t* index) {
-  std::copy_n(best, count, y);
+template <class T, class Y>
+void store(const T* best, const T* at, std::int64_t count, Y* y, std::int32_t* index) {
+  cpu::map_row(
+      y, count, [](auto x) { return x; }, best);
   for (std::int64_t i = 0; i < count && index; ++i)
     index[i] = static_cast<std::int32_t>(std::bit_cast<Place<T>>(at[i]));
 }
@@ -169,7 +174,7 @@ void max_of_columns(const T* x, const View& v, std::int32_t* index, T* y) {
   const std::int64_t tiles = (v.inner + widest - 1) / widest;
   const std::int64_t grain = 1 + 16384 / (v.n * std::min(widest, v.inner) + 1);
   parallel_for(v.outer * tiles, grain, [&](std::int64_t begin, std::int64_t end) {
-    T best[widest], at[widest];
+    Wide<T> best[widest], at[widest];
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::int64_t o = tile / tiles, first = tile % tiles * widest;
       const std::int64_t width = std::min(widest, v.inner - first), to = o * v.inner + first;
@@ -181,8 +186,8 @@ void max_of_columns(const T* x, const View& v, std::int32_t* index, T* y) {
 
 template <class T>
 void max_of_short_rows(const T* x, const View& v, std::int32_t* index, T* y) {
-  const auto f = [=](auto first, auto count, const View& c, const T* columns, T* best) {
-    T at[cpu::near_elements<T>];
+  const auto f = [=](auto first, auto count, const View& c, const auto* columns, auto* best) {
+    Wide<T> at[cpu::near_elements<T>];
     largest_columns(columns, c.n, c.inner, c.inner, best, at);
     store(best, at, count, y + first, index ? index + first : nullptr);
   };
@@ -197,13 +202,13 @@ void max_of_rows(const T* x, const View& v, std::int32_t* index, T* y) {
     parallel_for(v.outer, 1 + 16384 / v.n, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t o = begin; o < end; ++o) {
         const auto [value, at] = first_largest(x + o * v.n, v.n, index != nullptr);
-        y[o] = value;
+        y[o] = T(value);
         if (index) index[o] = static_cast<std::int32_t>(at);
       }
     });
     return;
   }
-  std::vector<Largest<T>> found(static_cast<size_t>(v.outer * blocks));
+  std::vector<Largest<Wide<T>>> found(static_cast<size_t>(v.outer * blocks));
   parallel_for(v.outer * blocks, 1 + 16384 * blocks / v.n, [&](auto begin, auto end) {
     for (std::int64_t b = begin; b < end; ++b) {
       const std::int64_t first = v.n * (b % blocks) / blocks;
@@ -214,12 +219,12 @@ void max_of_rows(const T* x, const View& v, std::int32_t* index, T* y) {
     }
   });
   for (std::int64_t o = 0; o < v.outer; ++o) {
-    Largest<T> best = found[static_cast<size_t>(o * blocks)];
+    Largest<Wide<T>> best = found[static_cast<size_t>(o * blocks)];
     for (std::int64_t b = 1; b < blocks; ++b) {
-      const Largest<T>& next = found[static_cast<size_t>(o * blocks + b)];
+      const Largest<Wide<T>>& next = found[static_cast<size_t>(o * blocks + b)];
       if (beats(next.value, best.value)) best = next;
     }
-    y[o] = best.value;
+    y[o] = T(best.value);
     if (index) index[o] = static_cast<std::int32_t>(best.at);
   }
 }
@@ -227,7 +232,7 @@ void max_of_rows(const T* x, const View& v, std::int32_t* index, T* y) {
 }  // namespace
 
 void cpu::max_along(const Tensor& x, const View& v, Tensor& index, Tensor& y) {
-  visit<float, double>(x.dtype(), "max", [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), "max", [&](auto zero) {
     using T = decltype(zero);
     std::int32_t* places = index.defined() ? index.data<std::int32_t>() : nullptr;
     const auto max_of = v.inner != 1           ? max_of_columns<T>
@@ -238,7 +243,7 @@ void cpu::max_along(const Tensor& x, const View& v, Tensor& index, Tensor& y) {
 }
 
 void cpu::place_along(const Tensor& index, const Tensor& dy, const View& v, Tensor& dx) {
-  visit<float, double>(dy.dtype(), "max", [&](auto zero) {
+  visit<float, double, bf16>(dy.dtype(), "max", [&](auto zero) {
     using T = decltype(zero);
     const std::int32_t* places = index.data<std::int32_t>();
     const T* from = dy.data<T>();

@@ -17,7 +17,7 @@ Tensor mse_loss(const Tensor& x, const Tensor& target, MseLossOptions options) {
   if (options.reduction == Reduction::mean)
     factor = n > 0 ? 1 / n : std::numeric_limits<double>::quiet_NaN();
   Tensor y = empty(each ? x.shape() : Shape{}, x.options());
-  run<cpu::mse_loss, gpu::mse_loss>(x.device(), x, target, factor, each, y);
+  run_as_is<cpu::mse_loss, gpu::mse_loss>(x.device(), x, target, factor, each, y);
   return record("mse_loss", y, {x, target},
                 [x = Saved(x), t = Saved(target), factor, each, needs_x = x.requires_grad(),
                  needs_t = target.requires_grad()](const Tensor& dy) -> Gradients {
@@ -38,13 +38,13 @@ void cpu::mse_loss(const Tensor& x, const Tensor& target, double factor, bool ea
       return d * d;
     });
   }
-  visit<float, double>(x.dtype(), "mse_loss", [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), "mse_loss", [&](auto zero) {
     using T = decltype(zero);
-    const T* a = x.data<T>();
-    const T* b = target.data<T>();
-    const double sum =
-        long_sum_of(x.numel(), [=](std::int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
-    *y.data<T>() = T(factor * sum);
+    const auto part = [a = x.data<T>(), b = target.data<T>()](auto begin, auto end) {
+      const auto square = [](auto a, auto b) { return (a - b) * (a - b); };
+      return sum_row<T>(end - begin, square, a + begin, b + begin);
+    };
+    *y.data<T>() = T(Wide<T>(factor * block_sum<double>(x.numel(), 1 << 16, part)));
   });
 }
 

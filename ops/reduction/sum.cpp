@@ -18,7 +18,8 @@ Tensor repeat(Tensor dy, const Axes& axes, double factor, const Shape& shape) {
     const View& view = axes.passes[p];
     Tensor dx =
         p == 0 ? empty(shape, dy.options()) : empty({view.outer, view.n, view.inner}, dy.options());
-    run<cpu::repeat_along, gpu::repeat_along>(dy.device(), dy, view, p == 0 ? factor : 1.0, dx);
+    run_as_is<cpu::repeat_along, gpu::repeat_along>(dy.device(), dy, view, p == 0 ? factor : 1.0,
+                                                    dx);
     dy = dx;
   }
   return dy;
@@ -35,7 +36,7 @@ Tensor scaled_sum(const char* op, const Tensor& x, const Axes& axes, double fact
     const View& view = axes.passes[p];
     Tensor sums = last ? empty(axes.result, x.options())
                        : empty({view.outer, view.inner}, {between, x.device()});
-    run<cpu::sum_along, gpu::sum_along>(x.device(), y, view, last ? factor : 1.0, sums);
+    run_as_is<cpu::sum_along, gpu::sum_along>(x.device(), y, view, last ? factor : 1.0, sums);
     y = sums;
   }
   return record(op, y, {x}, [axes, factor, shape = x.shape()](const Tensor& dy) -> Gradients {
@@ -45,52 +46,45 @@ Tensor scaled_sum(const char* op, const Tensor& x, const Axes& axes, double fact
 
 namespace {
 
+using cpu::wide;
+using cpu::Wide;
+
 // The sum is a T before it is scaled, so that a mean overflows where its sum does, on both devices.
 template <class T>
-T scaled(double sum, double factor) {
-  return T(factor * static_cast<double>(T(sum)));
+Wide<T> scaled(double sum, double factor) {
+  return Wide<T>(factor * static_cast<double>(Wide<T>(sum)));
 }
 
-// Where there are more numbers than this, four add up in T before they do in double: a quarter of
-// the conversions.
+// Where there are more numbers than this, four add up in T before they do in double.
 constexpr std::int64_t few = 64;
 
 template <class T>
 double quick_row_sum(const T* x, std::int64_t n) {
-  using cpu::Simd;
-  constexpr std::int64_t width = cpu::lanes<T>;
-  Simd<double> a = 0.0, b = 0.0;
-  std::int64_t i = 0;
-  for (; n > few && i + 4 * width <= n; i += 4 * width) {
-    const auto at = [=](int k) { return Simd<T>::load(x + i + k * width); };
-    const auto four = (at(0) + at(1)) + (at(2) + at(3));
-    a = a + cpu::as_double<0>(four);
-    if constexpr (cpu::double_parts<T> == 2) b = b + cpu::as_double<1>(four);
-  }
-  return Eigen::internal::predux((a + b).v) + cpu::row_sum(x + i, n - i);
+  const auto same = [](auto x) { return x; };
+  return n > few ? cpu::quick_sum_row<T>(n, same, x) : cpu::sum_row<T>(n, same, x);
 }
 
-template <class T>
-void sum_rows(const T* x, const View& v, double factor, T* y) {
+template <class T, class Y>
+void sum_rows(const T* x, const View& v, double factor, Y* y) {
   constexpr std::int64_t block = 1 << 16;
   if (v.n > 2 * block) {
     for (std::int64_t o = 0; o < v.outer; ++o) {
       const auto part = [row = x + o * v.n](std::int64_t begin, std::int64_t end) {
         return quick_row_sum(row + begin, end - begin);
       };
-      y[o] = scaled<T>(block_sum<double>(v.n, block, part), factor);
+      y[o] = Y(scaled<T>(block_sum<double>(v.n, block, part), factor));
     }
     return;
   }
   parallel_for(v.outer, 16384 / (v.n + 16), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t o = begin; o < end; ++o)
-      y[o] = scaled<T>(quick_row_sum(x + o * v.n, v.n), factor);
+      y[o] = Y(scaled<T>(quick_row_sum(x + o * v.n, v.n), factor));
   });
 }
 
 // The columns of one matrix; up to 1,024 rows of them need no sums but those of their tile.
-template <class T>
-void sum_matrix(const T* x, std::int64_t rows, std::int64_t cols, double factor, T* y) {
+template <class T, class Y>
+void sum_matrix(const T* x, std::int64_t rows, std::int64_t cols, double factor, Y* y) {
   constexpr std::int64_t tile = 512;
   const auto add = [=](std::int64_t first, std::int64_t last, std::int64_t column,
                        std::int64_t columns, double* sums) {
@@ -98,17 +92,18 @@ void sum_matrix(const T* x, std::int64_t rows, std::int64_t cols, double factor,
     const std::int64_t fours = last - first > few ? (last - first) / 4 : 0;
     cpu::add_rows(0, fours, columns, sums, [=](auto four, auto c) {
       const T* at = from + 4 * four * cols + c;
-      return (at[0] + at[cols]) + (at[2 * cols] + at[3 * cols]);
+      return (wide(at[0]) + wide(at[cols])) + (wide(at[2 * cols]) + wide(at[3 * cols]));
     });
     cpu::add_rows(4 * fours, last - first, columns, sums,
-                  [=](auto row, auto c) { return from[row * cols + c]; });
+                  [=](auto row, auto c) { return wide(from[row * cols + c]); });
   };
   if (rows > 1024) {
     const std::vector<double> sums = cpu::column_sums<1>(
         rows, cols, [&](auto first, auto last, auto column, auto columns, double** sums) {
           add(first, last, column, columns, sums[0]);
         });
-    for (std::int64_t i = 0; i < cols; ++i) y[i] = scaled<T>(sums[static_cast<size_t>(i)], factor);
+    for (std::int64_t i = 0; i < cols; ++i)
+      y[i] = Y(scaled<T>(sums[static_cast<size_t>(i)], factor));
     return;
   }
   parallel_for((cols + tile - 1) / tile, 32768 / (rows * tile + 1), [&](auto begin, auto end) {
@@ -116,13 +111,13 @@ void sum_matrix(const T* x, std::int64_t rows, std::int64_t cols, double factor,
       const std::int64_t columns = std::min(tile, cols - column);
       double sums[tile] = {};
       add(0, rows, column, columns, sums);
-      for (std::int64_t c = 0; c < columns; ++c) y[column + c] = scaled<T>(sums[c], factor);
+      for (std::int64_t c = 0; c < columns; ++c) y[column + c] = Y(scaled<T>(sums[c], factor));
     }
   });
 }
 
-template <class T>
-void sum_columns(const T* x, const View& v, double factor, T* y) {
+template <class T, class Y>
+void sum_columns(const T* x, const View& v, double factor, Y* y) {
   parallel_for(v.outer, 32768 / (v.n * v.inner + 16), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t o = begin; o < end; ++o)
       sum_matrix(x + o * v.n * v.inner, v.n, v.inner, factor, y + o * v.inner);
@@ -131,69 +126,79 @@ void sum_columns(const T* x, const View& v, double factor, T* y) {
 
 // dx[o, k] = scale · dy[o], by runs of equal elements.
 template <class T>
-void repeat_rows(const T* dy, const View& v, T scale, T* dx) {
+void repeat_rows(const T* dy, const View& v, Wide<T> scale, T* dx) {
   parallel_for(v.outer * v.n, 32768, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end;) {
       const std::int64_t o = i / v.n;
       const std::int64_t stop = std::min(end, (o + 1) * v.n);
-      std::fill(dx + i, dx + stop, scale * dy[o]);
+      std::fill(dx + i, dx + stop, T(scale * wide(dy[o])));
       i = stop;
     }
   });
 }
 
 template <class T>
-void repeat_long_rows(const T* dy, const View& v, T scale, T* dx) {
+void scale_row(const T* dy, std::int64_t n, Wide<T> scale, T* dx) {
+  cpu::map_row(
+      dx, n, [scale = cpu::Simd<Wide<T>>(scale)](auto dy) { return scale * dy; }, dy);
+}
+
+template <class T>
+void repeat_long_rows(const T* dy, const View& v, Wide<T> scale, T* dx) {
   parallel_for(v.outer * v.n, 32768 / (v.inner + 4), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r)
-      cpu::array(dx + r * v.inner, v.inner) = scale * cpu::array(dy + r / v.n * v.inner, v.inner);
+      scale_row(dy + r / v.n * v.inner, v.inner, scale, dx + r * v.inner);
   });
 }
 
 // dx[o, k, i] = scale · dy[o, i]; short rows are laid near some times, and go out together.
 template <class T>
-void repeat_short_rows(const T* dy, const View& v, T scale, T* dx) {
+void repeat_short_rows(const T* dy, const View& v, Wide<T> scale, T* dx) {
   const std::int64_t some = std::clamp<std::int64_t>(512 / v.inner, 1, v.n);
   const std::int64_t groups = (v.n + some - 1) / some;
   parallel_for(v.outer * groups, 32768 / (some * v.inner), [&](auto begin, auto end) {
-    cpu::Array<T> near(some * v.inner);
+    std::vector<T> near(static_cast<size_t>(some * v.inner));
     for (std::int64_t g = begin; g < end; ++g) {
       const std::int64_t o = g / groups, k = g % groups * some;
       for (std::int64_t j = 0; j < some && (g == begin || k == 0); ++j)
-        cpu::array(near.data() + j * v.inner, v.inner) =
-            scale * cpu::array(dy + o * v.inner, v.inner);
+        scale_row(dy + o * v.inner, v.inner, scale, near.data() + j * v.inner);
       std::copy_n(near.data(), std::min(some, v.n - k) * v.inner, dx + (o * v.n + k) * v.inner);
     }
   });
 }
 
+template <class T, class Y>
+void sum_elements(const T* x, const View& v, double factor, Y* y) {
+  if (cpu::are_short_rows<T>(v)) {
+    const auto f = [=](auto, auto, const View& c, const auto* columns, auto* sums) {
+      sum_matrix(columns, c.n, c.inner, factor, sums);
+    };
+    return cpu::for_short_rows(v, f, y, v.inner, x);
+  }
+  v.inner == 1 ? sum_rows(x, v, factor, y) : sum_columns(x, v, factor, y);
+}
+
 }  // namespace
 
 void cpu::sum_along(const Tensor& x, const View& v, double factor, Tensor& y) {
-  visit<float, double>(x.dtype(), "sum", [&](auto zero) {
+  visit<float, double, bf16>(x.dtype(), "sum", [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.data<T>();
-    T* to = y.data<T>();
-    if (are_short_rows<T>(v)) {
-      const auto f = [=](auto, auto, const View& c, const T* columns, T* sums) {
-        sum_matrix(columns, c.n, c.inner, factor, sums);
-      };
-      return for_short_rows(v, f, to, v.inner, from);
-    }
-    (v.inner == 1 ? sum_rows<T> : sum_columns<T>)(from, v, factor, to);
+    if (y.dtype() == x.dtype()) return sum_elements(from, v, factor, y.data<T>());
+    if constexpr (std::is_same_v<T, float>) sum_elements(from, v, factor, y.data<bf16>());
+    if constexpr (std::is_same_v<T, bf16>) sum_elements(from, v, factor, y.data<float>());
   });
 }
 
 void cpu::repeat_along(const Tensor& dy, const View& v, double factor, Tensor& dx) {
-  visit<float, double>(dy.dtype(), "sum", [&](auto zero) {
+  visit<float, double, bf16>(dy.dtype(), "sum", [&](auto zero) {
     using T = decltype(zero);
     const T* from = dy.data<T>();
     T* to = dx.data<T>();
-    const T scale = T(factor);
+    const Wide<T> scale = Wide<T>(factor);
     if (are_short_rows<T>(v)) {
-      const auto f = [n = v.n, scale](auto, auto, const View& c, const T* dy, T* dx) {
-        for (std::int64_t k = 0; k < n; ++k)
-          array(dx + k * c.inner, c.inner) = scale * array(dy, c.inner);
+      const auto f = [n = v.n, scale](auto, auto, const View& c, const auto* dy, auto* dx) {
+        for (std::int64_t k = 0; k < n; ++k) scale_row(dy, c.inner, scale, dx + k * c.inner);
       };
       return for_short_rows({v.outer, 1, v.inner}, f, to, v.n * v.inner, from);
     }
