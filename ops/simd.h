@@ -32,9 +32,10 @@ using Wide = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
 
 // Registers of 512 bits, with masks for elements of any size.
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-inline constexpr bool has_avx512 = lanes<float> == 16;
+#define EBB_MASKED_REGISTERS
+inline constexpr bool has_masks = lanes<float> == 16;
 #else
-inline constexpr bool has_avx512 = false;
+inline constexpr bool has_masks = false;
 #endif
 
 template <class T>
@@ -63,10 +64,13 @@ struct Simd {
   friend Words bits(Simd x) { return Words(x.v); }
 
   static Simd load(const bf16* p) requires std::is_same_v<T, float> {
-    if constexpr (has_avx512) return of_halves(_mm256_loadu_si256(as_words(p)));
+#ifdef EBB_MASKED_REGISTERS
+    return of_halves(_mm256_loadu_si256(as_words(p)));
+#else
     Halves h;
     std::memcpy(&h, p, sizeof h);
     return of_bits(__builtin_convertvector(h, Words) << 16);
+#endif
   }
   // As bf16(x) rounds. The processors' own instruction would make 0 of denormals.
   void store(bf16* p) const requires std::is_same_v<T, float> {
@@ -84,7 +88,7 @@ struct Simd {
   // The first n alone, or all where n is larger; the others are 1, which no formula minds.
   template <class E>
   static Simd load(const E* p, std::int64_t n) {
-    if constexpr (has_avx512) return load_masked(p, first(n));
+    if constexpr (has_masks) return load_masked(p, n);
     T all[lanes<T>];
 #pragma omp simd
     for (int i = 0; i < lanes<T>; ++i) all[i] = i < n ? T(p[i]) : T(1);
@@ -92,7 +96,7 @@ struct Simd {
   }
   template <class E>
   void store(E* p, std::int64_t n) const {
-    if constexpr (has_avx512) return store_masked(p, first(n));
+    if constexpr (has_masks) return store_masked(p, n);
     T all[lanes<T>];
     store(all);
 #pragma omp simd
@@ -143,9 +147,10 @@ struct Simd {
   friend Simd tanh(Simd x) { return hyperbolic_tangent(x); }
 
  private:
+#ifdef EBB_MASKED_REGISTERS
   // What GCC makes of loops and vectors for AVX-512 goes through memory, in halves.
-  static std::uint32_t first(std::int64_t n) {
-    return n >= lanes<T> ? (1u << lanes<T>)-1u : (1u << n) - 1u;
+  static std::uint32_t mask_of(std::int64_t n) {
+    return (1u << std::min<std::int64_t>(n, lanes<T>)) - 1u;
   }
   static auto* as_words(bf16* p) { return reinterpret_cast<__m256i*>(p); }
   static auto* as_words(const bf16* p) { return reinterpret_cast<const __m256i*>(p); }
@@ -153,7 +158,8 @@ struct Simd {
     return of(P(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)));
   }
   template <class E>
-  static Simd load_masked(const E* p, std::uint32_t mask) {
+  static Simd load_masked(const E* p, std::int64_t n) {
+    const std::uint32_t mask = mask_of(n);
     const Simd one = T(1);
     if constexpr (std::is_same_v<E, bf16>)
       return of_halves(_mm256_mask_loadu_epi16(_mm256_set1_epi16(0x3f80), __mmask16(mask), p));
@@ -163,7 +169,8 @@ struct Simd {
       return of(_mm512_mask_loadu_pd(one.v, __mmask8(mask), p));
   }
   template <class E>
-  void store_masked(E* p, std::uint32_t mask) const {
+  void store_masked(E* p, std::int64_t n) const {
+    const std::uint32_t mask = mask_of(n);
     if constexpr (std::is_same_v<E, bf16>) {
       bf16 all[lanes<T>];
       store(all);
@@ -174,6 +181,7 @@ struct Simd {
       _mm512_mask_storeu_pd(p, __mmask8(mask), v);
     }
   }
+#endif
 };
 
 template <class T>

@@ -59,10 +59,7 @@ TEST_CASE("detours: many short rows are those of some at a time") {
   using Rows = std::function<Tensor(const Tensor&)>;
   const std::pair<const char*, Rows> ops[] = {
       {"softmax", [](const Tensor& x) { return softmax(x); }},
-      {"log_softmax", [](const Tensor& x) { return log_softmax(x); }},
       {"l2_normalize", [](const Tensor& x) { return l2_normalize(x); }},
-      {"l2_norm", [](const Tensor& x) { return l2_norm(x, {.dim = {1}}); }},
-      {"sum", [](const Tensor& x) { return sum(x, {.dim = {1}}); }},
       {"max", [](const Tensor& x) { return max(x, {.dim = {1}}); }}};
   const auto limit = [](Dtype dtype) {
     if (dtype == Dtype::bf16) return Tolerance{1e-6, 0x1p-7, true};
@@ -70,7 +67,7 @@ TEST_CASE("detours: many short rows are those of some at a time") {
   };
   for (const Device device : devices())
     for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16})
-      for (const std::int64_t n : {1, 2, 3, 7, 8, 12, 16})
+      for (const std::int64_t n : {1, 3, 8, 12})
         for (const auto& [name, f] : ops) {
           const std::int64_t rows = (std::int64_t{1} << 20) / n + 77, some = rows / 3 + 5;
           const Tensor x = randn({rows, n}, 10, dtype, device);
