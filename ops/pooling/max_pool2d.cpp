@@ -277,7 +277,9 @@ void cpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
     I* places = index.defined() ? index.data<I>() : nullptr;
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    const bool by_rows = !places && s.stride_w == 1 && s.q >= 4 * lanes<W>;  // pool_neighbours
+    const bool pairs = s.stride_w == 2 && s.kernel_w == 2;  // even and odd pixels
+    const std::int64_t worth_a_row = (s.stride_w == 1 ? 4 : 8) * lanes<W>;
+    const bool by_rows = !places && (s.stride_w == 1 || pairs) && s.q >= worth_a_row;
     const std::int64_t together = by_rows ? 1 : planes_together<W>(s);
     std::vector<Taps> columns;
     for (std::int64_t q = 0; q < s.q && together > 1; ++q) columns.push_back(across(s, q));
