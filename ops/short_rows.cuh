@@ -32,7 +32,7 @@ struct ShortRows {
          i += short_row_threads * width)
       f(i, min(width, (first + count) * cols - i));
   }
-  // place(element) and the next ones, whose places go on to the next row where one ends.
+  // Where an element of the tile lies, and then the next ones: behind a row's end is a gap or none.
   struct Place {
     int cols, column, at;
     __device__ Place(int element, int cols)

@@ -270,4 +270,6 @@ void gather_row(const From* from, std::int64_t step, std::int64_t n, To* to) {
 
 }  // namespace ebb::cpu
 
+#undef EBB_MASKED_REGISTERS
+
 #include "ebb/ops/simd_math.h"
