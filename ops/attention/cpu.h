@@ -66,6 +66,27 @@ struct View {
   }
 };
 
+// S of one query, by the rows of n keys: turning them takes longer. The sums are not in the order
+// of `multiply`. Both directions use it for the same queries, those that a span has alone, so that
+// P = exp(S − lse) is of the same S, however large.
+template <class T>
+void score(std::int64_t head_dim, const T* q, const Block<const T>& keys, std::int64_t n, T* to) {
+  constexpr int l = lanes<T>;
+  for (std::int64_t j = 0; j < n; j += l) {
+    simd::PacketBlock<cpu::Packet<T>, l> sums;
+    for (int r = 0; r < l; ++r) {
+      Simd<T> sum = T(0);
+      for (std::int64_t c = 0; c < head_dim && j + r < n; c += l)
+        sum = sum + Simd<T>::load(q + c) * load_up_to(keys.at(j + r, c), head_dim - c);
+      sums.packet[r] = sum.v;
+    }
+    simd::ptranspose(sums);
+    Simd<T> all = T(0);
+    for (const auto& part : sums.packet) all = all + Simd<T>::of(part);
+    all.store(to + j);
+  }
+}
+
 template <class T>
 T largest(const T* x, std::int64_t n) {
   Simd<T> top = -std::numeric_limits<T>::infinity();

@@ -97,7 +97,11 @@ class Differentiate {
   // P and dS of the group of queries at r of the tile's `count`.
   void scores(std::int64_t r, std::int64_t count, const View<T>& view) {
     const std::int64_t columns = view.columns();
-    multiply<T, Sees::all>(s_.head_dim, q_.from(r), turned_k_, columns, p_.from(r));
+    const bool alone = count == 1 && view.i % span == 0;
+    if (alone)
+      score<T>(s_.head_dim, q_.at(r), k_, view.n, p_.at(r));
+    else
+      multiply<T, Sees::all>(s_.head_dim, q_.from(r), turned_k_, columns, p_.from(r));
     multiply<T, Sees::all>(s_.head_dim, dy_rows_.from(r), turned_v_, columns, ds_.from(r));
     const bool drops = s_.dropout.threshold > 0;
     const T scale = T(s_.dropout.scale);
@@ -185,6 +189,7 @@ void cpu::flash_attention_backward(const FlashAttentionSize& s, const Tensor& q,
                                    const Tensor& v, const Tensor& y, const Tensor& lse,
                                    const Tensor& dy, Tensor& dq, Tensor& dk, Tensor& dv) {
   require_on_host(op, s.dropout.stream);
+  if (s.length_q + s.length_k == 0) return;
   const std::int64_t heads = s.batch * s.heads;
   const std::int64_t parts = std::max(spans(s.length_q), spans(s.length_k));
   const bool apart = heads < omp_get_max_threads() && parts > 1;

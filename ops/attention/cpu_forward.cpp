@@ -28,7 +28,7 @@ class Attend {
       const std::int64_t count = std::min(tile, keys - j);
       copy_rows<T>(v.from(j), count, s_.head_dim, T(1), v_);
       if (n == 1) {
-        score(k.from(j), count);
+        score<T>(s_.head_dim, q_.data, k.from(j), count, p_.data);
         see(0, View<T, 1>{s_.is_causal, first, j, count});
         const std::int64_t next = std::min(tile, keys - j - count);
         fetch(k.from(j + count), next);
@@ -52,23 +52,6 @@ class Attend {
     for (std::int64_t i = 0; i < n; ++i)
       for (std::int64_t c = 0; c < s_.head_dim; c += 64 / sizeof(T))
         __builtin_prefetch(rows.at(i, c));
-  }
-
-  // The scores of one query, by the rows of n keys: turning them takes longer.
-  void score(const Block<const T>& keys, std::int64_t n) {
-    for (std::int64_t j = 0; j < n; j += l) {
-      simd::PacketBlock<cpu::Packet<T>, l> sums;
-      for (int r = 0; r < l; ++r) {
-        Simd<T> sum = T(0);
-        for (std::int64_t c = 0; c < s_.head_dim && j + r < n; c += l)
-          sum = sum + Simd<T>::load(q_.at(0, c)) * load_up_to(keys.at(j + r, c), s_.head_dim - c);
-        sums.packet[r] = sum.v;
-      }
-      simd::ptranspose(sums);
-      Simd<T> score = T(0);
-      for (const auto& part : sums.packet) score = score + Simd<T>::of(part);
-      score.store(p_.at(0, j));
-    }
   }
 
   template <int rows>

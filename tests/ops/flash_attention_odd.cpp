@@ -1,4 +1,7 @@
 // Numbers that are not finite, and scores that are far apart: what they may reach, and what not.
+#include <algorithm>
+#include <cstring>
+
 #include "attention.h"
 
 using namespace ebb;
@@ -29,6 +32,54 @@ TEST_CASE("flash_attention: scores of ±10,000 and more are finite, and pick the
           for (const double g : values(x.grad())) CHECK(std::isfinite(g));
       }
     }
+  }
+}
+
+// Where one score is far above the others P is 1 there and 0 elsewhere; backward, which makes the
+// scores again, must find that same largest one.
+TEST_CASE("flash_attention: the last query's dy all goes to its largest score, however large") {
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64})
+    for (const double size : {3e2, 1e4, 1e6})
+      for (const Sizes& s :
+           {Sizes{1, 1, 1, 1, 64}, Sizes{1, 1, 100, 1, 128}, Sizes{1, 3, 7, 1, 8},
+            Sizes{1, 257, 100, 1, 64}, Sizes{1, 258, 100, 1, 64}, Sizes{1, 513, 70, 1, 128}}) {
+        CAPTURE(size);
+        CAPTURE(s.length_q);
+        const Tensors in = inputs(s, 45, dtype, size);
+        const auto q = values(in[0]), k = values(in[1]);
+        const auto d = size_t(s.head_dim), last = size_t(s.length_q - 1) * d;
+        std::vector<double> scores(size_t(s.length_k), 0.0);
+        for (size_t j = 0; j < scores.size(); ++j)
+          for (size_t c = 0; c < d; ++c)
+            scores[j] += q[last + c] * k[j * d + c] / std::sqrt(double(d));
+        const auto top = std::ranges::max_element(scores);
+        for (auto other = scores.begin(); other != scores.end(); ++other)
+          REQUIRE((other == top || *top - *other >= 800));
+        for (const Device device : devices()) {
+          Tensors there;
+          for (const Tensor& x : in) there.push_back(leaf(x.to(device)));
+          Tensor dy = zeros(s.q(), {dtype, cpu_device});
+          Tensor dv = zeros(s.k(), {dtype, cpu_device});
+          const Tensor row = randn({s.head_dim}, 44, dtype);
+          const auto bytes = size_t(row.bytes());
+          std::memcpy(static_cast<std::byte*>(dy.raw()) + bytes * size_t(s.length_q - 1), row.raw(),
+                      bytes);
+          std::memcpy(static_cast<std::byte*>(dv.raw()) + bytes * size_t(top - scores.begin()),
+                      row.raw(), bytes);
+          f()(there).backward(dy.to(device));
+          check_close(there[2].grad(), dv, exact, "dv");
+          for (const int i : {0, 1})
+            for (const double g : values(there[size_t(i)].grad())) CHECK(std::isfinite(g));
+        }
+      }
+}
+
+TEST_CASE("flash_attention: no positions at all take no time, however many sequences they have") {
+  for (const Device device : devices()) {
+    const Tensor q = leaf(zeros({std::int64_t{1} << 40, 0, 1, 4}, {.device = device}));
+    const Tensor y = flash_attention(q, q, q);
+    y.backward(zeros(y.shape(), {.device = device}));
+    CHECK(q.grad().shape() == q.shape());
   }
 }
 
