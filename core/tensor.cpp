@@ -40,7 +40,10 @@ Dtype Tensor::dtype() const { return checked(impl_).dtype; }
 Device Tensor::device() const { return checked(impl_).storage->device(); }
 const std::shared_ptr<Storage>& Tensor::storage() const { return checked(impl_).storage; }
 const std::shared_ptr<Node>& Tensor::node() const { return checked(impl_).node; }
-void Tensor::set_node(std::shared_ptr<Node> node) { impl_->node = std::move(node); }
+void Tensor::set_node(std::shared_ptr<Node> node) {
+  checked(impl_);
+  impl_->node = std::move(node);
+}
 
 std::int64_t Tensor::size(std::int64_t dim) const {
   require(rank() > 0, Kind::index, "size", "a scalar has no dimensions", dim, "rank 1 or more");
@@ -147,6 +150,7 @@ void Tensor::convert_to(Dtype target) {
 }
 
 void Tensor::require_writable(std::string_view op) const {
+  checked(impl_);
   require(!(requires_grad() && grad_enabled()), Kind::state, op,
           "a tensor that requires a gradient cannot be changed in place",
           impl_->node ? "the result of an op" : "a leaf", "NoGrad to be active");

@@ -60,6 +60,48 @@ TEST_CASE("tensor: sizes that cannot be are refused before memory is asked for")
   CHECK(memory_stats(cpu_device).live == before.live);
 }
 
+TEST_CASE("tensor: one that is undefined refuses whatever is asked of it, but for whether it is") {
+  using Use = void(Tensor & x);
+  Use* const uses[] = {
+      [](Tensor& x) { x.shape(); },
+      [](Tensor& x) { x.size(0); },
+      [](Tensor& x) { x.dtype(); },
+      [](Tensor& x) { x.device(); },
+      [](Tensor& x) { x.raw(); },
+      [](Tensor& x) { x.data<float>(); },
+      [](Tensor& x) { x.to_vector<float>(); },
+      [](Tensor& x) { x.item(); },
+      [](Tensor& x) { x.set_requires_grad(true); },
+      [](Tensor& x) { x.set_requires_grad(false); },
+      [](Tensor& x) { x.grad(); },
+      [](Tensor& x) { x.set_grad(ones({2})); },
+      [](Tensor& x) { x.zero_grad(); },
+      [](Tensor& x) { x.backward(); },
+      [](Tensor& x) { (void)x.detach(); },
+      [](Tensor& x) { (void)x.clone(); },
+      [](Tensor& x) { (void)x.to(cpu_device); },
+      [](Tensor& x) { (void)x.to(Dtype::f64); },
+      [](Tensor& x) { x.move_to(cpu_device); },
+      [](Tensor& x) { x.convert_to(Dtype::f64); },
+      [](Tensor& x) { x.fill_(1); },
+      [](Tensor& x) { x.copy_(ones({2})); },
+      [](Tensor& x) { ones({2}).copy_(x); },
+      [](Tensor& x) { x.version(); },
+      [](Tensor& x) { x.bump_version(); },
+      [](Tensor& x) { x.require_writable("test"); },
+      [](Tensor& x) { x.storage(); },
+      [](Tensor& x) { x.node(); },
+      [](Tensor& x) { x.set_node({}); },
+  };
+  for (size_t i = 0; i < std::size(uses); ++i) {
+    CAPTURE(i);
+    Tensor x;
+    check_error(Kind::state, {}, [&] { uses[i](x); });
+    CHECK_FALSE(x.requires_grad());
+    CHECK_FALSE(x.defined());
+  }
+}
+
 TEST_CASE("tensor: what does not fit is refused, with what came and what was wanted") {
   const Tensor x = tensor<float>({1, 2}, {2});
   check_error(Kind::shape, {"5 values", "6 values", "[2,3]"}, [] {
