@@ -192,8 +192,14 @@ std::optional<Dtype> held(std::string_view dtype) {
   return std::nullopt;
 }
 
-void check_dtypes(const std::string& path, const std::vector<Entry>& entries, LoadOptions options) {
+bool is_wanted(const Entry& e, const LoadOptions& options) {
+  return !options.wanted || options.wanted(e.name);
+}
+
+void check_dtypes(const std::string& path, const std::vector<Entry>& entries,
+                  const LoadOptions& options) {
   for (const Entry& e : entries) {
+    if (!is_wanted(e, options)) continue;
     const bool narrowed = options.narrow_i64 && e.dtype == "I64";
     require(narrowed || held(e.dtype), Kind::dtype, load,
             text(path, ": `", e.name, "` has an element type that ebb does not have"), e.dtype,
@@ -242,37 +248,55 @@ std::uint32_t read_narrowed(InputFile& file, const Entry& entry, Tensor& y, std:
   return crc;
 }
 
-// In the order of the data; damaged data is summed while it is still in the cache.
-std::uint32_t read_tensors(InputFile& file, const std::vector<Entry>& entries, std::uint32_t crc,
-                           Checkpoint& checkpoint) {
+constexpr size_t block_bytes = size_t{1} << 18;
+
+// Damaged data is summed while it is still in the cache.
+std::uint32_t read_as_is(InputFile& file, Tensor& y, std::uint32_t crc) {
+  std::span rest(static_cast<std::byte*>(y.raw()), static_cast<size_t>(y.bytes()));
+  while (!rest.empty()) {
+    const auto part = rest.first(std::min(block_bytes, rest.size()));
+    file.read(part);
+    crc = crc32(crc, part);
+    rest = rest.subspan(part.size());
+  }
+  return crc;
+}
+
+std::uint32_t pass_over(InputFile& file, std::int64_t bytes, std::uint32_t crc) {
+  std::vector<std::byte> part(std::min(block_bytes, static_cast<size_t>(bytes)));
+  for (auto left = static_cast<size_t>(bytes); left > 0; left -= part.size()) {
+    part.resize(std::min(part.size(), left));
+    file.read(part);
+    crc = crc32(crc, part);
+  }
+  return crc;
+}
+
+// In the order of the data; what is wanted comes in the header's.
+std::uint32_t read_tensors(InputFile& file, const std::vector<Entry>& entries,
+                           const LoadOptions& options, std::uint32_t crc, Checkpoint& checkpoint) {
   std::vector<size_t> order(entries.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::ranges::sort(order, {}, [&](size_t i) { return std::pair(entries[i].begin, i); });
-  for (const Entry& e : entries) checkpoint.tensors.emplace_back(e.name, Tensor());
-  constexpr size_t block = size_t{1} << 18;
+  std::vector<Tensor> read(entries.size());
   for (const size_t i : order) {
     const Entry& e = entries[i];
-    const std::optional<Dtype> dtype = held(e.dtype);
-    Tensor x = empty(e.shape, {.dtype = dtype.value_or(Dtype::i32)});
-    checkpoint.tensors[i].second = x;
-    if (!dtype) {
-      crc = read_narrowed(file, e, x, crc);
+    if (!is_wanted(e, options)) {
+      crc = pass_over(file, e.end - e.begin, crc);
       continue;
     }
-    std::span rest(static_cast<std::byte*>(x.raw()), static_cast<size_t>(x.bytes()));
-    while (!rest.empty()) {
-      const auto part = rest.first(std::min(block, rest.size()));
-      file.read(part);
-      crc = crc32(crc, part);
-      rest = rest.subspan(part.size());
-    }
+    const std::optional<Dtype> dtype = held(e.dtype);
+    read[i] = empty(e.shape, {.dtype = dtype.value_or(Dtype::i32)});
+    crc = dtype ? read_as_is(file, read[i], crc) : read_narrowed(file, e, read[i], crc);
   }
+  for (size_t i = 0; i < read.size(); ++i)
+    if (read[i].defined()) checkpoint.tensors.emplace_back(entries[i].name, read[i]);
   return crc;
 }
 
 }  // namespace
 
-Checkpoint load_safetensors(const std::string& path, LoadOptions options) {
+Checkpoint load_safetensors(const std::string& path, const LoadOptions& options) {
   InputFile file(load, path);
   std::string json = read_header_text(file);
   Header header = safetensors::parse_header(path, json, file.size() - file.position());
@@ -286,7 +310,7 @@ Checkpoint load_safetensors(const std::string& path, LoadOptions options) {
   }
   Checkpoint checkpoint;
   const std::uint32_t crc =
-      read_tensors(file, header.entries, crc32(0, bytes_of(json)), checkpoint);
+      read_tensors(file, header.entries, options, crc32(0, bytes_of(json)), checkpoint);
   require(!summed || hex(crc) == expected, Kind::format, load,
           text(path, ": the file is damaged: its CRC-32 differs"), hex(crc), expected);
   header.metadata.erase(std::string(safetensors::version_key));

@@ -9,6 +9,7 @@
 // "ebb.version" and "ebb.crc32": no damaged bit goes unnoticed. Files without them load too.
 // Source: https://github.com/huggingface/safetensors (README.md, docs/safetensors.schema.json).
 #pragma once
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -37,12 +38,15 @@ struct LoadOptions {
   // ebb has no i64. Such tensors are refused (error `dtype`), or become i32 when this is set; then
   // a number that does not fit is error `value`.
   bool narrow_i64 = false;
+  // By name. Tensors that are not wanted may be of any type of the format; of them nothing is kept,
+  // and only their place in the file and the file's checksum are checked. None: all are wanted.
+  std::function<bool(std::string_view name)> wanted = {};
 };
 
 // To the CPU. Everything is checked before memory for the data is asked for, and the file's size
 // bounds that. Errors: `io`; `format`, naming the byte or the tensor; `limit`: more than 65,536
 // tensors, 100,000,000 bytes of header, 16 MiB of metadata, rank above 8, or numbers above 2^48;
 // `dtype`: a tensor of a type that ebb does not have.
-Checkpoint load_safetensors(const std::string& path, LoadOptions options = {});
+Checkpoint load_safetensors(const std::string& path, const LoadOptions& options = {});
 
 }  // namespace ebb

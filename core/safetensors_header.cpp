@@ -45,7 +45,8 @@ class Parser {
  private:
   template <class What>
   void check_at(size_t at, bool ok, const What& what) const {
-    require(ok, Kind::format, op, text(path_, ", byte ", 8 + at, ": ", what), "", "");
+    require(ok, Kind::format, op, text(path_, ", byte ", 8 + at, ": ", what), seen(at),
+            "a header as the format has it");
   }
   template <class What>
   void check(bool ok, const What& what) const {
@@ -53,8 +54,12 @@ class Parser {
   }
   template <class What, class Most>
   void limit(size_t at, bool ok, const What& what, const Most& most) const {
-    require(ok, Kind::limit, op, text(path_, ", byte ", 8 + at, ": ", what), "",
+    require(ok, Kind::limit, op, text(path_, ", byte ", 8 + at, ": ", what), "more",
             text("at most ", most));
+  }
+  std::string_view seen(size_t at) const {
+    constexpr size_t most = 24;
+    return at < json_.size() ? json_.substr(at, most) : "its end";
   }
 
   char peek() const { return at_ < json_.size() ? json_[at_] : '\0'; }
@@ -104,7 +109,8 @@ class Parser {
     std::string out;
     for (;;) {
       check(at_ < json_.size(), "the header ends inside a string");
-      limit(start, static_cast<std::int64_t>(out.size()) <= max_metadata, "a string", "16 MiB");
+      limit(start, static_cast<std::int64_t>(out.size()) <= max_metadata, "a string is too long",
+            "16 MiB");
       const char c = json_[at_];
       if (c == '"') break;
       if (c == '\\') {
@@ -229,11 +235,12 @@ class Parser {
     std::int64_t elements = 1;
     bool overflow = false;
     array([&] {
-      limit(at, dims.size() < Shape::max_rank, text("the rank of `", name, "`"), Shape::max_rank);
+      limit(at, dims.size() < Shape::max_rank, text("the rank of `", name, "` is too high"),
+            Shape::max_rank);
       const std::int64_t extent = number(name);
       dims.push_back(extent);
       if (extent > 0) overflow |= __builtin_mul_overflow(elements, extent, &elements);
-      limit(at, !overflow && elements <= max_number, text("the size of `", name, "`"), "2^48");
+      limit(at, !overflow && elements <= max_number, text("`", name, "` is too large"), "2^48");
     });
     return Shape(std::span<const std::int64_t>(dims));
   }

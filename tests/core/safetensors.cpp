@@ -71,6 +71,26 @@ TEST_CASE("safetensors: I64 is refused, or narrowed when asked and every number 
   }
 }
 
+TEST_CASE(
+    "safetensors: what is not wanted may be of any type, and its damage is noticed all the same") {
+  const CheckpointFolder folder;
+  write(folder.file(), with_header(R"({"h":{"dtype":"F16","shape":[3],"data_offsets":[0,6]},)"
+                                   R"("u":{"dtype":"U8","shape":[2],"data_offsets":[6,8]}})",
+                                   8));
+  const LoadOptions only_u{.wanted = [](std::string_view name) { return name == "u"; }};
+  const Checkpoint c = load_safetensors(folder.file(), only_u);
+  REQUIRE(c.tensors.size() == 1);
+  CHECK(c.find("u")->to_vector<std::uint8_t>() == std::vector<std::uint8_t>{1, 1});
+  check_error(Kind::dtype, {"`h`", "F16"}, [&] { load_safetensors(folder.file()); });
+  Tensor large = zeros({300'001});
+  save_safetensors(folder.file(), {{{"large", large}, {"u", tensor<std::uint8_t>({7}, {1})}}, {}});
+  CHECK(load_safetensors(folder.file(), only_u).find("u")->item() == 7);
+  std::string bytes = read(folder.file());
+  bytes[bytes.size() / 2] ^= 1;
+  write(folder.file(), bytes);
+  check_error(Kind::format, {"damaged"}, [&] { load_safetensors(folder.file(), only_u); });
+}
+
 TEST_CASE("safetensors: names and metadata that could not be read back are not written") {
   const CheckpointFolder folder;
   const Tensor x = zeros({1});
