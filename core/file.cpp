@@ -17,7 +17,7 @@ namespace {
 [[noreturn]] void fail_io(std::string_view op, std::string_view path, std::string_view what) {
   const std::string reason = std::generic_category().message(errno);
   std::string where(path);
-  raise(Kind::io, op, where.append(": ").append(what), reason, "");
+  raise(Kind::io, op, where.append(": ").append(what), reason, "a file to use at that path");
 }
 
 // Repeats a call that a signal interrupted.
@@ -31,7 +31,7 @@ auto retried(F&& call) {
 // The system would stop at a NUL and use another name.
 void require_path(std::string_view op, const std::string& path) {
   require(!path.empty() && path.find('\0') == std::string::npos, Kind::io, op, "not a file name",
-          path, "a path without NUL");
+          path.empty() ? "nothing" : path, "a path without NUL");
 }
 
 std::string parent_of(const std::string& path) {

@@ -60,6 +60,24 @@ TEST_CASE("opcase: what is no case is refused in one short line, without an answ
   CHECK(gradcheck.code == 3);
 }
 
+TEST_CASE("opcase: what belongs to no case may be of any type; a list without a gap is a case") {
+  const Tools tools;
+  const std::string junk = R"("junk":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]})";
+  const std::string x = R"("in.x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]})";
+  const std::string header = R"({"__metadata__":{"op":"invert_colors"},)" + junk + "," + x + "}";
+  const std::uint64_t length = header.size();
+  write(tools.path / "case",
+        std::string(reinterpret_cast<const char*>(&length), sizeof length) + header + "\1\2");
+  CHECK(tools.run("opcase", {"--case", "case", "--out", "answer"}).code == 0);
+  const ebb::Checkpoint answer = ebb::load_safetensors(tools.path / "answer");
+  CHECK(answer.find("out.0")->item() == 253);
+  std::filesystem::remove(tools.path / "answer");
+  const ebb::Tensor one = ebb::ones({1});
+  ebb::save_safetensors(tools.path / "case", {{{"in.xs.0", one}, {"in.xs.2", one}, {"gout.0", one}},
+                                              {{"op", "concat"}}});
+  tools.check_case_refused(3, {"concat: input xs.1 is missing"});
+}
+
 TEST_CASE("opcase: in a folder each file that is a case is run, whatever lies beside it") {
   const Tools tools;
   const std::filesystem::path folder = tools.path / "cases";

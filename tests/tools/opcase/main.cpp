@@ -2,6 +2,7 @@
 // how; a case is a safetensors file with in.NAME, gout.0 and the metadata `op` and `attrs`.
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -160,6 +161,8 @@ int run(Arguments& a) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // writing fails then, with an error
+  std::signal(SIGPIPE, SIG_IGN);
   CLI::App app("Runs one op of ebb on case files.");
   Arguments arguments;
   declare(app, arguments);
