@@ -5,6 +5,7 @@
 // once) and gbps_*; or with `error`. `--help` says how.
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <fstream>
 #include <iostream>
 
@@ -99,7 +100,11 @@ std::int64_t bytes_backward(Reads reads, const std::vector<Tensor>& inputs, cons
   return 0;
 }
 
-double rounded(double x) { return std::round(x * 100) / 100; }
+// To hundredths; what is less than 1, to four digits.
+double rounded(double x) {
+  const double steps = x < 1 && x > 0 ? std::pow(10, 3 - std::floor(std::log10(x))) : 100;
+  return std::round(x * steps) / steps;
+}
 
 void measure_direction(Json& row, const std::string& name, std::int64_t bytes, double seconds) {
   row[name + "_us"] = rounded(seconds * 1e6);
@@ -128,9 +133,10 @@ void measure(Json& row, Device device) {
 Json row_of(const std::string& line, Device device) {
   Json row = Json::object();
   try {
-    row = Json::parse(line);
-    require(row.is_object(), Kind::format, "opbench", "a case is an object", line, "{\"op\": …}");
-    allow_tf32(row.value("dtype", "f32") == "tf32");
+    row = Json::parse(line, nullptr, false);
+    require(row.is_object() && row.contains("op") && row["op"].is_string(), Kind::format, "opbench",
+            "bad case", line, "an object in one line, {\"op\": …}");
+    allow_tf32(row.contains("dtype") && row["dtype"] == "tf32");
     measure(row, device);
   } catch (const std::exception& error) {
     if (!row.is_object()) row = {{"case", line}};
@@ -169,6 +175,8 @@ int run(std::istream& cases, const std::vector<std::string>& only, Device device
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // writing fails then, with an error
+  std::signal(SIGPIPE, SIG_IGN);
   CLI::App app("Measures ops of ebb on a file of cases, forward and backward; a row each.");
   std::string file, where = "cpu";
   std::vector<std::string> only;
