@@ -47,8 +47,8 @@ template <class T>
 struct Simd {
   using P = Packet<T>;
   using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
-  typedef Word Words __attribute__((vector_size(sizeof(P))));
-  typedef std::uint16_t Halves __attribute__((vector_size(2 * lanes<T>)));
+  using Words [[gnu::vector_size(sizeof(P))]] = Word;
+  using Halves [[gnu::vector_size(2 * lanes<T>)]] = std::uint16_t;
   P v;
 
   Simd(T x) : v(Eigen::internal::pset1<P>(x)) {}  // NOLINT: 1 + x is how it is written
@@ -117,7 +117,9 @@ struct Simd {
   friend Mask<T> not_at_most(Simd a, Simd b) { return {~(a.v <= b.v)}; }
 
   // Whether x takes the place of the best so far: it is larger, or the first NaN.
-  friend Mask<T> beats(Simd x, Simd best) { return not_at_most(x, best) & (best == best); }
+  friend Mask<T> beats(Simd x, Simd best) {
+    return not_at_most(x, best) & (best == best);  // NOLINT(misc-redundant-expression): not NaN
+  }
 
   // NaN compares as false, so what a condition does to NaN is seen in the formula.
   friend Simd select(Mask<T> condition, Simd yes, Simd no) {
@@ -242,7 +244,7 @@ bool not_at_most(T a, T b) {
 }
 template <class T>
 bool beats(T x, T best) {
-  return x > best || (x != x && best == best);
+  return x > best || (std::isnan(x) && !std::isnan(best));
 }
 template <class T>
 T select(bool condition, T yes, T no) {

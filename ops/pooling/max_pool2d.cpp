@@ -97,7 +97,7 @@ void pool_columns(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std:
       }
 #pragma omp simd
       for (std::int64_t i = 0; i < whole; ++i) {
-        const bool better = (v[i] > best[i]) | (v[i] != v[i]);
+        const bool better = (v[i] > best[i]) | std::isnan(v[i]);
         best[i] = better ? v[i] : best[i];
         place[i] = better ? here : place[i];
       }
