@@ -28,6 +28,7 @@ constexpr int tile_points = 224;  // of a line
 constexpr int step_chunks = 2;    // along k of one instruction: 16 bf16, 8 TF32
 
 // Weights → [group, tile of filters, stage, tap, chunk, filter], zeros beyond; `chunks` of a stage.
+// Threads side by side have taps of four filters: what is adjacent in memory, before and after.
 template <class T, Form form>
 struct TapPacker {
   Gather g;
@@ -42,20 +43,24 @@ struct TapPacker {
   __device__ void pack(std::int64_t block) const {
     const std::int64_t i = block * pack_threads + threadIdx.x;
     if (i >= size) return;
+    const int tiles = divide_up(g.m, filters), quads = tiles * (filters / 4);
+    const bool m_adjacent = g.m_stride < g.c_stride;
     BlockIndex place{i};
-    const int filter = place.next(filters);
-    const int chunk = place.next(chunks);
+    int m = place.next(4);
     const int tap = place.next(taps);
-    const int stage = place.next(stages);
-    const std::int64_t m = std::int64_t{place.next(divide_up(g.m, filters))} * filters + filter;
-    const int first = (stage * chunks + chunk) * pack_size<T>;
-    const T* from =
-        weight + place.left * g.m * g.c * taps + m * g.m_stride + first * g.c_stride + tap;
+    if (m_adjacent) m += 4 * place.next(quads);
+    const int chunk = place.next(stages * chunks);
+    if (!m_adjacent) m += 4 * place.next(quads);
+    const std::int64_t group = place.left;
+    const int first = chunk * pack_size<T>;
+    const T* from = weight + group * g.m * g.c * taps + m * g.m_stride + first * g.c_stride + tap;
     FormedChunk<T, form> out;
 #pragma unroll
     for (int e = 0; e < pack_size<T>; ++e)
       if (m < g.m && first + e < g.c) out.set(e, from[e * g.c_stride]);
-    out.store(packed + i, size);
+    const std::int64_t stage = (group * tiles + m / filters) * stages + chunk / chunks;
+    out.store(packed + ((stage * taps + tap) * chunks + chunk % chunks) * filters + m % filters,
+              size);
   }
 };
 
