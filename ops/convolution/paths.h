@@ -27,8 +27,8 @@ Convolve convolve;
 WeightGradient weight_gradient;
 }  // namespace few
 
-// Depthwise in float32 and bf16 with the kernels that networks have, in registers: 3×3 (stride 1 or
-// 2), 5×5, 7×7, and rows of 3, 5 or 9 taps, padded by half of them.
+// Depthwise in float32 and bf16 with the kernels that networks have, in registers: 3×3, 5×5 and 7×7
+// (stride 1 or 2), and rows of 3, 5 or 9 taps, padded by half of them.
 namespace strips {
 Convolve convolve;
 // All gradients at once; of dx and db, those that are defined.

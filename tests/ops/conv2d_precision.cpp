@@ -119,6 +119,8 @@ TEST_CASE("conv2d: large sums are those of the numbers given, on tensor cores or
       {{9, 32, 29, 32}, {32, 1, 5, 5}, {.padding = 2, .groups = 32}},
       {{30, 48, 7, 7}, {48, 1, 7, 7}, {.padding = 3, .groups = 48}},
       {{8, 40, 1, 2000}, {40, 1, 1, 9}, {.padding = {0, 4}, .groups = 40}},
+      {{9, 32, 29, 31}, {32, 1, 5, 5}, {.stride = 2, .padding = 2, .groups = 32}},
+      {{10, 24, 36, 28}, {24, 1, 7, 7}, {.stride = 2, .padding = 3, .groups = 24}},
       {{8, 90, 1, 2001}, {90, 1, 1, 3}, {.padding = {0, 1}, .groups = 90}},
       // Groups of few channels, by planes: bands, ragged strips, several planes, wide taps, gaps.
       {{6, 24, 61, 58}, {24, 1, 3, 3}, {.padding = 2, .groups = 24}},
