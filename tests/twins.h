@@ -48,6 +48,9 @@ inline std::vector<Device> devices() {
   return {cpu_device};
 }
 
+// Whether a test of the GPU alone has none to run on; that is counted.
+inline bool gpu_missing() { return devices().size() == 1; }
+
 // Standard normal numbers × scale; different seeds, different numbers.
 inline Tensor randn(const Shape& shape, std::uint64_t seed, Dtype dtype = Dtype::f64,
                     Device device = cpu_device, double scale = 1) {

@@ -1,6 +1,8 @@
 // What the convolutions of stride 1 on Hopper's tensor cores have in common: for which they are,
 // and how they go through their stages, a ring that copies fill and products empty.
 #pragma once
+#include <limits>
+
 #include "ebb/ops/convolution/line.cuh"
 #include "ebb/ops/wgmma.cuh"
 
@@ -62,6 +64,20 @@ inline bool mostly_filled(const Gather& g, int rows, int cols, std::int64_t term
   constexpr std::int64_t enough = 512;
   const std::int64_t filled = std::int64_t{2} * g.m * g.c - (terms < enough);
   return std::int64_t{round_up(g.m, rows)} * round_up(g.c, cols) <= filled;
+}
+
+// The slices of a weight gradient's sum over so many stages, at least `least`, with which it is
+// soon over: two of the blocks, which are `tiles` a slice, run on a multiprocessor at a time, and
+// their begin and end take as long as some stages.
+inline Slices soonest_slices(std::int64_t tiles, std::int64_t stages, std::int64_t least = 1) {
+  constexpr std::int64_t ends = 10, most_waves = 4;
+  const std::int64_t at_once = 2 * multiprocessors();
+  std::int64_t best = least, shortest = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t n = least; n == least || tiles * n <= most_waves * at_once; ++n) {
+    const std::int64_t time = divide_up(tiles * n, at_once) * (divide_up(stages, n) + ends);
+    if (time < shortest) best = n, shortest = time;
+  }
+  return Slices(stages, best);
 }
 
 }  // namespace ebb::gpu::convolution

@@ -7,13 +7,17 @@
 // taps, and the operand of each tap begins at another chunk of the same tile.
 //
 // A block is one warpgroup with 64 filters, two blocks a multiprocessor. One thread begins to copy
-// a stage as soon as the products with the one before have been done.
+// a stage as soon as the products with the one before have been done. Where tiles are few, a
+// cluster of blocks makes each: every block has a slice of the stages, and of the points to add up
+// and write.
 //
 // Float32 without TF32 is three products of TF32, of high and low parts (chunks.cuh). As the tensor
 // cores cut their sums instead of rounding them, few taps are added there, the small products
 // first, and those sums in registers.
 #include "ebb/ops/convolution/hopper.cuh"
 #include "ebb/ops/convolution/paths.h"
+
+#include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
 namespace {
@@ -24,6 +28,7 @@ constexpr int tile_points = 224;  // of a line
 constexpr int step_chunks = 2;    // along k of one instruction: 16 bf16, 8 TF32
 
 // Weights → [group, tile of filters, stage, tap, chunk, filter], zeros beyond; `chunks` of a stage.
+// Threads side by side have taps of four filters: what is adjacent in memory, before and after.
 template <class T, Form form>
 struct TapPacker {
   Gather g;
@@ -38,20 +43,24 @@ struct TapPacker {
   __device__ void pack(std::int64_t block) const {
     const std::int64_t i = block * pack_threads + threadIdx.x;
     if (i >= size) return;
+    const int tiles = divide_up(g.m, filters), quads = tiles * (filters / 4);
+    const bool m_adjacent = g.m_stride < g.c_stride;
     BlockIndex place{i};
-    const int filter = place.next(filters);
-    const int chunk = place.next(chunks);
+    int m = place.next(4);
     const int tap = place.next(taps);
-    const int stage = place.next(stages);
-    const std::int64_t m = std::int64_t{place.next(divide_up(g.m, filters))} * filters + filter;
-    const int first = (stage * chunks + chunk) * pack_size<T>;
-    const T* from =
-        weight + place.left * g.m * g.c * taps + m * g.m_stride + first * g.c_stride + tap;
+    if (m_adjacent) m += 4 * place.next(quads);
+    const int chunk = place.next(stages * chunks);
+    if (!m_adjacent) m += 4 * place.next(quads);
+    const std::int64_t group = place.left;
+    const int first = chunk * pack_size<T>;
+    const T* from = weight + group * g.m * g.c * taps + m * g.m_stride + first * g.c_stride + tap;
     FormedChunk<T, form> out;
 #pragma unroll
     for (int e = 0; e < pack_size<T>; ++e)
       if (m < g.m && first + e < g.c) out.set(e, from[e * g.c_stride]);
-    out.store(packed + i, size);
+    const std::int64_t stage = (group * tiles + m / filters) * stages + chunk / chunks;
+    out.store(packed + ((stage * taps + tap) * chunks + chunk % chunks) * filters + m % filters,
+              size);
   }
 };
 
@@ -63,17 +72,19 @@ struct Stages {
   int steps, count, ring, products;
   int parts, filter_bytes, pixel_bytes;  // of a part of a stage
   int rows, start, row_step, reach;
+  int slices;  // that the stages are cut into, the blocks of a cluster
   int shift[64];
   __host__ __device__ int part_bytes() const { return filter_bytes + pixel_bytes; }
   __host__ __device__ int bytes() const { return parts * part_bytes(); }
 };
 
 // Writes rows of a tile to out through shared memory, so that adjacent points are written together.
-// Each warp has 16 rows of its own.
+// Each warp has 16 rows of its own, and of 32 points each the slice has every `slices`-th.
 template <class Out>
 __device__ void store_tile(const float (&sums)[tile_points / 2], Out* rows, const Line& line,
                            std::int64_t first_point, int height, int width, int left,
-                           std::int64_t image_stride, const Out* bias, Out* out) {
+                           std::int64_t image_stride, int slice, int slices, const Out* bias,
+                           Out* out) {
   constexpr int pitch = tile_points + 8;
   const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = lane_id();
   rows += warp * 16 * pitch;
@@ -93,7 +104,7 @@ __device__ void store_tile(const float (&sums)[tile_points / 2], Out* rows, cons
   const std::int64_t plane = std::int64_t{height} * width;
   out += warp * 16 * plane;
 #pragma unroll 1
-  for (int c = 0; c < tile_points / warp_size; ++c) {
+  for (int c = slice; c < tile_points / warp_size; c += slices) {
     const std::int64_t point = first_point + c * warp_size + lane;
     const auto j = static_cast<unsigned>(point), across = static_cast<unsigned>(line.width);
     const unsigned w = j % across, h = j / across % line.height, image = j / across / line.height;
@@ -103,6 +114,32 @@ __device__ void store_tile(const float (&sums)[tile_points / 2], Out* rows, cons
     for (int row = 0; row < 16; ++row)
       if (warp * 16 + row < left) to[row * plane] = rows[row * pitch + c * warp_size + lane];
   }
+}
+
+// The blocks of a cluster, each with a slice of the sums, add them up in their order: each those of
+// some columns of 32 points, which it then has.
+__device__ void add_over_cluster(float (&sums)[tile_points / 2], float* memory, int slice,
+                                 int slices) {
+  if (slices == 1) return;
+  constexpr int each = 16;  // sums of 32 points that a thread has
+  const auto cluster = cooperative_groups::this_cluster();
+  float* const mine = memory + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < tile_points / 2; ++i) mine[i * hopper::warpgroup] = sums[i];
+  cluster.sync();
+#pragma unroll
+  for (int first = 0; first < tile_points / 2; first += each) {
+    if (first / each % slices != slice) continue;
+    float all[each] = {};
+    for (int from = 0; from < slices; ++from) {
+      const float* const theirs = cluster.map_shared_rank(mine, from);
+#pragma unroll
+      for (int i = 0; i < each; ++i) all[i] += theirs[(first + i) * hopper::warpgroup];
+    }
+#pragma unroll
+    for (int i = 0; i < each; ++i) sums[first + i] = all[i];
+  }
+  cluster.sync();  // all have been read
 }
 
 // `batch` products are queued at once.
@@ -116,6 +153,9 @@ __global__ void __launch_bounds__(hopper::warpgroup, 2)
     extern __shared__ __align__(128) unsigned char ring[];
     __shared__ Barrier full[most_slots];
     BlockIndex block;
+    const int slice = block.next(stages.slices);
+    const int begin = slice * stages.count / stages.slices;
+    const int count = (slice + 1) * stages.count / stages.slices - begin;
     const int tiles = divide_up(g.m, filters);
     const int tile = block.next(tiles);
     const std::int64_t first_point =
@@ -129,7 +169,8 @@ __global__ void __launch_bounds__(hopper::warpgroup, 2)
     weights += (group * tiles + tile) * stages.count * stage_filters;
     pixels += group * all_chunks * line.size + first_point + stages.start;
 
-    const auto fetch = [&](int stage, int at) {
+    const auto fetch = [&](int from_begin, int at) {
+      const int stage = begin + from_begin;
       unsigned char* to = ring + at * stages.bytes();
       const int first = stage / stages.rows * chunks, row = stage % stages.rows;
       full[at].arrive_expecting(parts_of<form> * (stages.filter_bytes + chunks * run));
@@ -175,15 +216,16 @@ __global__ void __launch_bounds__(hopper::warpgroup, 2)
         }
       }
     };
-    run_stages<halves>(full, stages.ring, stages.count, threadIdx.x == 0, fetch, multiply);
+    run_stages<halves>(full, stages.ring, count, threadIdx.x == 0, fetch, multiply);
     hopper::hold(sums);
     __syncthreads();
     const std::int64_t channel = group * g.m + tile * filters;
     const std::int64_t plane = std::int64_t{g.h.out} * g.w.out;
-    const auto store = [&](const float(&results)[tile_points / 2]) {
+    const auto store = [&](float(&results)[tile_points / 2]) {
+      add_over_cluster(results, reinterpret_cast<float*>(ring), slice, stages.slices);
       store_tile<T>(results, reinterpret_cast<T*>(ring), line, first_point, g.h.out, g.w.out,
-                    g.m - tile * filters, plane * g.groups * g.m, bias ? bias + channel : nullptr,
-                    out + channel * plane);
+                    g.m - tile * filters, plane * g.groups * g.m, slice, stages.slices,
+                    bias ? bias + channel : nullptr, out + channel * plane);
     };
     if constexpr (halves) {
       store(totals);
@@ -225,6 +267,25 @@ Stages stages_of(int channels, const Line& line, bool by_rows) {
   return stages;
 }
 
+// How many slices take the least time, for so many blocks of `products` instructions. Two blocks
+// that share a multiprocessor take less than twice the time of one, and a block's begin and end as
+// long as `ends`. Clusters of 8 do not find each multiprocessor twice.
+int slices_of(std::int64_t blocks, int stages, int products) {
+  constexpr double alone = 1.35;
+  constexpr int ends = 90;
+  int best = 1;
+  double shortest = std::numeric_limits<double>::max();
+  for (int slices = 1; slices <= std::min(8, stages); slices *= 2) {
+    const std::int64_t n = blocks * slices, at_once = (slices < 8 ? 2 : 1) * multiprocessors();
+    const std::int64_t left = n % at_once;
+    const double last = left > multiprocessors() ? 2 : left > 0 ? alone : 0;
+    const double time = (2 * static_cast<double>(n / at_once) + last) *
+                        (divide_up(stages, slices) * products + ends);
+    if (time < shortest) best = slices, shortest = time;
+  }
+  return best;
+}
+
 // f(constant) with the first of some that divides n.
 template <int... some, class F>
 void with_divisor(int n, F f) {
@@ -240,9 +301,9 @@ bool run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& 
   const std::int64_t tiles = divide_up(g.m, filters);
   const std::int64_t blocks =
       divide_up<std::int64_t>(line.points(), tile_points) * tiles * g.groups;
-  if (stages.ring < 2 || stages.products > int{std::size(stages.shift)} ||
-      blocks < multiprocessors())
-    return false;
+  constexpr int each = form == Form::halves ? 3 : 1;
+  stages.slices = slices_of(blocks, stages.count, stages.products * each);
+  if (stages.ring < 2 || stages.products > int{std::size(stages.shift)}) return false;
   const int chunks = stages.count / stages.rows * stages.steps * step_chunks;
   const std::int64_t size = g.groups * tiles * chunks * taps * filters;
   Tensor pixels = empty_line<T, form>(line, g.groups, chunks, in);
@@ -256,11 +317,14 @@ bool run(const Gather& g, const Tensor& in, const Tensor& weight, const Tensor& 
                                       reinterpret_cast<Chunk<T>*>(weights.data<T>())};
   pack(tap_packer, line_packer<T, form>(line, g.groups, g.c, chunks, g.h.in, g.w.in, in, pixels));
   const size_t rows = filters * (tile_points + 8) * sizeof(T);
-  const size_t shared = std::max(size_t(stages.ring) * stages.bytes(), rows);
+  const size_t sums = stages.slices == 1 ? 0 : filters * tile_points * sizeof(float);
+  const size_t shared = std::max({size_t(stages.ring) * stages.bytes(), rows, sums});
   with_divisor<9, 7, 6, 5, 4, 3, 1>(stages.products, [&](auto batch) {
-    launch(op, shifted<T, form, decltype(batch)::value>, grid_of(op, blocks), hopper::warpgroup,
-           shared, g, line, stages, chunks_of<T>(pixels), chunks_of<T>(weights),
-           bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
+    const Together together{grid_of(op, blocks * stages.slices).x, hopper::warpgroup, shared,
+                            static_cast<unsigned>(stages.slices)};
+    launch_together(op, shifted<T, form, decltype(batch)::value>, together, g, line, stages,
+                    chunks_of<T>(pixels), chunks_of<T>(weights),
+                    bias.defined() ? bias.data<T>() : nullptr, out.data<T>());
   });
   return true;
 }

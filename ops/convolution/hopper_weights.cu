@@ -131,7 +131,7 @@ bool run_gradient(const Weights& whole, const Gather& g, const Tensor& x, const 
   const std::int64_t tiles = std::int64_t{divide_up(g.m, filters)} *
                              divide_up(c_chunks, Tile::c_chunks) * divide_up(taps, Tile::together) *
                              g.groups;
-  const Slices slices(dy_place.size / Tile::points, 2 * multiprocessors() / tiles);
+  const Slices slices = soonest_slices(tiles, dy_place.size / Tile::points);
   const std::int64_t size = std::int64_t{g.groups} * g.m * c_chunks * 8 * taps;
   Tensor partial = empty({slices.count, size}, {Dtype::f32, dw.device()});
   launch(op, shifted_gradient<Tile>, grid_of(op, tiles * slices.count), hopper::warpgroup,

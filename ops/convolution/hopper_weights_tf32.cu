@@ -278,7 +278,7 @@ bool run(const Weights& whole, const Gather& g, const Tensor& x, const Tensor& d
                              divide_up(sizes.rows, Tile::rows) * divide_up(taps, Tile::together) *
                              g.groups;
   const std::int64_t accurate = Tile::halves ? divide_up<std::int64_t>(right_line.size, 4096) : 1;
-  const Slices slices(sizes.stages, std::max(accurate, 2 * multiprocessors() / tiles));
+  const Slices slices = soonest_slices(tiles, sizes.stages, accurate);
   const std::int64_t size = std::int64_t{g.groups} * g.m * sizes.c_chunks * 4 * taps;
   Tensor partial = empty({slices.count, size}, dw.options());
   launch(op, shifted_gradient_tf32<Tile>, grid_of(op, tiles * slices.count), hopper::warpgroup,

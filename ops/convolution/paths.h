@@ -27,8 +27,8 @@ Convolve convolve;
 WeightGradient weight_gradient;
 }  // namespace few
 
-// Depthwise in float32 and bf16 with the kernels that networks have, in registers: 3×3 (stride 1 or
-// 2), 5×5, 7×7, and rows of 3, 5 or 9 taps, padded by half of them.
+// Depthwise in float32 and bf16 with the kernels that networks have, in registers: 3×3, 5×5 and 7×7
+// (stride 1 or 2), and rows of 3, 5 or 9 taps, padded by half of them.
 namespace strips {
 Convolve convolve;
 // All gradients at once; of dx and db, those that are defined.
@@ -64,7 +64,7 @@ Convolve convolve;
 }  // namespace phases
 
 // Stride 1 on the tensor cores of Hopper GPUs: bf16, float32 in TF32 where that is allowed, and
-// else as three products of TF32. Not few tiles, nor tiles that float32 would leave half empty.
+// else as three products of TF32. Not few products, nor tiles that float32 would leave half empty.
 //
 // Float32 is as exact as by FMA, or more. The worst of millions of sums of 576 to 4608 products, as
 // errors against float64 in units of 2⁻²⁴ Σ|aᵢbᵢ| on an H100: 1.3 of numbers of both signs, where

@@ -217,17 +217,24 @@ bool with_strip(const Conv2dSize& z, bool transposed, F f) {
     done = true;
     f(strip);
   };
+  const std::int64_t stride = o.stride.w;
   const auto with_pack = [&]<int cols, int pack>() {
-    const std::int64_t r = z.r, s = z.s, stride = o.stride.w;
-    if (r == 3 && s == 3 && stride == 2 && !transposed) with(Strip<3, 3, 2, 1, cols, pack>{});
-    if (r == 3 && s == 3 && stride == 2 && transposed) with(Strip<3, 3, 1, 2, cols, pack>{});
-    if (stride != 1) return;
-    if (r == 3 && s == 3) with(Strip<3, 3, 1, 1, cols, pack>{});
-    if (r == 5 && s == 5) with(Strip<5, 5, 1, 1, cols, pack>{});
-    if (r == 7 && s == 7) with(Strip<7, 7, 1, 1, cols, pack>{});
-    if (r == 1 && s == 3) with(Strip<1, 3, 1, 1, row_cols * cols, pack>{});
-    if (r == 1 && s == 5) with(Strip<1, 5, 1, 1, row_cols * cols, pack>{});
-    if (r == 1 && s == 9) with(Strip<1, 9, 1, 1, row_cols * cols, pack>{});
+    const auto square = [&]<int side>() {
+      if (z.r != side || z.s != side || stride > 2) return;
+      if (stride == 1) return with(Strip<side, side, 1, 1, cols, pack>{});
+      if (transposed) return with(Strip<side, side, 1, 2, cols, pack>{});
+      with(Strip<side, side, 2, 1, cols, pack>{});
+    };
+    const auto row = [&]<int taps>() {
+      if (z.r != 1 || z.s != taps || stride != 1) return;
+      with(Strip<1, taps, 1, 1, row_cols * cols, pack>{});
+    };
+    square.template operator()<3>();
+    square.template operator()<5>();
+    square.template operator()<7>();
+    row.template operator()<3>();
+    row.template operator()<5>();
+    row.template operator()<9>();
   };
   // Fewer columns where packs are smaller, so that threads side by side read whole lines.
   constexpr int most = pack_size<T>;

@@ -85,7 +85,7 @@ TEST_CASE("refusals: devices") {
   check_error(Kind::device, {"cuda:7"}, [] { parse_device("cuda:7"); });
   check_error(Kind::device, {"cuda:7"}, [] { zeros({2}, {.device = {Device::Type::cuda, 7}}); });
   if (!has_cuda) check_error(Kind::device, {"no CUDA kernels"}, [] { parse_device("cuda"); });
-  if (cuda_device_count() == 0) return;
+  if (gpu_missing()) return;
   const TensorOptions there{.device = cuda_device};
   const On here{};
   const auto mixed = [&](const char* op, const std::function<void()>& f) {
