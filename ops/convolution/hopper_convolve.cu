@@ -120,6 +120,7 @@ __device__ void store_tile(const float (&sums)[tile_points / 2], Out* rows, cons
 // some columns of 32 points, which it then has.
 __device__ void add_over_cluster(float (&sums)[tile_points / 2], float* memory, int slice,
                                  int slices) {
+#if __CUDA_ARCH__ >= 900
   if (slices == 1) return;
   constexpr int each = 16;  // sums of 32 points that a thread has
   const auto cluster = cooperative_groups::this_cluster();
@@ -140,6 +141,7 @@ __device__ void add_over_cluster(float (&sums)[tile_points / 2], float* memory, 
     for (int i = 0; i < each; ++i) sums[first + i] = all[i];
   }
   cluster.sync();  // all have been read
+#endif
 }
 
 // `batch` products are queued at once.
