@@ -164,6 +164,7 @@ template <class T, class Formula, class... X>
 double quick_sum_row(std::int64_t n, const Formula& formula, const X*... x) {
   using V = Simd<Wide<T>>;
   constexpr std::int64_t width = lanes<Wide<T>>;
+  if (n < 4 * width) return sum_row<T>(n, formula, x...);
   Simd<double> a = 0.0, b = 0.0;
   std::int64_t i = 0;
   for (; i + 4 * width <= n; i += 4 * width) {

@@ -7,24 +7,15 @@ namespace {
 
 using Bits = std::uint16_t;
 
-// Exponent of the smallest number that is not 0.
-int least_exponent(const Tensor& x) {
-  const auto* from = reinterpret_cast<const Bits*>(x.data<bf16>());
+int least_exponent_of(const Tensor& x) {
   constexpr std::int64_t block = 1 << 15;
-  std::vector<Bits> least(static_cast<size_t>((x.numel() + block - 1) / block), 0xffff);
+  std::vector<int> least(static_cast<size_t>((x.numel() + block - 1) / block));
   parallel_for(std::ssize(least), 4, [&, all = x.numel()](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t b = begin; b < end; ++b) {
-      Bits smallest = 0xffff;  // magnitude, less one: of 0 it is the largest
-      for (const Bits* p = from + b * block; p < from + std::min((b + 1) * block, all); ++p) {
-        const auto magnitude = static_cast<Bits>((*p & 0x7fff) - 1);
-        smallest = magnitude < smallest ? magnitude : smallest;
-      }
-      least[static_cast<size_t>(b)] = smallest;
-    }
+    for (std::int64_t b = begin; b < end; ++b)
+      least[static_cast<size_t>(b)] =
+          cpu::least_exponent(x.data<bf16>() + b * block, std::min(block, all - b * block));
   });
-  int all = 0xffff;
-  for (const Bits smallest : least) all = std::min<int>(all, smallest);
-  return (all + 1) >> 7;
+  return least.empty() ? 0 : *std::ranges::min_element(least);
 }
 
 // to[i] = (a[i], b[i])
@@ -46,7 +37,7 @@ void pair_up(const Bits* a, const Bits* b, std::int64_t n, std::uint32_t* to) {
 cpu::Pairs cpu::pairs_of(const Tensor& x, std::int64_t outer, std::int64_t channels,
                          std::int64_t inner) {
   const std::int64_t half = (channels + 1) / 2;
-  Pairs pairs{empty({outer, half, inner}, {Dtype::f32, x.device()}), least_exponent(x)};
+  Pairs pairs{empty({outer, half, inner}, {Dtype::f32, x.device()}), least_exponent_of(x)};
   const auto* from = reinterpret_cast<const Bits*>(x.data<bf16>());
   auto* to = reinterpret_cast<std::uint32_t*>(pairs.x.data<float>());
   const std::vector<Bits> zeros(static_cast<size_t>(channels % 2 ? inner : 0));
@@ -67,7 +58,7 @@ cpu::Pairs cpu::pairs_of(const Tensor& x, std::int64_t outer, std::int64_t chann
 
 cpu::Pairs cpu::halves_of(const Tensor& x, const Half& half) {
   const std::int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  Pairs pairs{empty({channels, half.rows, width}, {Dtype::f32, x.device()}), least_exponent(x)};
+  Pairs pairs{empty({channels, half.rows, width}, {Dtype::f32, x.device()}), least_exponent_of(x)};
   const auto* from = reinterpret_cast<const Bits*>(x.data<bf16>());
   auto* to = reinterpret_cast<std::uint32_t*>(pairs.x.data<float>());
   const std::vector<Bits> zeros(static_cast<size_t>(width));
@@ -83,13 +74,6 @@ cpu::Pairs cpu::halves_of(const Tensor& x, const Half& half) {
     }
   });
   return pairs;
-}
-
-// All sums of products are multiples of 2^(a + b − 14), for exponents a and b of the smallest
-// factors: none is a denormal where that is at least 2^−126.
-bool cpu::exact(const Pairs& a, const Pairs& b) {
-  constexpr int bias = 127;
-  return a.least > 0 && b.least > 0 && a.least + b.least - 2 * bias - 14 >= -126;
 }
 
 }  // namespace ebb

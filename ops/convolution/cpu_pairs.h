@@ -1,45 +1,12 @@
 // Internal: not in <ebb/ebb.h>, not installed.
-// The CPU's convolution of bf16 where a processor multiplies pairs of them: one instruction is
-//
-//   sum + a₀·b₀ + a₁·b₁     in f32, of exact products
-//
-// for as many pairs as a register has f32. So a pair of channels, or of images where these are
-// summed over, goes as one "f32" through packing, staging and tiles, at half the work.
+// The CPU's convolution of bf16 where a processor multiplies pairs of them: a pair of channels, or
+// of images where these are summed over, goes as one "f32" through packing, staging and tiles, at
+// half the work.
 #pragma once
-#include <cstdint>
-
-#include "ebb/core/eigen.h"
 #include "ebb/ops/convolution/conv2d.h"
+#include "ebb/ops/pairs.h"
 
 namespace ebb::cpu {
-
-#ifdef __AVX512BF16__
-inline constexpr bool multiplies_pairs = true;
-
-inline __m512 add_pairs(__m512 a, __m512 b, __m512 sum) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-}
-inline __m256 add_pairs(__m256 a, __m256 b, __m256 sum) {
-  return _mm256_dpbf16_ps(sum, (__m256bh)a, (__m256bh)b);
-}
-inline __m128 add_pairs(__m128 a, __m128 b, __m128 sum) {
-  return _mm_dpbf16_ps(sum, (__m128bh)a, (__m128bh)b);
-}
-inline float add_pairs(float a, float b, float sum) {
-  return _mm_cvtss_f32(add_pairs(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(sum)));
-}
-#else
-inline constexpr bool multiplies_pairs = false;
-#endif
-
-// sum + a · b, of numbers or of pairs.
-template <bool pairs, class P>
-P add_product(const P& a, const P& b, const P& sum) {
-#ifdef __AVX512BF16__
-  if constexpr (pairs) return add_pairs(a, b, sum);
-#endif
-  return Eigen::internal::pmadd(a, b, sum);
-}
 
 // f<T, pairs>() for tensors of numbers, or of pairs that lie in f32.
 template <class F>
@@ -52,8 +19,8 @@ void visit_numbers(Dtype dtype, bool pairs, F&& f) {
 
 // A tensor of bf16 in pairs.
 struct Pairs {
-  Tensor x;         // f32 by its type
-  int least = 512;  // exponent, as bf16 has it, of the smallest number that is not 0
+  Tensor x;  // f32 by its type
+  int least_exponent = 0;
 };
 
 // x [outer][channels][inner] → [outer][⌈channels / 2⌉][inner], 0 beside the last of an odd number.
@@ -65,8 +32,5 @@ struct Half {
   std::int64_t rows, shift, above = 0;
 };
 Pairs halves_of(const Tensor& x, const Half& half);
-
-// Whether no product and no sum of products is a denormal, which the instruction takes for 0.
-bool exact(const Pairs& a, const Pairs& b);
 
 }  // namespace ebb::cpu

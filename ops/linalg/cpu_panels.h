@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "ebb/ops/map.h"
+#include "ebb/ops/pairs.h"
 
 // A packet given to a template loses its alignment attribute, which no one needs there.
 #pragma GCC diagnostic ignored "-Wignored-attributes"
@@ -16,12 +17,6 @@
 namespace ebb::cpu::tiles {
 
 namespace simd = Eigen::internal;
-
-#ifdef __AVX512BF16__
-inline constexpr bool dots_of_pairs = lanes<float> == 16;
-#else
-inline constexpr bool dots_of_pairs = false;
-#endif
 
 struct Pair {
   bf16 first, second;
@@ -49,17 +44,6 @@ Packet<Sum<E>> everywhere(const E& x) {
     return simd::pset1<Packet<float>>(std::bit_cast<float>(x));
   else
     return simd::pset1<Packet<E>>(x);
-}
-
-// sum + a · b, of elements E.
-template <class E, class P = Packet<Sum<E>>>
-P add_product(const P& a, const P& b, const P& sum) {
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<E, Pair>)
-    return _mm512_dpbf16_ps(sum, __m512bh(__m512(a)), __m512bh(__m512(b)));
-  else
-#endif
-    return simd::pmadd(a, b, sum);
 }
 
 // The register block: 8 rows of two packets are 16 sums, enough to cover the latency of two fused
@@ -184,19 +168,6 @@ void pack_a(const View<S>& a, std::int64_t k, std::int64_t rows, E* out) {
     for (std::int64_t j = 0; j < k; j += p, block += block_rows)
       pack_row<block_rows>(a.at(i, j), n, a.column, k - j, block);
   }
-}
-
-// The smallest exponent of what is not 0 in runs of n pairs each: a bf16's biased one, 0 of
-// denormals.
-inline int least_exponent(const Pair* pairs, std::int64_t runs, std::int64_t distance,
-                          std::int64_t n) {
-  unsigned short least = 0xffff;
-  for (std::int64_t r = 0; r < runs; ++r) {
-    const auto* words = reinterpret_cast<const bf16*>(pairs + r * distance);
-    for (std::int64_t i = 0; i < 2 * n; ++i)
-      least = std::min(least, static_cast<unsigned short>((words[i].bits & 0x7fffu) - 1u));
-  }
-  return (least + 1) >> 7;
 }
 
 }  // namespace ebb::cpu::tiles

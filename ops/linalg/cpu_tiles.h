@@ -33,7 +33,7 @@ void kernel(std::int64_t k, const E* a, const Panels<B>& panels, std::int64_t co
       const P left = everywhere(a[i * row]);
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v)
-        sums[i][v] = add_product<E>(left, rows == 1 ? right(v) : near[v], sums[i][v]);
+        sums[i][v] = add_product<per<E> == 2>(left, rows == 1 ? right(v) : near[v], sums[i][v]);
     }
   }
   const bool whole = columns == vectors * l;
@@ -119,17 +119,6 @@ void multiply_rows(const Tile<Y>& y, std::int64_t k, std::int64_t i, const E* a,
   }
 }
 
-// y (+)= a · b (+ start) over k elements, a packed.
-template <class E, class B>
-void multiply_panels(const Tile<Sum<E>>& y, std::int64_t k, bool rows_lie, const E* a,
-                     const Panels<B>& b, const Sum<E>* start, bool add) {
-  for (std::int64_t i = 0; i < y.rows; i += block_rows)
-    if (rows_lie)
-      multiply_rows<step, 1>(y, k, i, a + i * step, b, start, add);
-    else
-      multiply_rows<1, block_rows>(y, k, i, a + i * depth, b, start, add);
-}
-
 // Memory for what is packed, kept by each thread.
 template <class T>
 T* scratch(std::int64_t size) {
@@ -150,16 +139,20 @@ class Packed {
       pack_b(t.b.from(d, first), k, std::min(width, t.columns - first), b_ + first * depth);
   }
 
-  // The processors' products of pairs lose denormals, operands and results. There are none where
-  // the last bit of the smallest product is a normal number: all sums are multiples of it.
-  bool all_normal() const requires std::is_same_v<E, Pair> {
-    const int of_b =
-        least_exponent(b_, (t_.columns + width - 1) / width, width * depth, width * elements_);
-    const int of_a = rows_lie() ? least_exponent(a_, t_.rows, step, elements_)
-                                : least_exponent(a_, (t_.rows + block_rows - 1) / block_rows,
-                                                 block_rows * depth, block_rows * elements_);
-    constexpr int bias = 127, bits = 7;
-    return std::min(of_a, of_b) > 0 && of_a + of_b - 2 * (bias + bits) >= 1 - bias;
+  bool exact() const requires std::is_same_v<E, Pair> {
+    const auto least = [](const Pair* pairs, std::int64_t runs, std::int64_t distance,
+                          std::int64_t n) {
+      int least = least_exponent(&pairs->first, 2 * n);
+      for (std::int64_t r = 1; r < runs; ++r)
+        least = std::min(least, least_exponent(&pairs[r * distance].first, 2 * n));
+      return least;
+    };
+    const std::int64_t panels = (t_.columns + width - 1) / width;
+    const std::int64_t blocks = (t_.rows + block_rows - 1) / block_rows;
+    return exact_products(rows_lie()
+                              ? least(a_, t_.rows, step, elements_)
+                              : least(a_, blocks, block_rows * depth, block_rows * elements_),
+                          least(b_, panels, width * depth, width * elements_));
   }
 
   // y (+)= a · b (+ start).
@@ -194,11 +187,11 @@ class Packed {
 template <class S, class Y, class Out>
 std::int64_t add_products(const Task<S, Y>& t, std::int64_t d, Wide<S>* memory,
                           const Wide<S>* start, const Tile<Out>& y) {
-  if constexpr (dots_of_pairs && std::is_same_v<S, bf16>)
+  if constexpr (multiplies_pairs && std::is_same_v<S, bf16>)
     if (t.worth_pairs()) {
       const std::int64_t k = std::min(2 * depth, t.k - d);
       const Packed<Pair, S, Y> packed(t, d, k, reinterpret_cast<Pair*>(memory));
-      if (packed.all_normal()) {
+      if (packed.exact()) {
         packed.multiply(y, start, d > 0);
         return k;
       }

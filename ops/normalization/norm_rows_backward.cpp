@@ -28,6 +28,7 @@ struct RowSums {
 template <class T>
 struct Gradient {
   using W = Wide<T>;
+  using V = Simd<W>;
   NormRows s;
   const T* x;
   const T* dy;
@@ -107,22 +108,21 @@ struct Gradient {
     const std::int64_t at = i * s.cols + begin;
     const T *v = x + at, *up = dy + at, *w = weight + begin;
     const Centre<W> middle = centre(i);
-    const W r = rstd[i], a = W(means.g), b = W(means.g_hat);
+    const V r = rstd[i], a = W(means.g), b = W(means.g_hat);
     W g[tile];  // rounded: g − a is 0 where a is the mean of equal g
     map_row(
         g, end - begin, [](auto up, auto w) { return up * w; }, up, w);
-    W* out = g;
-    if constexpr (std::is_same_v<T, W>) out = dx + at;
-#pragma omp simd
-    for (std::int64_t c = 0; c < end - begin; ++c) {
-      const W hat = ((wide(v[c]) - middle.high) - middle.low) * r;
-      out[c] = ((g[c] - a) - hat * b) * r;
-      dw[c] += wide(up[c]) * hat;
-      db[c] += wide(up[c]);
-    }
-    if (out == g)
-      map_row(
-          dx + at, end - begin, [](auto x) { return x; }, g);
+    const auto columns = [=, high = V(middle.high), low = V(middle.low), to = dx + at, &g](
+                             std::int64_t c, auto... count) {
+      const V gradient = V::load(up + c, count...);
+      const V hat = ((V::load(v + c, count...) - high) - low) * r;
+      (((V::load(g + c, count...) - a) - hat * b) * r).store(to + c, count...);
+      (V::load(dw + c) + gradient * hat).store(dw + c);
+      (V::load(db + c) + gradient).store(db + c);
+    };
+    std::int64_t c = 0;
+    for (; c + cpu::lanes<W> <= end - begin; c += cpu::lanes<W>) columns(c);
+    if (c < end - begin) columns(c, end - begin - c);
   }
 };
 

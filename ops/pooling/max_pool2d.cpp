@@ -53,6 +53,10 @@ Taps across(const PoolSize& s, std::int64_t q) {
   return {q * s.stride_w - s.padding_w, s.w, s.kernel_w, s.dilation_w};
 }
 
+bool are_pairs(const PoolSize& s) {
+  return s.stride_w == 2 && s.kernel_w == 2 && s.dilation_w == 1;
+}
+
 // One output of a plane, or of planes side by side, from its window: the largest and its place,
 // which is −1 where there is none.
 template <class V, class P>
@@ -132,6 +136,29 @@ void pool_neighbours(const PoolSize& s, const T* x, Taps rows, std::int64_t q, s
   for (; i < n; i += l) registers(std::integral_constant<int, 1>(), std::min(i, n - l));
 }
 
+// And where they are pairs of pixels: even and odd ones are parted in registers.
+template <class T>
+void pool_pairs(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std::int64_t n, T* y) {
+  using V = cpu::Simd<T>;
+  constexpr std::int64_t l = cpu::lanes<T>;
+  const auto larger_of_pairs = [](const T* p) {
+    const cpu::Packet<T> a = V::load(p).v, b = V::load(p + l).v;
+    return [&]<size_t... i>(std::index_sequence<i...>) {
+      return larger(V::of(__builtin_shufflevector(a, b, (2 * int(i))...)),
+                    V::of(__builtin_shufflevector(a, b, (2 * int(i) + 1)...)));
+    }
+    (std::make_index_sequence<l>());
+  };
+  x += rows.start * s.w + 2 * q - s.padding_w;
+  for (std::int64_t at = 0; at < n; at += l) {
+    const std::int64_t i = std::min(at, n - l);
+    V best = larger_of_pairs(x + rows.begin * s.dilation_h * s.w + 2 * i);
+    for (std::int64_t r = rows.begin + 1; r < rows.end; ++r)
+      best = larger(best, larger_of_pairs(x + r * s.dilation_h * s.w + 2 * i));
+    best.store(y + i);
+  }
+}
+
 // And where they are further apart, two taps at a time where both can be had.
 template <class T>
 void pool_values(const PoolSize& s, const T* x, Taps rows, std::int64_t q, std::int64_t n,
@@ -165,8 +192,10 @@ void pool_row(const PoolSize& s, const T* x, std::int64_t p, I* index, T* y) {
   edges(0, inside.begin);
   edges(inside.end, s.q);
   const std::int64_t count = inside.end - inside.begin;
-  if (!index && s.stride_w == 1 && count >= cpu::lanes<T>)
-    return pool_neighbours(s, x, rows, inside.begin, count, y + inside.begin);
+  if (!index && count >= cpu::lanes<T>) {
+    if (s.stride_w == 1) return pool_neighbours(s, x, rows, inside.begin, count, y + inside.begin);
+    if (are_pairs(s)) return pool_pairs(s, x, rows, inside.begin, count, y + inside.begin);
+  }
   for (std::int64_t q = inside.begin; q < inside.end; q += cpu::pool_block) {
     const std::int64_t n = std::min(cpu::pool_block, inside.end - q);
     Place<T> place[cpu::pool_block];
@@ -277,9 +306,8 @@ void cpu::max_pool2d(const PoolSize& s, const Tensor& x, Tensor& index, Tensor& 
     I* places = index.defined() ? index.data<I>() : nullptr;
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    const bool pairs = s.stride_w == 2 && s.kernel_w == 2;  // even and odd pixels
     const std::int64_t worth_a_row = (s.stride_w == 1 ? 4 : 8) * lanes<W>;
-    const bool by_rows = !places && (s.stride_w == 1 || pairs) && s.q >= worth_a_row;
+    const bool by_rows = !places && (s.stride_w == 1 || are_pairs(s)) && s.q >= worth_a_row;
     const std::int64_t together = by_rows ? 1 : planes_together<W>(s);
     std::vector<Taps> columns;
     for (std::int64_t q = 0; q < s.q && together > 1; ++q) columns.push_back(across(s, q));

@@ -28,11 +28,9 @@ void cpu::inner_product(const Tensor& a, const Tensor& b, Tensor& y) {
     using T = decltype(zero);
     const auto part = [p = a.data<T>(), q = b.data<T>()](std::int64_t begin, std::int64_t end) {
       const auto product = [](auto a, auto b) { return a * b; };
-      if constexpr (std::is_same_v<T, bf16>) {
-        const double sum = quick_sum_row<T>(end - begin, product, p + begin, q + begin);
-        if (std::isfinite(sum)) return sum;
-      }
-      return sum_row<T>(
+      const double sum = quick_sum_row<T>(end - begin, product, p + begin, q + begin);
+      if (std::isfinite(sum)) return sum;
+      return sum_row<T>(  // a product, or four of them, may be too large for T alone
           end - begin, [=](Simd<double> a, Simd<double> b) { return product(a, b); }, p + begin,
           q + begin);
     };

@@ -47,44 +47,65 @@ Tensor scaled(const Tensor& x, const Tensor& factor) {
   return y;
 }
 
+TensorOptions wide(const Tensor& x) {
+  return {x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, x.device()};
+}
+
+// dx [N,D] of g [N,C], the gradient of the logits.
+Tensor input_gradient(const Tensor& g, const Tensor& w) {
+  Tensor dx = empty({g.size(0), w.size(1)}, g.options());
+  product({1, g.size(0), w.size(1), w.size(0)}, g, w, {}, dx);
+  return dx;
+}
+
+// dw [C,D], which these rows are added to if there is one.
+Tensor weight_gradient(const Tensor& g, const Tensor& x, const Tensor& so_far = {}) {
+  Tensor dw = so_far.defined() ? so_far : empty({g.size(1), x.size(1)}, wide(x));
+  product({1, g.size(1), x.size(1), g.size(0), true}, g, x, so_far, dw);
+  return dw;
+}
+
 }  // namespace
 
 Tensor linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& target,
                             const LinearCrossEntropyOptions& o) {
   check(x, w, target, o);
-  const std::int64_t n = x.size(0), in = x.size(1), classes = w.size(0);
+  const std::int64_t n = x.size(0), classes = w.size(0);
   const bool needs_x = grad_enabled() && x.requires_grad();
   const bool needs_w = grad_enabled() && w.requires_grad();
-  const TensorOptions wide{x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32, x.device()};
-  Tensor divisor = ones({}, wide), loss = empty({n}, wide), dw;
+  Tensor divisor = ones({}, wide(x)), loss = empty({n}, wide(x));
   if (o.reduction == Reduction::mean)
     run<cpu::count_targets, gpu::count_targets>(x.device(), target, o.ignore_index, divisor);
-  if (needs_w) dw = zeros({n > 0 ? 0 : classes, in}, wide);  // without rows it is 0
-  std::vector<Tensor> dx;
   const std::int64_t step = rows_at_a_time(n, classes, o.logits_at_a_time);
+  const bool whole = step == n;
   const Tensor all = x.detach();
+  Tensor g = empty({0, classes}, x.options()), dw;
+  std::vector<Tensor> dx;
   for (std::int64_t first = 0; first < n; first += step) {
-    const std::int64_t rows = std::min(step, n - first);
-    const Tensor part = rows == n ? all : slice(all, 0, first, first + rows);
-    Tensor logits = empty({rows, classes}, x.options());
-    product({1, rows, classes, in, false, true}, part, w, {}, logits);
-    run_as_is<cpu::loss_and_gradient, gpu::loss_and_gradient>(
-        x.device(), target, first, o.ignore_index, divisor, logits, loss);
-    if (needs_x) product({1, rows, in, classes}, logits, w, {}, dx.emplace_back(empty_like(part)));
-    if (!needs_w) continue;
-    if (first == 0) dw = empty(w.shape(), wide);
-    product({1, classes, in, rows, true}, logits, part, first > 0 ? dw : Tensor(), dw);
+    const Tensor part = whole ? all : slice(all, 0, first, std::min(first + step, n));
+    g = Tensor();  // before there is another
+    g = empty({part.size(0), classes}, x.options());
+    product({1, part.size(0), classes, x.size(1), false, true}, part, w, {}, g);
+    run_as_is<cpu::loss_and_gradient, gpu::loss_and_gradient>(x.device(), target, first,
+                                                              o.ignore_index, divisor, g, loss);
+    if (needs_x && !whole) dx.push_back(input_gradient(g, w));
+    if (needs_w && !whole) dw = weight_gradient(g, part, dw);
   }
-  const Tensor whole_dx = !needs_x         ? Tensor()
-                          : dx.empty()     ? zeros_like(x)
-                          : dx.size() == 1 ? dx.front()
-                                           : concat(dx, 0);
   const Tensor y = (sum(loss) / divisor).to(x.dtype());
-  return record(
-      op, y, {x, w}, [dx = Saved(whole_dx), dw = Saved(dw)](const Tensor& dy) -> Gradients {
-        const auto by_dy = [&](const Tensor& d) { return d.defined() ? scaled(d, dy) : Tensor(); };
-        return {by_dy(dx), by_dy(dw)};
-      });
+  if (whole)
+    return record(op, y, {x, w},
+                  [=, x = Saved(x), w = Saved(w), g = Saved(g)](const Tensor& dy) -> Gradients {
+                    return {needs_x ? scaled(input_gradient(g, w), dy) : Tensor(),
+                            needs_w ? scaled(weight_gradient(g, x), dy) : Tensor()};
+                  });
+  return record(op, y, {x, w},
+                [dx = Saved(needs_x ? concat(dx, 0) : Tensor()),
+                 dw = Saved(dw)](const Tensor& dy) -> Gradients {
+                  const auto by_dy = [&](const Tensor& d) {
+                    return d.defined() ? scaled(d, dy) : Tensor();
+                  };
+                  return {by_dy(dx), by_dy(dw)};
+                });
 }
 
 void cpu::count_targets(const Tensor& target, std::int64_t ignore_index, Tensor& count) {

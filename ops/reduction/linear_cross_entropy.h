@@ -3,7 +3,9 @@
 // For vocabularies so large that the logits [N,C] would be the largest tensor of a model: they are
 // made for some rows at a time, read once, and overwritten by their gradient, of which dx and dw
 // are made at once. So forward does the work of both directions, and backward only multiplies by
-// dy. dw is added up in f32 (f64 for f64), in the order of the rows.
+// dy. Where all logits may be held at a time, backward makes dx and dw of their gradient, and a
+// forward that none follows costs no more than the loss. dw is added up in f32 (f64 for f64), in
+// the order of the rows.
 //
 // Rows with target ignore_index count nowhere; the mean over no rows is NaN. Targets are checked
 // as cross_entropy checks them, and unchecked ones have the same effect.

@@ -67,7 +67,10 @@ void along_few_columns(const View& v, const Rows& rows, T* y, const X*... x) {
 // rows(v, x…, y) or columns(v, x…, y), of T or of what that is calculated with as.
 template <class T, class Rows, class Columns, class... X>
 void along_lines(const View& v, const Rows& rows, const Columns& columns, T* y, const X*... x) {
-  if (are_short_rows<T>(v, sizeof...(X))) {
+  // Of more than a register, a row would have exponentials of two.
+  const bool in_two = sizeof...(X) == 1 && v.inner == 1 && v.outer > 1 && v.n > lanes<Wide<T>> &&
+                      v.n < 2 * lanes<Wide<T>>;
+  if (in_two || are_short_rows<T>(v, sizeof...(X))) {
     const auto f = [&](auto, auto, const View& c, auto*... p) { columns(c, p...); };
     for_short_rows(v, f, y, v.n * v.inner, x...);
   } else if (v.inner == 1) {
@@ -86,8 +89,8 @@ struct RowExponentials {
   double sum[most_rows];
 
   RowExponentials(const T* x, std::int64_t n, std::int64_t count, Wide<T>* e = nullptr) {
+    for (std::int64_t r = 0; r < count; ++r) max[r] = largest(x + r * n, n);
     for (std::int64_t r = 0; r < count; ++r) {
-      max[r] = largest(x + r * n, n);
       const auto term = [m = Simd<Wide<T>>(max[r])](auto x) { return exp(x - m); };
       if (e)
         map_row(e + r * n, n, term, x + r * n);

@@ -58,27 +58,65 @@ Wide<T> scaled(double sum, double factor) {
 // Where there are more numbers than this, four add up in T before they do in double.
 constexpr std::int64_t few = 64;
 
-template <class T>
-double quick_row_sum(const T* x, std::int64_t n) {
-  const auto same = [](auto x) { return x; };
-  return n > few ? cpu::quick_sum_row<T>(n, same, x) : cpu::sum_row<T>(n, same, x);
+// Rows of no more than `few`, eight at a time: what each has in the lanes of a register becomes
+// columns, as adding these up takes less than the lanes of each row.
+template <class T, class Y>
+void sum_short_rows(const T* x, std::int64_t rows, std::int64_t n, double factor, Y* y) {
+  using V = cpu::Simd<Wide<T>>;
+  using D = cpu::Simd<double>;
+  constexpr std::int64_t width = cpu::lanes<Wide<T>>;
+  constexpr int together = cpu::lanes<double>;
+  const std::int64_t whole = n / width * width;
+  const auto rest = cpu::before<Wide<T>>(n - whole, 0);
+  const auto add = [](V x, D sum) {
+    if constexpr (cpu::double_parts<Wide<T>> == 2) sum = sum + cpu::as_double<1>(x);
+    return sum + cpu::as_double<0>(x);
+  };
+  T near[together * few + width] = {};
+  for (std::int64_t row = 0; row < rows; row += together) {
+    const std::int64_t count = std::min<std::int64_t>(together, rows - row);
+    const T* from = x + row * n;
+    if ((row + together) * n + width >
+        rows * n)  // the last are read whole registers at a time, too
+      from = std::copy_n(from, count * n, near) - count * n;
+    auto sums = cpu::detail::square_of(D(0.0).v);
+#pragma GCC unroll 8
+    for (int r = 0; r < together; ++r) {
+      const T* at = from + r * n;
+      D sum = 0.0;
+      for (std::int64_t i = 0; i < whole; i += width) sum = add(V::load(at + i), sum);
+      if (whole < n) sum = add(select(rest, V::load(at + whole), V(0)), sum);
+      sums.packet[r] = sum.v;
+    }
+    Eigen::internal::ptranspose(sums);
+    D all = D::of(sums.packet[0]);
+    for (int r = 1; r < together; ++r) all = all + D::of(sums.packet[r]);
+    double in_double[together];
+    all.store(in_double);
+    Wide<T> results[together];
+#pragma omp simd
+    for (int r = 0; r < together; ++r) results[r] = scaled<T>(in_double[r], factor);
+    cpu::convert(results, count, y + row);
+  }
 }
 
 template <class T, class Y>
 void sum_rows(const T* x, const View& v, double factor, Y* y) {
   constexpr std::int64_t block = 1 << 16;
+  const auto same = [](auto x) { return x; };
   if (v.n > 2 * block) {
     for (std::int64_t o = 0; o < v.outer; ++o) {
-      const auto part = [row = x + o * v.n](std::int64_t begin, std::int64_t end) {
-        return quick_row_sum(row + begin, end - begin);
+      const auto part = [=, row = x + o * v.n](std::int64_t begin, std::int64_t end) {
+        return cpu::quick_sum_row<T>(end - begin, same, row + begin);
       };
       y[o] = Y(scaled<T>(block_sum<double>(v.n, block, part), factor));
     }
     return;
   }
   parallel_for(v.outer, 16384 / (v.n + 16), [&](std::int64_t begin, std::int64_t end) {
+    if (v.n <= few) return sum_short_rows(x + begin * v.n, end - begin, v.n, factor, y + begin);
     for (std::int64_t o = begin; o < end; ++o)
-      y[o] = Y(scaled<T>(quick_row_sum(x + o * v.n, v.n), factor));
+      y[o] = Y(scaled<T>(cpu::quick_sum_row<T>(v.n, same, x + o * v.n), factor));
   });
 }
 
@@ -169,7 +207,8 @@ void repeat_short_rows(const T* dy, const View& v, Wide<T> scale, T* dx) {
 
 template <class T, class Y>
 void sum_elements(const T* x, const View& v, double factor, Y* y) {
-  if (cpu::are_short_rows<T>(v)) {
+  const bool few_lanes = v.inner > 1 || 2 * v.n <= cpu::lanes<Wide<T>>;  // of a register, a row
+  if (few_lanes && cpu::are_short_rows<T>(v)) {
     const auto f = [=](auto, auto, const View& c, const auto* columns, auto* sums) {
       sum_matrix(columns, c.n, c.inner, factor, sums);
     };
