@@ -102,6 +102,7 @@ Tensor record(const char* op, Tensor y, std::span<const Tensor> inputs, Backward
   if (std::ranges::none_of(inputs, [](const Tensor& x) { return x.requires_grad(); })) return y;
   require(is_floating(y.dtype()), Kind::dtype, op, "integers have no gradient", y.dtype(),
           "f32, f64 or bf16");
+  require(backward != nullptr, Kind::state, op, "no backward was given", "none", "a function");
   if (y.requires_grad()) y = y.detach();  // an input itself: history on it would be a circle
   auto node = std::make_shared<Node>();
   node->op = op;

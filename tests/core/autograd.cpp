@@ -134,6 +134,7 @@ TEST_CASE("autograd: backward names what it lacks") {
     record("argmax", zeros({2}, {.dtype = Dtype::i32}), {x},
            [](const Tensor&) { return Gradients{}; });
   });
+  check_error(Kind::state, {"none: no backward"}, [&] { record("none", two(), {x}, nullptr); });
   CHECK(!x.grad().defined());
 }
 

@@ -153,6 +153,13 @@ TEST_CASE("opcase and opbench: what cannot be read or written is said") {
   CHECK(tools.bench("").code == 3);
   CHECK(tools.bench("# none\n\n").code == 3);
   write(tools.path / "cases", R"({"op":"silu","shape":[2]})");
+  tools.make_case("silu", "{}");
+  tools.around.file_limit = 0;
+  tools.check_case_refused(3, {"silu: ", "File too large"});
+  tools.around.file_limit = RLIM_INFINITY;
+  const std::string list = tools.run("opcase", {"--list"}).out;
+  const size_t invert = list.find("\ninvert_colors(x)");
+  CHECK(list.substr(invert, list.find('\n', invert + 1) - invert).find("u8") != std::string::npos);
   tools.around.output = "/dev/full";
   CHECK(tools.run("opbench", {"--cases", "cases"}).code == 7);
   CHECK(tools.run("opcase", {"--list"}).code == 3);

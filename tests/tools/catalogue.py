@@ -3,7 +3,7 @@
 Used by readme.py. A figure that was never measured is a dash. On a GPU what is bound by memory is
 shown at a gigabyte and more (cases_large.jsonl): there a share of the bandwidth means something.
 """
-import json, statistics
+import json, re, statistics
 
 none = "–"
 
@@ -71,15 +71,33 @@ bound_by_products = ("matmul", "linear", "conv1d", "conv2d", "attention", "feed_
 views = ("add", "sum_dim1")  # their gradients are views in PyTorch, or in ebb too
 
 
+figures = re.compile("date|machine|pytorch|commit|.*_(us|gbps|fwd|bwd|call)")
+
+
+def key(device, case):
+    """What was asked, without what was measured."""
+    asked = {k: v for k, v in case.items() if k != "device" and not figures.fullmatch(k)}
+    return device, json.dumps(asked, sort_keys=True)
+
+
 def newest(path):
     """Of each case, the last row of each device."""
     rows = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         row = json.loads(line)
-        if "error" in row or row.get("causal"):
-            continue
-        rows[row["device"], row["op"], row.get("dtype"), tuple(row.get("shape", ()))] = row
+        if "error" not in row:
+            rows[key(row["device"], row)] = row
     return rows
+
+
+def find(rows, device, op, dtype, shape):
+    """The only row of that op and shape, causal ones left out; None where there is none."""
+    found = [r for r in rows.values() if not r.get("causal") and
+             (r["device"], r["op"], r.get("dtype"), r.get("shape")) == (device, op, dtype, shape)]
+    if len(found) > 1:
+        raise SystemExit(f"catalogue.py: {len(found)} cases of {op} {dtype} {shape} on {device}; "
+                         "expected one that differs in nothing else")
+    return found[0] if found else None
 
 
 def both(row, *keys, form="{:.2f}"):
@@ -102,9 +120,9 @@ def table(results):
              "| ---: | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for day, kernel, formula, file, keeps, op, shape, cpu_shape in days:
         dtype = "bf16" if op == "attention" else "f32"
-        gpu = rows.get(("cuda", op, dtype, tuple(shape)))
-        cpu = rows.get(("cpu", op, "f32", tuple(cpu_shape)))
-        half = rows.get(("cuda", op, "bf16", tuple(shape)))
+        gpu = find(rows, "cuda", op, dtype, shape)
+        cpu = find(rows, "cpu", op, "f32", cpu_shape)
+        half = find(rows, "cuda", op, "bf16", shape)
         lines.append(f"| {day} | [{kernel}]({file}.h) | {formula} | {keeps} "
                      f"| {both(gpu, 'gbps_fwd', 'gbps_bwd', form='{:,.0f}')} "
                      f"| {both(gpu, 'share_fwd', 'share_bwd')} "
@@ -114,8 +132,9 @@ def table(results):
     machines = {}
     for row in rows.values():
         machines[row["device"]] = f"{row['machine']}, PyTorch {row['pytorch']}"
-        if row["device"] == "cuda":
-            machines["cuda"] += f", a copy at {row['copy_gbps']:,.0f} GB/s"
+    copies = [row["copy_gbps"] for row in rows.values() if row["device"] == "cuda"]
+    if copies:
+        machines["cuda"] += f", copies at {min(copies):,.0f} to {max(copies):,.0f} GB/s"
     where = [f"{name}: {machines[key]}" for key, name in (("cuda", "GPU"), ("cpu", "CPU"))
              if key in machines]
     return "\n".join([*lines, "", ". ".join(where) + ".", "", *summary(results, rows)])
@@ -127,7 +146,7 @@ def summary(results, rows):
     for file, size in (("cases.jsonl", "of middle size"),
                        ("cases_large.jsonl", "of 1 GB and more")):
         cases = [json.loads(line) for line in open(results.parent / file)]
-        found = [rows.get(("cuda", c["op"], c["dtype"], tuple(c["shape"]))) for c in cases
+        found = [rows.get(key("cuda", c)) for c in cases
                  if c["op"] not in bound_by_products and (c["op"], c["shape"]) not in journal]
         fwd = [r["ratio_fwd"] for r in found if r and "ratio_fwd" in r]
         bwd = [r["ratio_bwd"] for r in found if r and "ratio_bwd" in r and r["op"] not in views]
@@ -138,7 +157,7 @@ def summary(results, rows):
                 f"the faster of PyTorch's two takes {mean(fwd):.2f} of our time forward, "
                 f"{mean(bwd):.2f} backward, {mean(fwd + bwd):.2f} over both (geometric means; "
                 "the GPU's own time, launching left out).")
-    calls = [rows.get(("cuda", op, "f32", tuple(shape))) for op, shape in journal]
+    calls = [find(rows, "cuda", op, "f32", shape) for op, shape in journal]
     calls = [(r["call_fwd_us"], r["eager_call_us"]) for r in calls if r and "eager_call_us" in r]
     if calls:
         times = [ours for ours, _ in calls]

@@ -37,10 +37,10 @@ int listed() {
 int list(bool as_json) {
   Json devices = {"cpu"};
   if (ebb::has_cuda) devices.push_back("cuda");
-  const Json dtypes = {"f32", "f64", "bf16"};
   Json all = Json::array();
   for (const Op& op : ops()) {
-    Json inputs = Json::array();
+    Json inputs = Json::array(), dtypes = {"f32", "f64", "bf16"};
+    if (op.takes_u8) dtypes.push_back("u8");
     for (const std::string& text : op.inputs) {
       const Input input(text);
       inputs.push_back(input.name + (input.list ? ".*" : "") + (input.optional ? "?" : ""));
@@ -62,7 +62,7 @@ int list(bool as_json) {
     std::cout << ')';
     for (const auto& [name, value] : op["attributes"].items())
       std::cout << ' ' << name << '=' << shown(value);
-    std::cout << "  " << shown(devices) << ' ' << shown(dtypes) << '\n';
+    std::cout << "  " << shown(devices) << ' ' << shown(op["dtypes"]) << '\n';
   }
   return listed();
 }

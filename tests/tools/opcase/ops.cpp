@@ -233,8 +233,8 @@ const std::vector<Op>& ops() {
          return gelu(c["x"], {.approximate = c.attributes.word("approximate")});
        }},
       {"swiglu", {"gate", "up"}, none, [](const Call& c) { return swiglu(c["gate"], c["up"]); }},
-      {"rgb_to_grayscale", {"x"}, {{"weights", {0.299, 0.587, 0.114}}}, run_grayscale},
-      {"invert_colors", {"x"}, {{"max", nullptr}}, run_invert},
+      {"rgb_to_grayscale", {"x"}, {{"weights", {0.299, 0.587, 0.114}}}, run_grayscale, true},
+      {"invert_colors", {"x"}, {{"max", nullptr}}, run_invert, true},
       {"softmax", {"x"}, {{"dim", -1}}, along<softmax>},
       {"log_softmax", {"x"}, {{"dim", -1}}, along<log_softmax>},
       {"cross_entropy",

@@ -62,6 +62,7 @@ struct Op {
   std::vector<std::string> inputs;
   Json attributes;  // with their defaults
   ebb::Tensor (*run)(const Call& call);
+  bool takes_u8 = false;  // beside floating numbers
 };
 
 const std::vector<Op>& ops();
