@@ -73,7 +73,8 @@ inline Slices soonest_slices(std::int64_t tiles, std::int64_t stages, std::int64
   constexpr std::int64_t ends = 10, most_waves = 4;
   const std::int64_t at_once = 2 * multiprocessors();
   std::int64_t best = least, shortest = std::numeric_limits<std::int64_t>::max();
-  for (std::int64_t n = least; n == least || tiles * n <= most_waves * at_once; ++n) {
+  const std::int64_t most = std::min(stages, most_waves * at_once / tiles);
+  for (std::int64_t n = least; n == least || n <= most; ++n) {
     const std::int64_t time = divide_up(tiles * n, at_once) * (divide_up(stages, n) + ends);
     if (time < shortest) best = n, shortest = time;
   }
