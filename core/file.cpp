@@ -14,10 +14,11 @@
 namespace ebb {
 namespace {
 
-[[noreturn]] void fail_io(std::string_view op, std::string_view path, std::string_view what) {
+[[noreturn]] void fail_io(std::string_view op, std::string_view path, std::string_view what,
+                          const char* expected = "a file there") {
   const std::string reason = std::generic_category().message(errno);
   std::string where(path);
-  raise(Kind::io, op, where.append(": ").append(what), reason, "a file to use at that path");
+  raise(Kind::io, op, where.append(": ").append(what), reason, expected);
 }
 
 // Repeats a call that a signal interrupted.
@@ -56,7 +57,9 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
 }
 int Descriptor::release() { return std::exchange(file_, -1); }
 
-void AtomicFile::fail(std::string_view what) const { fail_io(op_, path_, what); }
+void AtomicFile::fail(std::string_view what) const {
+  fail_io(op_, path_, what, "a place to write a file to");
+}
 
 AtomicFile::AtomicFile(std::string_view op, std::string path)
     : op_(op), path_(std::move(path)), temporary_(path_ + ".tmp") {
@@ -146,7 +149,7 @@ InputFile::InputFile(std::string_view op, std::string path) : op_(op), path_(std
 void InputFile::read(std::span<std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t n = retried([&] { return ::read(file_.get(), bytes.data(), bytes.size()); });
-    if (n < 0) fail_io(op_, path_, "cannot be read");
+    if (n < 0) fail_io(op_, path_, "cannot be read", "no error");
     require(n > 0, Kind::io, op_, text(path_, ": the file became shorter while it was read"),
             text(position_, " bytes"), text(size_, " bytes"));
     bytes = bytes.subspan(static_cast<size_t>(n));

@@ -192,14 +192,17 @@ std::optional<Dtype> held(std::string_view dtype) {
   return std::nullopt;
 }
 
-bool is_wanted(const Entry& e, const LoadOptions& options) {
-  return !options.wanted || options.wanted(e.name);
+std::vector<bool> wanted_of(const std::vector<Entry>& entries, const LoadOptions& options) {
+  std::vector<bool> wanted;
+  for (const Entry& e : entries) wanted.push_back(!options.wanted || options.wanted(e.name));
+  return wanted;
 }
 
 void check_dtypes(const std::string& path, const std::vector<Entry>& entries,
-                  const LoadOptions& options) {
-  for (const Entry& e : entries) {
-    if (!is_wanted(e, options)) continue;
+                  const std::vector<bool>& wanted, const LoadOptions& options) {
+  for (size_t i = 0; i < entries.size(); ++i) {
+    if (!wanted[i]) continue;
+    const Entry& e = entries[i];
     const bool narrowed = options.narrow_i64 && e.dtype == "I64";
     require(narrowed || held(e.dtype), Kind::dtype, load,
             text(path, ": `", e.name, "` has an element type that ebb does not have"), e.dtype,
@@ -274,14 +277,15 @@ std::uint32_t pass_over(InputFile& file, std::int64_t bytes, std::uint32_t crc) 
 
 // In the order of the data; what is wanted comes in the header's.
 std::uint32_t read_tensors(InputFile& file, const std::vector<Entry>& entries,
-                           const LoadOptions& options, std::uint32_t crc, Checkpoint& checkpoint) {
+                           const std::vector<bool>& wanted, std::uint32_t crc,
+                           Checkpoint& checkpoint) {
   std::vector<size_t> order(entries.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::ranges::sort(order, {}, [&](size_t i) { return std::pair(entries[i].begin, i); });
   std::vector<Tensor> read(entries.size());
   for (const size_t i : order) {
     const Entry& e = entries[i];
-    if (!is_wanted(e, options)) {
+    if (!wanted[i]) {
       crc = pass_over(file, e.end - e.begin, crc);
       continue;
     }
@@ -300,7 +304,8 @@ Checkpoint load_safetensors(const std::string& path, const LoadOptions& options)
   InputFile file(load, path);
   std::string json = read_header_text(file);
   Header header = safetensors::parse_header(path, json, file.size() - file.position());
-  check_dtypes(path, header.entries, options);
+  const std::vector<bool> wanted = wanted_of(header.entries, options);
+  check_dtypes(path, header.entries, wanted, options);
   const bool summed = check_version(path, header, json);
   std::string expected;
   if (summed) {
@@ -310,7 +315,7 @@ Checkpoint load_safetensors(const std::string& path, const LoadOptions& options)
   }
   Checkpoint checkpoint;
   const std::uint32_t crc =
-      read_tensors(file, header.entries, options, crc32(0, bytes_of(json)), checkpoint);
+      read_tensors(file, header.entries, wanted, crc32(0, bytes_of(json)), checkpoint);
   require(!summed || hex(crc) == expected, Kind::format, load,
           text(path, ": the file is damaged: its CRC-32 differs"), hex(crc), expected);
   header.metadata.erase(std::string(safetensors::version_key));

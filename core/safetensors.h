@@ -39,7 +39,7 @@ struct LoadOptions {
   // a number that does not fit is error `value`.
   bool narrow_i64 = false;
   // By name. Tensors that are not wanted may be of any type of the format; of them nothing is kept,
-  // and only their place in the file and the file's checksum are checked. None: all are wanted.
+  // and only their place in the file and the file's checksum are checked. Empty: all are.
   std::function<bool(std::string_view name)> wanted = {};
 };
 

@@ -273,7 +273,8 @@ void check_names(const std::string& path, const std::vector<Entry>& entries) {
   if (twin == order.end()) return;
   const Entry& second = **std::next(twin);
   raise(Kind::format, op,
-        path + ", byte " + std::to_string(second.at) + ": duplicate `" + second.name + "`", "", "");
+        path + ", byte " + std::to_string(second.at) + ": duplicate `" + second.name + "`",
+        "it twice", "names that differ");
 }
 
 // Sizes right, no overlap, no hole, nothing left over.

@@ -37,8 +37,8 @@ class Tensor {
   Device device() const;
   TensorOptions options() const { return {dtype(), device()}; }
 
-  // Error `dtype` unless T is the element type. What is written there no version tells of: who
-  // writes into what a graph has saved calls bump_version().
+  // Error `dtype` unless T is the element type. Writing through the pointer does not change
+  // version(): call bump_version() after writing to elements that a graph may have saved.
   template <class T>
   T* data() {
     return static_cast<T*>(raw(dtype_of<T>));

@@ -76,8 +76,8 @@ class Transformer : public Module {
   explicit Transformer(const TransformerOptions& options);
   Tensor forward(const Tensor& tokens) override;
 
-  // cross_entropy of the logits, whose rows are those of targets [batch, length], without ever
-  // holding all of them.
+  // cross_entropy of the logits, whose rows are those of targets [batch, length], holding no more
+  // than options.logits_at_a_time of them.
   Tensor loss(const Tensor& tokens, const Tensor& targets,
               const LinearCrossEntropyOptions& options = {});
 

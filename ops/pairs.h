@@ -48,9 +48,9 @@ inline int least_exponent(const bf16* x, std::int64_t n) {
   return (least + 1) >> 7;
 }
 
-// Whether products and their sums are exact, for the least exponents of both factors. The sums are
-// multiples of the last bit of the smallest product, and no denormals where that is none.
-inline bool exact_products(int a, int b) {
+// Whether no factor, product or sum of products is a denormal, for the least exponents of both
+// factors: every sum is a multiple of the last bit of the smallest product.
+inline bool no_denormals(int a, int b) {
   constexpr int bias = 127, bits = 7;
   return std::min(a, b) > 0 && a + b - 2 * (bias + bits) >= 1 - bias;
 }

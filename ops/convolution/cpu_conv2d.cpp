@@ -95,7 +95,7 @@ void run_any_pass(const Conv2dSize& z, Pass pass, const Tensor& a, const Tensor&
       pass == Pass::input && down * right > 16 && FewPixels<float>::fits(z, pass);
   if (multiplies_pairs && !Depthwise<float>::fits(z) && !many_phases) {
     const Paired p = in_pairs(z, pass, a, b);
-    if (exact_products(p.a.least_exponent, p.b.least_exponent))
+    if (no_denormals(p.a.least_exponent, p.b.least_exponent))
       return in_f32(run_pass, p.size, pass, true, p.a.x, p.b.x, bias, out);
   }
   in_f32(run_pass, z, pass, false, a, b, bias, out);

@@ -271,7 +271,8 @@ Stages stages_of(int channels, const Line& line, bool by_rows) {
 
 // How many slices take the least time, for so many blocks of `products` instructions. Two blocks
 // that share a multiprocessor take less than twice the time of one, and a block's begin and end as
-// long as `ends`. Clusters of 8 do not find each multiprocessor twice.
+// long as `ends`. Clusters of 8 do not find each multiprocessor twice; their whole waves count as
+// if they did, as they wait for room.
 int slices_of(std::int64_t blocks, int stages, int products) {
   constexpr double alone = 1.35;
   constexpr int ends = 90;

@@ -64,7 +64,8 @@ Convolve convolve;
 }  // namespace phases
 
 // Stride 1 on the tensor cores of Hopper GPUs: bf16, float32 in TF32 where that is allowed, and
-// else as three products of TF32. Not few products, nor tiles that float32 would leave half empty.
+// else as three products of TF32. Neither few products nor tiles that float32 would leave half
+// empty.
 //
 // Float32 is as exact as by FMA, or more. The worst of millions of sums of 576 to 4608 products, as
 // errors against float64 in units of 2⁻²⁴ Σ|aᵢbᵢ| on an H100: 1.3 of numbers of both signs, where

@@ -139,7 +139,7 @@ class Packed {
       pack_b(t.b.from(d, first), k, std::min(width, t.columns - first), b_ + first * depth);
   }
 
-  bool exact() const requires std::is_same_v<E, Pair> {
+  bool no_denormals() const requires std::is_same_v<E, Pair> {
     const auto least = [](const Pair* pairs, std::int64_t runs, std::int64_t distance,
                           std::int64_t n) {
       int least = least_exponent(&pairs->first, 2 * n);
@@ -149,10 +149,10 @@ class Packed {
     };
     const std::int64_t panels = (t_.columns + width - 1) / width;
     const std::int64_t blocks = (t_.rows + block_rows - 1) / block_rows;
-    return exact_products(rows_lie()
-                              ? least(a_, t_.rows, step, elements_)
-                              : least(a_, blocks, block_rows * depth, block_rows * elements_),
-                          least(b_, panels, width * depth, width * elements_));
+    return cpu::no_denormals(rows_lie()
+                                 ? least(a_, t_.rows, step, elements_)
+                                 : least(a_, blocks, block_rows * depth, block_rows * elements_),
+                             least(b_, panels, width * depth, width * elements_));
   }
 
   // y (+)= a · b (+ start).
@@ -191,7 +191,7 @@ std::int64_t add_products(const Task<S, Y>& t, std::int64_t d, Wide<S>* memory,
     if (t.worth_pairs()) {
       const std::int64_t k = std::min(2 * depth, t.k - d);
       const Packed<Pair, S, Y> packed(t, d, k, reinterpret_cast<Pair*>(memory));
-      if (packed.exact()) {
+      if (packed.no_denormals()) {
         packed.multiply(y, start, d > 0);
         return k;
       }

@@ -112,8 +112,8 @@ struct Gradient {
     W g[tile];  // rounded: g − a is 0 where a is the mean of equal g
     map_row(
         g, end - begin, [](auto up, auto w) { return up * w; }, up, w);
-    const auto columns = [=, high = V(middle.high), low = V(middle.low), to = dx + at, &g](
-                             std::int64_t c, auto... count) {
+    const auto some_columns = [=, high = V(middle.high), low = V(middle.low), to = dx + at, &g](
+                                  std::int64_t c, auto... count) {
       const V gradient = V::load(up + c, count...);
       const V hat = ((V::load(v + c, count...) - high) - low) * r;
       (((V::load(g + c, count...) - a) - hat * b) * r).store(to + c, count...);
@@ -121,8 +121,8 @@ struct Gradient {
       (V::load(db + c) + gradient).store(db + c);
     };
     std::int64_t c = 0;
-    for (; c + cpu::lanes<W> <= end - begin; c += cpu::lanes<W>) columns(c);
-    if (c < end - begin) columns(c, end - begin - c);
+    for (; c + cpu::lanes<W> <= end - begin; c += cpu::lanes<W>) some_columns(c);
+    if (c < end - begin) some_columns(c, end - begin - c);
   }
 };
 

@@ -1,8 +1,9 @@
 // inner_product(a, b) = Σ aᵢ bᵢ                                             shapes: [n], [n] → []
 // da = b dy    db = a dy
 //
-// Products and sum are f64; on the CPU those of bf16 are f32 first, in which its products are
-// exact, by fours, unless that overflows. The product of nothing is 0. Journal day 17. Errors:
+// Products and sum are f64. On the CPU products, exact ones of bf16 and rounded ones of f32, add up
+// by fours in f32 first, unless that overflows: an error of some 2⁻²⁴ Σ|aᵢbᵢ|. The product of
+// nothing is 0. Journal day 17. Errors:
 // `shape` unless a and b have one dimension and one length, `dtype`, `device`.
 #pragma once
 #include "ebb/ops/ops.h"

@@ -94,10 +94,12 @@ Tensor linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& targ
   const Tensor y = (sum(loss) / divisor).to(x.dtype());
   if (whole)
     return record(op, y, {x, w},
-                  [=, x = Saved(x), w = Saved(w), g = Saved(g)](const Tensor& dy) -> Gradients {
+                  [=, x = Saved(needs_w ? x : Tensor()), w = Saved(needs_x ? w : Tensor()),
+                   g = Saved(g)](const Tensor& dy) -> Gradients {
                     return {needs_x ? scaled(input_gradient(g, w), dy) : Tensor(),
                             needs_w ? scaled(weight_gradient(g, x), dy) : Tensor()};
                   });
+  g = Tensor();
   return record(op, y, {x, w},
                 [dx = Saved(needs_x ? concat(dx, 0) : Tensor()),
                  dw = Saved(dw)](const Tensor& dy) -> Gradients {

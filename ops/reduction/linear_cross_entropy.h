@@ -1,11 +1,11 @@
 // linear_cross_entropy(x, w, t) = cross_entropy(x · wᵀ, t)      x [N,D], w [C,D], t [N] i32 → []
 //
 // For vocabularies so large that the logits [N,C] would be the largest tensor of a model: they are
-// made for some rows at a time, read once, and overwritten by their gradient, of which dx and dw
-// are made at once. So forward does the work of both directions, and backward only multiplies by
-// dy. Where all logits may be held at a time, backward makes dx and dw of their gradient, and a
-// forward that none follows costs no more than the loss. dw is added up in f32 (f64 for f64), in
-// the order of the rows.
+// read once, and overwritten by their gradient. Where they are more than may be held at a time,
+// they are made for some rows after others, and dx and dw of each part at once: forward does the
+// work of both directions, and backward only multiplies by dy. Else their gradient is kept,
+// backward makes dx and dw of it, and a forward that none follows costs no more than the loss. dw
+// is added up in f32 (f64 for f64), in the order of the rows.
 //
 // Rows with target ignore_index count nowhere; the mean over no rows is NaN. Targets are checked
 // as cross_entropy checks them, and unchecked ones have the same effect.

@@ -67,7 +67,7 @@ void along_few_columns(const View& v, const Rows& rows, T* y, const X*... x) {
 // rows(v, x…, y) or columns(v, x…, y), of T or of what that is calculated with as.
 template <class T, class Rows, class Columns, class... X>
 void along_lines(const View& v, const Rows& rows, const Columns& columns, T* y, const X*... x) {
-  // Of more than a register, a row would have exponentials of two.
+  // A row of between one register and two would take the exponentials of two; as columns, its own.
   const bool in_two = sizeof...(X) == 1 && v.inner == 1 && v.outer > 1 && v.n > lanes<Wide<T>> &&
                       v.n < 2 * lanes<Wide<T>>;
   if (in_two || are_short_rows<T>(v, sizeof...(X))) {

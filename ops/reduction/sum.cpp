@@ -58,8 +58,8 @@ Wide<T> scaled(double sum, double factor) {
 // Where there are more numbers than this, four add up in T before they do in double.
 constexpr std::int64_t few = 64;
 
-// Rows of no more than `few`, eight at a time: what each has in the lanes of a register becomes
-// columns, as adding these up takes less than the lanes of each row.
+// Rows of no more than `few`, as many at a time as a register has doubles: what each has in the
+// lanes of a register becomes columns, as adding these up takes less than the lanes of each row.
 template <class T, class Y>
 void sum_short_rows(const T* x, std::int64_t rows, std::int64_t n, double factor, Y* y) {
   using V = cpu::Simd<Wide<T>>;
@@ -76,8 +76,8 @@ void sum_short_rows(const T* x, std::int64_t rows, std::int64_t n, double factor
   for (std::int64_t row = 0; row < rows; row += together) {
     const std::int64_t count = std::min<std::int64_t>(together, rows - row);
     const T* from = x + row * n;
-    if ((row + together) * n + width >
-        rows * n)  // the last are read whole registers at a time, too
+    // The last are read whole registers at a time, too.
+    if ((row + together) * n + width > rows * n)
       from = std::copy_n(from, count * n, near) - count * n;
     auto sums = cpu::detail::square_of(D(0.0).v);
 #pragma GCC unroll 8
@@ -207,7 +207,8 @@ void repeat_short_rows(const T* dy, const View& v, Wide<T> scale, T* dx) {
 
 template <class T, class Y>
 void sum_elements(const T* x, const View& v, double factor, Y* y) {
-  const bool few_lanes = v.inner > 1 || 2 * v.n <= cpu::lanes<Wide<T>>;  // of a register, a row
+  // A row of one register, half full or more, needs no other beside it.
+  const bool few_lanes = v.inner > 1 || 2 * v.n <= cpu::lanes<Wide<T>>;
   if (few_lanes && cpu::are_short_rows<T>(v)) {
     const auto f = [=](auto, auto, const View& c, const auto* columns, auto* sums) {
       sum_matrix(columns, c.n, c.inner, factor, sums);

@@ -129,16 +129,25 @@ TEST_CASE("detours: gradients of weights and biases are sums over rows") {
 }
 
 TEST_CASE("detours: max pools without a gradient are those with one") {
-  const Pair strides[] = {1, Pair(2, 1), 2};
+  struct Windows {
+    Pair kernel;
+    MaxPool2dOptions options;
+  };
+  std::vector<Windows> windows;
+  for (const Pair stride : {Pair(1), Pair(2, 1), Pair(1, 2), Pair(2)}) {
+    for (const Pair kernel : {Pair(1, 3), Pair(1, 2), Pair(2, 2), Pair(3, 2)})
+      windows.push_back({kernel, {.stride = stride, .padding = Pair(kernel.h / 2, 1)}});
+    windows.push_back({2, {.stride = stride, .dilation = Pair(2, 1)}});
+  }
   for (const Device device : devices())
-    for (const Dtype dtype : {Dtype::f32, Dtype::f64})
-      for (const Pair stride : strides)
-        for (const Shape& shape : {Shape{3, 1, 9, 130}, Shape{40, 1, 6, 70}, Shape{2, 1, 1, 33}}) {
-          const MaxPool2dOptions options{.stride = stride, .padding = Pair(0, 1), .dilation = 1};
+    for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16})
+      for (const Windows& w : windows)
+        for (const Shape& shape :
+             {Shape{3, 1, 9, 130}, Shape{40, 1, 6, 70}, Shape{2, 1, 3, 33}, Shape{2, 1, 5, 301}}) {
           const Tensor near_one = randn(shape, 18, dtype, device);  // log: some of it NaN
           const Tensor x = log(near_one + full(shape, 2, near_one.options()));
-          const Tensor y = max_pool2d(leaf(x), Pair(1, 3), options).detach();
-          check_close(max_pool2d(x, Pair(1, 3), options), y.to(cpu_device), {0, 0}, "max_pool2d");
+          const Tensor y = max_pool2d(leaf(x), w.kernel, w.options).detach();
+          check_close(max_pool2d(x, w.kernel, w.options), y.to(cpu_device), {0, 0}, "max_pool2d");
         }
 }
 

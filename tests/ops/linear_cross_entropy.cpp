@@ -119,20 +119,21 @@ TEST_CASE("linear_cross_entropy: in bf16 it errs no more than what it is made of
 }
 
 TEST_CASE("linear_cross_entropy: backward twice gives the same twice, and the inputs stay") {
-  for (const Device device : devices()) {
-    const Tensors in = arguments(9, 4, 6, 40);
-    const Tensor x = leaf(in[0].to(device).clone()), w = leaf(in[1].to(device).clone());
-    const Tensor y = linear_cross_entropy(x, w, in[2].to(device), {.logits_at_a_time = 12});
-    y.backward({}, true);
-    const auto dx = values(x.grad()), dw = values(w.grad());
-    Tensor own_x = x, own_w = w;
-    own_x.zero_grad(), own_w.zero_grad();
-    y.backward();
-    CHECK(values(x.grad()) == dx);
-    CHECK(values(w.grad()) == dw);
-    CHECK(values(x) == values(in[0]));
-    CHECK(values(w) == values(in[1]));
-  }
+  for (const std::int64_t logits : {std::int64_t{12}, std::int64_t{1} << 28})
+    for (const Device device : devices()) {
+      const Tensors in = arguments(9, 4, 6, 40);
+      const Tensor x = leaf(in[0].to(device).clone()), w = leaf(in[1].to(device).clone());
+      const Tensor y = linear_cross_entropy(x, w, in[2].to(device), {.logits_at_a_time = logits});
+      y.backward({}, true);
+      const auto dx = values(x.grad()), dw = values(w.grad());
+      Tensor own_x = x, own_w = w;
+      own_x.zero_grad(), own_w.zero_grad();
+      y.backward();
+      CHECK(values(x.grad()) == dx);
+      CHECK(values(w.grad()) == dw);
+      CHECK(values(x) == values(in[0]));
+      CHECK(values(w) == values(in[1]));
+    }
 }
 
 TEST_CASE("linear_cross_entropy: only what requires a gradient gets one") {
@@ -159,6 +160,11 @@ TEST_CASE("linear_cross_entropy: ignored rows, no rows, and targets that are no 
     const Tensor empty_loss =
         linear_cross_entropy(leaf(zeros({0, 3}, x.options())), w, zeros({0}, {Dtype::i32, device}));
     CHECK(std::isnan(empty_loss.item()));
+    Tensor own_w = w;
+    own_w.zero_grad();
+    empty_loss.backward();
+    check_close(w.grad(), zeros({4, 3}), exact, "dw of no rows");
+    own_w.zero_grad();
     const Tensor bad = linear_cross_entropy(x, w, labels({0, 4}, device), {.check_targets = false});
     CHECK(std::isnan(bad.item()));
     bad.backward();

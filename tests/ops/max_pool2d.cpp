@@ -115,6 +115,7 @@ void check_places(const Shape& shape, Pair kernel, const MaxPool2dOptions& optio
       const Tensor there = leaf(x.to(device));
       const Tensor y = max_pool2d(there, kernel, options);
       check_close(y, value, exact, "value");
+      check_close(max_pool2d(x.to(device), kernel, options), value, exact, "without a gradient");
       y.backward(dy.to(device));
       check_close(there.grad(), gradient, sum_of_four, "gradient");
     }

@@ -36,7 +36,9 @@ TEST_CASE("slice: rows of any length come from anywhere and go anywhere, in ever
     const Tensor x = tensor<double>(numbers, {5, cols}).to(dtype);
     for (std::int64_t start = 0; start < 18; ++start)
       for (const std::int64_t end : {start + 1, start + 17, start + 40, cols}) {
-        const std::vector<double> expected = values(slice(x, 1, start, end));
+        std::vector<double> expected;
+        for (auto row = numbers.begin(); row != numbers.end(); row += cols)
+          expected.insert(expected.end(), row + start, row + end);
         for (const Device device : devices()) {
           const Tensor part = slice(x.to(device), 1, start, end);
           CHECK(values(part) == expected);

@@ -115,6 +115,20 @@ TEST_CASE("sum: infinities meet as IEEE says and NaN stays in its row") {
   }
 }
 
+TEST_CASE("sum: a row of NaN leaves the rows beside it alone, however short they are") {
+  for (const Device device : devices())
+    for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16})
+      for (const std::int64_t n : {9, 15, 17, 33, 63, 64}) {
+        std::vector<double> numbers(size_t(21 * n)), sums(21);
+        for (std::int64_t i = 0; i < 21 * n; ++i) {
+          numbers[size_t(i)] = i / n == 1 ? NAN : double(i % 3);
+          sums[size_t(i / n)] += numbers[size_t(i)];
+        }
+        const Tensor x = tensor<double>(numbers, {21, n}).to(dtype).to(device);
+        check_close(sum(x, {.dim = {1}}), tensor<double>(sums, {21}), exact, "sum");
+      }
+}
+
 TEST_CASE("sum: dimensions out of range or given twice are refused") {
   const Tensor x = zeros({2, 3});
   check_error(Kind::index, {"sum: dimension out of range; got 2"}, [&] { sum(x, {.dim = {2}}); });

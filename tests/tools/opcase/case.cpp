@@ -143,8 +143,11 @@ Case read_case(const std::string& op, const std::string& path) {
     const Input input(row->inputs[place]);
     size_t listed = 0;
     while (input.list && take("xs." + std::to_string(listed), listed)) ++listed;
-    const auto others = std::ranges::count_if(
-        file.tensors, [](const auto& tensor) { return tensor.first.starts_with("in.xs."); });
+    const auto others = std::ranges::count_if(file.tensors, [](const auto& tensor) {
+      const std::string_view name = tensor.first;
+      return name.starts_with("in.xs.") ||
+             (name.starts_with("in.") && name.size() > 3 && '0' <= name[3] && name[3] <= '9');
+    });
     require(!input.list || others <= static_cast<std::ptrdiff_t>(listed), Kind::value, op,
             ebb::text("input xs.", listed, " is missing"), "tensors beyond it", "no gap");
     require(input.list || take(input.name, place) || input.optional, Kind::value, op,
