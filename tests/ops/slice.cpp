@@ -28,6 +28,26 @@ TEST_CASE("slice: inner dimensions in every dtype") {
     }
 }
 
+TEST_CASE("slice: rows of any length come from anywhere and go anywhere, in every dtype") {
+  constexpr std::int64_t cols = 83;
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::i32, Dtype::u8}) {
+    std::vector<double> numbers;
+    for (std::int64_t i = 0; i < 5 * cols; ++i) numbers.push_back(double(i % 251));
+    const Tensor x = tensor<double>(numbers, {5, cols}).to(dtype);
+    for (std::int64_t start = 0; start < 18; ++start)
+      for (const std::int64_t end : {start + 1, start + 17, start + 40, cols}) {
+        const std::vector<double> expected = values(slice(x, 1, start, end));
+        for (const Device device : devices()) {
+          const Tensor part = slice(x.to(device), 1, start, end);
+          CHECK(values(part) == expected);
+          const Tensor whole = concat(
+              {slice(x.to(device), 1, 0, start), part, slice(x.to(device), 1, end, cols)}, 1);
+          CHECK(values(whole) == values(x));
+        }
+      }
+  }
+}
+
 TEST_CASE("slice: gradients agree with finite differences and are 0 outside") {
   const auto f = [](const Tensors& in) { return slice(in[0], 1, 1, -1); };
   check_gradients(f, {randn({2, 4, 3}, 1)});
