@@ -377,7 +377,7 @@ void stream_rows(std::string_view op, const Body& body, const RowLayout& layout,
       launch_held<T, group, per_thread, Held::nowhere, false>(op, body, layout, x...);
   };
   if (packs <= 8) return go.template operator()<8, 1>();
-  if (packs <= 128) return go.template operator()<32, 4>();
+  if (packs <= 256) return go.template operator()<32, 4>();
   if (packs <= 1024) return go.template operator()<128, 4>();
   go.template operator()<256, 4>();
 }
