@@ -294,7 +294,7 @@ bool launch_long_rows(std::string_view op, const Body& body, LongRows s, int mem
   if (s.chunks > s.slots || !hopper::has_barriers<kernel>(op)) return false;
   const int clusters = clusters_at_a_time<kernel>(op, together);
   if (clusters == 0) return false;
-  together.grid *= static_cast<unsigned>(std::min<std::int64_t>(s.rows, clusters));
+  together.grid.x *= static_cast<unsigned>(std::min<std::int64_t>(s.rows, clusters));
   launch_together(op, kernel, together, body, s, x...);
   return true;
 }

@@ -15,7 +15,7 @@
 // keep_rows    holds the row in registers between the steps (one read of memory): of a warp, of a
 //              block, or of a cluster of blocks (sm_90); wider rows are read again by every step.
 // stream_rows  always reads again: for bodies of one step, which need fewer threads in flight.
-// Both give rows of a few elements to a thread each (short_rows.cuh).
+// Both give rows of a few elements to a thread each (thread_rows.cuh).
 //
 // Functions get (column, x, …) in Compute<T>. Sums add a window of at most 130 elements a thread in
 // Compute<T>, where one of the largest numbers may overflow, and windows in double where there are
@@ -25,7 +25,7 @@
 
 #include "ebb/ops/packs.cuh"
 #include "ebb/ops/row_steps.cuh"
-#include "ebb/ops/short_rows.cuh"
+#include "ebb/ops/thread_rows.cuh"
 #include "ebb/ops/together.cuh"
 
 namespace ebb::gpu {
@@ -358,7 +358,7 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
 template <class T, class Body, class... X>
 void keep_rows(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols,
                const X*... x) {
-  if (are_short_rows<T>(rows, cols)) return short_rows<T>(op, body, rows, cols, x...);
+  if (are_thread_rows<T>(rows, cols)) return thread_rows<T>(op, body, rows, cols, x...);
   const RowLayout row{rows, cols};
   if (rows_are_packed<T>(row)) return keep_rows_as<T, true>(op, body, row, x...);
   keep_rows_as<T, false>(op, body, row, x...);
@@ -367,8 +367,8 @@ void keep_rows(std::string_view op, const Body& body, std::int64_t rows, std::in
 // `chunk` elements a row (RowLayout): for one pass over long rows, or slices of them.
 template <class T, class Body, class... X>
 void stream_rows(std::string_view op, const Body& body, const RowLayout& layout, const X*... x) {
-  if (layout.slices == 1 && are_short_rows<T>(layout.rows, layout.cols))
-    return short_rows<T>(op, body, layout.rows, layout.cols, x...);
+  if (layout.slices == 1 && are_thread_rows<T>(layout.rows, layout.cols))
+    return thread_rows<T>(op, body, layout.rows, layout.cols, x...);
   const std::int64_t packs = divide_up<std::int64_t>(layout.chunk, pack_size<T>);
   const auto go = [&]<int group, int per_thread>() {
     if (rows_are_packed<T>(layout))
@@ -377,7 +377,7 @@ void stream_rows(std::string_view op, const Body& body, const RowLayout& layout,
       launch_held<T, group, per_thread, Held::nowhere, false>(op, body, layout, x...);
   };
   if (packs <= 8) return go.template operator()<8, 1>();
-  if (packs <= 128) return go.template operator()<32, 4>();
+  if (packs <= 256) return go.template operator()<32, 4>();
   if (packs <= 1024) return go.template operator()<128, 4>();
   go.template operator()<256, 4>();
 }

@@ -32,8 +32,8 @@ __device__ T cluster_reduce([[maybe_unused]] T x, [[maybe_unused]] Op op) {
 }
 
 struct Together {
-  unsigned grid;
-  unsigned threads;
+  dim3 grid;
+  dim3 threads;
   size_t shared = 0;     // dynamic shared memory, in bytes
   unsigned cluster = 0;  // blocks of a cluster, a divisor of the grid; 0: all blocks are together
 };
@@ -93,10 +93,11 @@ int clusters_at_a_time(std::string_view op, const Together& t) {
 template <class... P, class... A>
 void launch_together(std::string_view op, void (*kernel)(P...), const Together& t,
                      const A&... arguments) {
-  if (t.grid == 0) return;
+  if (t.grid.x == 0) return;
   allow_together(op, kernel, t);
   const TogetherConfig together(t, stream());
-  note_launch(op, reinterpret_cast<const void*>(kernel), static_cast<int>(t.threads), t.shared);
+  note_launch(op, reinterpret_cast<const void*>(kernel),
+              static_cast<int>(t.threads.x * t.threads.y), t.shared);
   check(cudaLaunchKernelEx(&together.config, kernel, static_cast<P>(arguments)...), op);
 }
 

@@ -54,7 +54,7 @@ void gpu::l2_normalize(const Tensor& x, const View& v, double eps, Tensor& y, Te
   visit<float, double, bf16>(x.dtype(), "l2_normalize", [&](auto zero) {
     using T = decltype(zero);
     const Normalize<T> body{eps, y.data<T>(), scale.data<Compute<T>>()};
-    lines<T>("l2_normalize", body, v, x.data<T>());
+    lines<T>("l2_normalize", body, v, x.device(), x.data<T>());
   });
 }
 
@@ -63,7 +63,7 @@ void gpu::l2_normalize_backward(const Tensor& y, const Tensor& dy, const View& v
   visit<float, double, bf16>(y.dtype(), "l2_normalize", [&](auto zero) {
     using T = decltype(zero);
     const NormalizeBackward<T> body{scale.data<Compute<T>>(), dx.data<T>()};
-    lines<T>("l2_normalize", body, v, y.data<T>(), dy.data<T>());
+    lines<T>("l2_normalize", body, v, y.device(), y.data<T>(), dy.data<T>());
   });
 }
 

@@ -1,8 +1,8 @@
 #include <cuda_pipeline.h>
 
 #include <algorithm>
+#include <numeric>
 
-#include "ebb/ops/lanes.cuh"
 #include "ebb/ops/normalization/norm_backward.cuh"
 
 // The backward pass. Who takes which rows, the first that can:
@@ -21,8 +21,8 @@ namespace gpu {
 namespace {
 
 // Rows that a thread reads ahead: its packs of x and of dy, each in a place of its own in shared
-// memory. Without 16-byte packs there is nothing ahead, and reads go to global memory.
-template <class L, int packs, int threads>
+// memory.
+template <class L, int packs, int threads, bool packed>
 struct Ahead {
   using P = typename L::P;
   static constexpr int inputs = 2;
@@ -32,13 +32,22 @@ struct Ahead {
   __device__ P* place(int stage, int input, int k) const {
     return memory + ((stage * inputs + input) * packs + k) * threads + threadIdx.x;
   }
+  // Of the row at element `begin`; `end` is that of the tensor, maybe within a pack.
   template <class T>
-  __device__ void fetch(const L& lanes, int stage, const T* x, const T* dy) const {
+  __device__ void fetch(const L& lanes, int stage, const T* x, const T* dy, std::int64_t begin,
+                        std::int64_t end) const {
+    const T* const from[] = {x, dy};
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       if (!lanes.has(k)) continue;
-      __pipeline_memcpy_async(place(stage, 0, k), x + lanes.at(k), sizeof(P));
-      __pipeline_memcpy_async(place(stage, 1, k), dy + lanes.at(k), sizeof(P));
+      const std::int64_t at = begin + lanes.at(k);
+#pragma unroll
+      for (int i = 0; i < inputs; ++i) {
+        if (packed || at + L::width <= end)
+          __pipeline_memcpy_async(place(stage, i, k), from[i] + at, sizeof(P));
+        else
+          for (int j = 0; j < end - at; ++j) place(stage, i, k)->v[j] = from[i][at + j];
+      }
     }
   }
   static __device__ void wait(int stages) {
@@ -122,38 +131,32 @@ constexpr int block_threads(int group, int small) { return group <= warp_size ? 
 constexpr int backward_threads = 256;  // of a block with several groups
 
 // 512 threads a multiprocessor, and at most 128 registers each.
-template <class T, int group, int packs, int width, bool centred>
+template <class T, int group, int packs, bool packed, bool centred>
 __global__ void __launch_bounds__(block_threads(group, backward_threads),
                                   512 / block_threads(group, backward_threads))
     backward_kernel(const T* x, const T* dy, const T* weight, const double* mean,
-                    const Compute<T>* rstd, std::int64_t rows, int cols, int stages, T* dx,
-                    Compute<T>* partial) {
+                    const Compute<T>* rstd, std::int64_t rows, int cols, int period, int stages,
+                    T* dx, Compute<T>* partial) {
   using C = Compute<T>;
-  using L = Lanes<T, group, packs, width>;
+  using L = Lanes<T, group, packs, packed>;
   using P = typename L::P;
+  constexpr int width = L::width;
   constexpr int threads = block_threads(group, backward_threads);
   constexpr int count = centred ? 2 : 1;
   constexpr int window = 64;  // rows added up before they join the earlier ones
-  constexpr bool ahead = width > 1;
   extern __shared__ __align__(16) unsigned char memory[];
-  const Ahead<L, packs, threads> buffer{reinterpret_cast<P*>(memory)};
+  const Ahead<L, packs, threads, packed> buffer{reinterpret_cast<P*>(memory)};
   C* const scratch = reinterpret_cast<C*>(memory + stages * buffer.stage_bytes);
-  const L lanes{cols, static_cast<int>(threadIdx.x % group)};
   const std::int64_t groups = static_cast<std::int64_t>(gridDim.x) * (threads / group);
-  std::int64_t row =
-      static_cast<std::int64_t>(blockIdx.x) * (threads / group) + threadIdx.x / group;
+  std::int64_t row = first_row(
+      static_cast<std::int64_t>(blockIdx.x) * (threads / group) + threadIdx.x / group, period);
+  const L lanes{cols, static_cast<int>(threadIdx.x % group), static_cast<int>(row * cols % width)};
   P w[packs];
 #pragma unroll
-  for (int k = 0; k < packs; ++k) {
-    C v[width];
-    if (lanes.has(k)) lanes.load(weight, k, 1, v);
-    w[k] = narrow<T>(v);
-  }
+  for (int k = 0; k < packs; ++k) w[k] = lanes.load(weight, k);
   const auto fetch = [&](int stage, std::int64_t from) {
-    if constexpr (ahead) {
-      if (from < rows) buffer.fetch(lanes, stage, x + from * cols, dy + from * cols);
-      __pipeline_commit();
-    }
+    if (from < rows) buffer.fetch(lanes, stage, x, dy, from * cols, rows * cols);
+    __pipeline_commit();
   };
   for (int s = 0; s < stages; ++s) fetch(s, row + s * groups);
   double next_mean = centred && row < rows ? mean[row] : 0.0;
@@ -163,12 +166,8 @@ __global__ void __launch_bounds__(block_threads(group, backward_threads),
   int stage = 0;
   const std::int64_t rounds = divide_up(rows, groups);
   for (std::int64_t round = 0; round < rounds; ++round, row += groups) {
-    if constexpr (ahead) buffer.wait(stages);
+    buffer.wait(stages);
     const bool inside = row < rows;
-    const auto read = [&](int input, int k) {
-      if constexpr (ahead) return *buffer.place(stage, input, k);
-      return *reinterpret_cast<const P*>((input == 0 ? x : dy) + row * cols + lanes.at(k));
-    };
     const C r = next_r;
     const Hat<C> hat(next_mean, r);
     if (row + groups < rows) {
@@ -180,17 +179,17 @@ __global__ void __launch_bounds__(block_threads(group, backward_threads),
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       if (!inside || !lanes.has(k)) continue;
-      const P in = read(0, k);
-      const P up = read(1, k);
+      C d[width];
+      C h[width];
+      upstream_and_hat(lanes, k, true, hat, *buffer.place(stage, 0, k), *buffer.place(stage, 1, k),
+                       d, h);
 #pragma unroll
       for (int j = 0; j < width; ++j) {
-        const C d = widen(up, j);
-        const C h = hat(widen(in, j));
-        const C g = rounded_product(d, widen(w[k], j));
+        const C g = rounded_product(d[j], widen(w[k], j));
         a += g;
-        b += g * h;
-        sums.v[0][k][j] += d * h;
-        if constexpr (centred) sums.v[1][k][j] += d;
+        b += g * h[j];
+        sums.v[0][k][j] += d[j] * h[j];
+        if constexpr (centred) sums.v[1][k][j] += d[j];
       }
     }
     reduce_both<C, group>(a, b, scratch + (round & 1) * (2 * threads / warp_size));
@@ -199,8 +198,8 @@ __global__ void __launch_bounds__(block_threads(group, backward_threads),
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       if (!inside || !lanes.has(k)) continue;
-      const P in = read(0, k);
-      const P up = read(1, k);
+      const P in = *buffer.place(stage, 0, k);
+      const P up = *buffer.place(stage, 1, k);
       C out[width];
 #pragma unroll
       for (int j = 0; j < width; ++j)
@@ -216,28 +215,22 @@ __global__ void __launch_bounds__(block_threads(group, backward_threads),
   }
 }
 
-// go.operator()<group, packs, width>() with the smallest group that holds a row.
-template <class T, int width, class Go>
+// go.operator()<group, packs>() with the smallest group that holds a row.
+template <class T, class Go>
 void with_group(std::int64_t packs, const Go& go) {
-  if constexpr (width == 1) {
-    if (packs <= 256) return go.template operator()<32, 8, 1>();
-    if (packs <= 2048) return go.template operator()<128, 16, 1>();
-    go.template operator()<512, 16, 1>();
+  if (packs <= 8) return go.template operator()<8, 1>();
+  if (packs <= 32) return go.template operator()<32, 1>();
+  if (packs <= 96) return go.template operator()<32, 3>();
+  if constexpr (sizeof(T) == 2) {
+    if (packs <= 128) return go.template operator()<64, 2>();
+    if (packs <= 256) return go.template operator()<128, 2>();
+    if (packs <= 512) return go.template operator()<256, 2>();
+    go.template operator()<512, 2>();
   } else {
-    if (packs <= 8) return go.template operator()<8, 1, width>();
-    if (packs <= 32) return go.template operator()<32, 1, width>();
-    if (packs <= 96) return go.template operator()<32, 3, width>();
-    if constexpr (sizeof(T) == 2) {
-      if (packs <= 128) return go.template operator()<64, 2, width>();
-      if (packs <= 256) return go.template operator()<128, 2, width>();
-      if (packs <= 512) return go.template operator()<256, 2, width>();
-      go.template operator()<512, 2, width>();
-    } else {
-      if (packs <= 192) return go.template operator()<64, 3, width>();
-      if (packs <= 512) return go.template operator()<128, 4, width>();
-      if (packs <= 1024) return go.template operator()<256, 4, width>();
-      go.template operator()<512, 4, width>();
-    }
+    if (packs <= 192) return go.template operator()<64, 3>();
+    if (packs <= 512) return go.template operator()<128, 4>();
+    if (packs <= 1024) return go.template operator()<256, 4>();
+    go.template operator()<512, 4>();
   }
 }
 
@@ -254,34 +247,36 @@ template <class T, bool centred>
 void backward(const NormalizeBackward& n) {
   using C = Compute<T>;
   constexpr int count = centred ? 2 : 1;
-  const bool packed = n.s.cols % pack_size<T> == 0;
-  const std::int64_t packs = packed ? n.s.cols / pack_size<T> : n.s.cols;
+  const int period = row_period<T>(n.s.cols);
+  const std::int64_t packs = packs_of<T>(n.s.cols, period);
   constexpr std::int64_t most_packs = sizeof(T) == 2 ? 1024 : 2048;
   const std::int64_t bytes = n.s.cols * std::int64_t{sizeof(T)};
   if (bytes >= spread_bytes<T>(n.s.rows) && normalize_spread_backward(n)) return;
   if (few(n.s) && normalize_few_backward(n)) return;
   if (bytes > 512 && normalize_ring_backward(n)) return;
-  if (packs > (packed ? most_packs : 8192) || few(n.s)) return normalize_slices_backward(n);
-  const auto go = [&]<int group, int each, int width>() {
+  if (packs > most_packs || few(n.s)) return normalize_slices_backward(n);
+  with_group<T>(packs, [&]<int group, int each>() {
     constexpr int threads = block_threads(group, backward_threads);
     constexpr int per_block = threads / group;
     constexpr std::int64_t most = multiprocessors_used * 512 / threads;  // one wave
-    const std::int64_t blocks = std::min(divide_up<std::int64_t>(n.s.rows, per_block), most);
+    const std::int64_t unit = period / std::gcd(period, per_block);      // blocks
+    const std::int64_t wanted = divide_up<std::int64_t>(n.s.rows, per_block * unit);
+    const std::int64_t blocks = std::min(wanted, most / unit) * unit;
     constexpr int stage = 2 * each * threads * 16;
     const std::int64_t shared = per_block == 1 ? 4 * threads / warp_size : n.s.cols * count;
     const int scratch = static_cast<int>(shared * sizeof(C));
-    if (packed && stage + scratch > block_memory()) return normalize_slices_backward(n);
+    if (stage + scratch > block_memory()) return normalize_slices_backward(n);
     const int room = block_memory() * threads / 512 - scratch - 2048;
-    const int stages = packed ? std::clamp(room / stage, 1, 3) : 0;
+    const int stages = std::clamp(room / stage, 1, 3);
     ParameterSums<T, count> sums(n, blocks);
-    launch(n.op, backward_kernel<T, group, each, width, centred>,
-           dim3(static_cast<unsigned>(blocks)), threads,
+    const auto kernel = period == 1 ? backward_kernel<T, group, each, true, centred>
+                                    : backward_kernel<T, group, each, false, centred>;
+    launch(n.op, kernel, dim3(static_cast<unsigned>(blocks)), threads,
            static_cast<size_t>(stages * stage + scratch), n.x.data<T>(), n.dy.data<T>(),
            data_or_null<T>(n.weight), data_or_null<double>(n.mean), n.rstd.data<C>(), n.s.rows,
-           n.s.cols, stages, n.dx.data<T>(), sums.data());
+           n.s.cols, period, stages, n.dx.data<T>(), sums.data());
     sums.add_up();
-  };
-  packed ? with_group<T, pack_size<T>>(packs, go) : with_group<T, 1>(packs, go);
+  });
 }
 
 }  // namespace

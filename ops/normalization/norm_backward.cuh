@@ -2,6 +2,7 @@
 // What the kernels of the norms' backward pass share.
 #pragma once
 #include "ebb/ops/columns.cuh"
+#include "ebb/ops/lanes.cuh"
 #include "ebb/ops/normalization/norm_rows.cuh"
 
 namespace ebb::gpu {
@@ -37,6 +38,22 @@ struct RowGradient {
       : hat(of), r(rstd), shift(a + of.rest * b), slope(of.twice_r * b) {}
   __device__ C operator()(C g, C x) const { return r * (g - shift - hat.half(x) * slope); }
 };
+
+// dy and x̂ of pack k of x and dy, zeros unless they are there.
+template <class C, class L, int width>
+__device__ void upstream_and_hat(const L& lanes, int k, bool inside, const Hat<C>& hat,
+                                 const typename L::P& x, const typename L::P& dy, C (&d)[width],
+                                 C (&h)[width]) {
+#pragma unroll
+  for (int j = 0; j < width; ++j) {
+    d[j] = widen(dy, j);
+    h[j] = hat(widen(x, j));
+  }
+  if (inside && lanes.whole(k)) return;
+#pragma unroll
+  for (int j = 0; j < width; ++j)
+    if (!inside || !lanes.has(k, j)) d[j] = h[j] = 0;
+}
 
 template <class T, int count>
 struct AffineGradients {

@@ -76,7 +76,7 @@ void gpu::l2_norm_backward(const Tensor& x, const Tensor& y, const Tensor& dy, c
       return stream_rows<T>("l2_norm", body(layout.slices), layout, x.data<T>());
     }
     const LineLayout layout = slice_lines(v.outer, v.n, v.inner);
-    strided_rows<T>("l2_norm", body(layout.slices), layout, x.data<T>());
+    strided_rows<T>("l2_norm", body(layout.slices), layout, x.device(), x.data<T>());
   });
 }
 

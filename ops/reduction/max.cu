@@ -44,10 +44,10 @@ struct MaxRow {
 };
 
 template <class T>
-void max_slices(const MaxRow<T>& body, const T* x) {
+void max_slices(const MaxRow<T>& body, Device device, const T* x) {
   constexpr std::int64_t longest = 4096;  // that is faster held than read by few threads
   const LineLayout& s = body.s;
-  if (s.inner != 1) return strided_rows<T>("max", body, s, x);
+  if (s.inner != 1) return strided_rows<T>("max", body, s, device, x);
   if (s.slices == 1 && s.n <= longest) return keep_rows<T>("max", body, s.outer, s.n, x);
   stream_rows<T>("max", body, {s.outer, s.n, s.slices, s.chunk}, x);
 }
@@ -62,14 +62,14 @@ LineLayout max_layout(const View& v) {
 template <class T>
 void max_lines(const Tensor& x, const View& v, std::int32_t* index, Tensor& y) {
   const LineLayout s = max_layout(v);
-  if (s.slices == 1) return max_slices(MaxRow<T>{y.data<T>(), index, nullptr, s}, x.data<T>());
+  const auto go = [&](const MaxRow<T>& body, const T* from) { max_slices(body, x.device(), from); };
+  if (s.slices == 1) return go(MaxRow<T>{y.data<T>(), index, nullptr, s}, x.data<T>());
   Tensor partial = empty({s.slices, s.lines()}, x.options()), place;
   if (index) place = empty(partial.shape(), {Dtype::i32, x.device()});
   std::int32_t* const places = index ? place.data<std::int32_t>() : nullptr;
   T* const maxima = partial.data<T>();
-  max_slices(MaxRow<T>{maxima, places, nullptr, s}, x.data<T>());
-  max_slices(MaxRow<T>{y.data<T>(), index, places, {s.outer, s.slices, s.inner}},
-             static_cast<const T*>(maxima));
+  go(MaxRow<T>{maxima, places, nullptr, s}, x.data<T>());
+  go(MaxRow<T>{y.data<T>(), index, places, {s.outer, s.slices, s.inner}}, maxima);
 }
 
 template <class T>

@@ -69,7 +69,7 @@ __device__ MaxAndSum<C> max_and_sum(Row& row) {
 
 // The body on every line of x along v.n.
 template <class T, class Body, class... X>
-void lines(std::string_view op, const Body& body, const View& v, const X*... x) {
+void lines(std::string_view op, const Body& body, const View& v, Device device, const X*... x) {
   if (v.n == 0) return;
   if constexpr (sizeof(T) <= 4) {
     constexpr std::int64_t longest = (sizeof...(X) == 1 ? 2 : 4) * long_row_bytes;  // kept
@@ -78,7 +78,7 @@ void lines(std::string_view op, const Body& body, const View& v, const X*... x) 
       return;
   }
   if (v.inner == 1) return keep_rows<T>(op, body, v.outer, v.n, x...);
-  strided_rows<T>(op, body, {v.outer, v.n, v.inner}, x...);
+  strided_rows<T>(op, body, {v.outer, v.n, v.inner}, device, x...);
 }
 
 // Of tensors, by the body Body<T>{y}.
@@ -86,7 +86,7 @@ template <template <class> class Body, class... X>
 void lines(std::string_view op, const View& v, Tensor& y, const X&... x) {
   visit<float, double, bf16>(y.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    lines<T>(op, Body<T>{y.data<T>()}, v, x.template data<T>()...);
+    lines<T>(op, Body<T>{y.data<T>()}, v, y.device(), x.template data<T>()...);
   });
 }
 

@@ -9,18 +9,18 @@
 
 namespace ebb::gpu {
 
-inline constexpr int short_row_threads = 128;
+inline constexpr int thread_row_threads = 128;
 
 // What is so short, and enough for every multiprocessor to have some, is faster by a thread a row.
 template <class T>
-bool are_short_rows(std::int64_t rows, std::int64_t cols) {
+bool are_thread_rows(std::int64_t rows, std::int64_t cols) {
   constexpr std::int64_t longest = sizeof(T) == 8 ? 8 : sizeof(T) == 4 ? 12 : 16;
   return cols <= longest && rows * cols >= std::int64_t{1} << 20;
 }
 
 // The rows of a block in shared memory, an odd number of elements apart, for the banks.
 template <class T>
-struct ShortRows {
+struct ThreadRows {
   static constexpr int width = pack_size<T>;
   T* at;
 
@@ -29,7 +29,7 @@ struct ShortRows {
   template <class F>
   __device__ static void packs(int first, int count, int cols, F f) {
     for (int i = first * cols + threadIdx.x * width; i < (first + count) * cols;
-         i += short_row_threads * width)
+         i += thread_row_threads * width)
       f(i, min(width, (first + count) * cols - i));
   }
   // Where an element of the tile lies, and then the next ones: behind a row's end is a gap or none.
@@ -72,11 +72,11 @@ struct ShortRows {
 
 // Threads beyond the last row have an empty one.
 template <class T, int inputs>
-class ShortRow : public RowSteps<ShortRow<T, inputs>, T, Compute<T>> {
+class ThreadRow : public RowSteps<ThreadRow<T, inputs>, T, Compute<T>> {
  public:
   // Row `first` + threadIdx.x of the `count` in the tiles, which begin at row `tile_row` of all.
-  __device__ ShortRow(const ShortRows<T> (&tiles)[inputs], std::int64_t tile_row, int first,
-                      int count, int cols)
+  __device__ ThreadRow(const ThreadRows<T> (&tiles)[inputs], std::int64_t tile_row, int first,
+                       int count, int cols)
       : tiles_(tiles), tile_row_(tile_row), first_(first), count_(count), cols_(cols) {}
 
   __device__ std::int64_t index() const { return tile_row_ + (leader() ? slot() : 0); }
@@ -100,7 +100,7 @@ class ShortRow : public RowSteps<ShortRow<T, inputs>, T, Compute<T>> {
           k, [&](int, auto... x) { tiles_[0].at[place(k)] = narrow<T>(pack(k)(0, k, x...)); },
           std::make_index_sequence<inputs>{});
     __syncthreads();
-    tiles_[0].store(y + tile_row_ * cols_, first_, min(short_row_threads, count_ - first_), cols_);
+    tiles_[0].store(y + tile_row_ * cols_, first_, min(thread_row_threads, count_ - first_), cols_);
   }
 
  private:
@@ -112,41 +112,41 @@ class ShortRow : public RowSteps<ShortRow<T, inputs>, T, Compute<T>> {
     f(k, widen(tiles_[I].at[place(k)])...);
   }
 
-  const ShortRows<T> (&tiles_)[inputs];
+  const ThreadRows<T> (&tiles_)[inputs];
   std::int64_t tile_row_;
   int first_, count_, cols_;
 };
 
 template <class T, class Body, class... X>
-__global__ void __launch_bounds__(short_row_threads)
-    short_rows_kernel(Body body, std::int64_t rows, int cols, int each, const X*... x) {
+__global__ void __launch_bounds__(thread_row_threads)
+    thread_rows_kernel(Body body, std::int64_t rows, int cols, int each, const X*... x) {
   constexpr int inputs = sizeof...(X);
-  extern __shared__ __align__(16) unsigned char short_rows_memory[];
-  const int most = each * short_row_threads;
+  extern __shared__ __align__(16) unsigned char thread_rows_memory[];
+  const int most = each * thread_row_threads;
   const std::int64_t tile_row = std::int64_t{blockIdx.x} * most;
   const std::int64_t left = rows - tile_row;
   const int count = left < most ? static_cast<int>(left) : most;
-  ShortRows<T> tiles[inputs];
+  ThreadRows<T> tiles[inputs];
   for (int i = 0; i < inputs; ++i)
-    tiles[i].at = reinterpret_cast<T*>(short_rows_memory) + i * most * (cols | 1);
+    tiles[i].at = reinterpret_cast<T*>(thread_rows_memory) + i * most * (cols | 1);
   int i = 0;
   (tiles[i++].load(x + tile_row * cols, count, cols), ...);
   __syncthreads();
-  for (int first = 0; first < count; first += short_row_threads) {
-    ShortRow<T, inputs> row(tiles, tile_row, first, count, cols);
+  for (int first = 0; first < count; first += thread_row_threads) {
+    ThreadRow<T, inputs> row(tiles, tile_row, first, count, cols);
     body(row);
   }
 }
 
 // Of rows of a few elements a thread has several.
 template <class T, class Body, class... X>
-void short_rows(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols,
-                const X*... x) {
+void thread_rows(std::string_view op, const Body& body, std::int64_t rows, std::int64_t cols,
+                 const X*... x) {
   const int each = std::max(1, 8 / std::max(1, static_cast<int>(cols)));
-  const int most = each * short_row_threads;
+  const int most = each * thread_row_threads;
   const size_t memory = sizeof...(X) * most * (cols | 1) * sizeof(T);
-  launch(op, short_rows_kernel<T, Body, X...>,
-         dim3(static_cast<unsigned>(divide_up<std::int64_t>(rows, most))), short_row_threads,
+  launch(op, thread_rows_kernel<T, Body, X...>,
+         dim3(static_cast<unsigned>(divide_up<std::int64_t>(rows, most))), thread_row_threads,
          memory, body, rows, static_cast<int>(cols), each, x...);
 }
 
