@@ -44,16 +44,21 @@ __device__ inline float reciprocal(float x) {
 }
 __device__ inline double reciprocal(double x) { return 1 / x; }
 
-// eˣ, as exactly as results of type T keep it: 5e-6 of it off is nothing to bf16.
+// 2ˣ and eˣ, as exactly as results of type T keep them: 5e-6 of them off is nothing to bf16.
 template <class T>
-__device__ Compute<T> exponential(Compute<T> x) {
+__device__ Compute<T> power_of_2(Compute<T> x) {
   if constexpr (std::is_same_v<T, bf16>) {
     float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504088896341f));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
   } else {
-    return exp(x);
+    return exp2(x);
   }
+}
+template <class T>
+__device__ Compute<T> exponential(Compute<T> x) {
+  if constexpr (std::is_same_v<T, bf16>) return power_of_2<bf16>(x * 1.44269504088896341f);
+  return exp(x);
 }
 
 __device__ inline std::uint8_t widen(std::uint8_t x) { return x; }

@@ -1,4 +1,7 @@
+#include <iterator>
+
 #include "ebb/ops/elementwise/gelu.h"
+#include "ebb/ops/elementwise/normal_tail.h"
 #include "ebb/ops/map.cuh"
 
 namespace ebb {
@@ -6,6 +9,7 @@ namespace {
 
 using gpu::Compute;
 using gpu::exponential;
+using gpu::power_of_2;
 using gpu::reciprocal;
 
 // (1 + tanh(u)) / 2 = 1 / (1 + e⁻²ᵘ): one exponential, and no cancellation where it is small.
@@ -32,18 +36,48 @@ struct GeluTanhBackward {
   }
 };
 
+// Beyond this, to both sides, Φ is 0 or 1 and φ is 0 in f32 and f64.
+template <class C>
+__device__ C clamped(C x) {
+  return fmin(fmax(x, C(-40)), C(40));
+}
+
+// e^(−x²/2); in f64 with what x² is short of after rounding.
+template <class T, class C>
+__device__ C bell(C x) {
+  if constexpr (sizeof(C) == 4) return power_of_2<T>(x * x * -0.72134752f);  // log₂(e) / 2
+  x = clamped(x);
+  const C square = x * x;
+  return exp(square * C(-0.5)) * (1 - fma(x, x, -square) * C(0.5));
+}
+
+// Φ(−|x|), the smaller one.
+template <class T, class C>
+__device__ C normal_tail(C x, C bell) {
+  constexpr NormalTail<T> of;
+  const C t = reciprocal(fma(fabs(x), of.slope, C(1)));
+  C q = of.q[0];
+#pragma unroll
+  for (int i = 1; i < static_cast<int>(std::size(of.q)); ++i) q = fma(q, t + t - 1, of.q[i]);
+  return q * t * bell;
+}
+
 template <class T>
 struct GeluErf {
   using C = Compute<T>;
-  __device__ C operator()(C x) const { return x * (erfc(x * C(-M_SQRT1_2)) * C(0.5)); }
+  __device__ C operator()(C x) const {
+    const C size = fabs(x);
+    return fma(-fmin(size, C(40)), normal_tail<T>(x, bell<T>(x)), fmax(x, C(0)));
+  }
 };
 
 template <class T>
 struct GeluErfBackward {
   using C = Compute<T>;
   __device__ C operator()(C x, C dy) const {
-    const C density = exponential<T>(-x * x * C(0.5)) * C(0.39894228040143267794);
-    return dy * (erfc(x * C(-M_SQRT1_2)) * C(0.5) + x * density);
+    const C e = bell<T>(x), tail = normal_tail<T>(x, e);
+    const C cdf = x < 0 ? tail : 1 - tail;
+    return dy * fma(clamped(x) * e, C(0.39894228040143267794), cdf);  // 1/√(2π)
   }
 };
 

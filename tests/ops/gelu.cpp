@@ -26,6 +26,7 @@ TEST_CASE("gelu: twins of the exact form agree, its gradient and its lower tail 
   check_gradients(exactly, {randn({3, 5}, 1)});
   check_gradients(exactly, {tensor<double>({-40, -5, -0.01, 0, 0.01, 5, 40}, {7})});
   check_sizes(exactly);
+  check_bf16(exactly, {randn({1000}, 3, Dtype::f64, cpu_device, 3)});
   for (const Device device : devices()) {
     const Tensor x = tensor<float>({-1, -2, -4, -6, -8}, {5}, device);
     check_close(exactly({x}), exactly({x.to(cpu_device).to(Dtype::f64)}), {0, 8e-6}, "tail");
