@@ -134,6 +134,10 @@ void map(std::string_view op, const F& f, std::int64_t n, Pointers<T, outputs> y
   static_assert((std::is_same_v<T, X> && ...), "a map is over one dtype");
   constexpr int inputs = sizeof...(X);
   constexpr std::int64_t small = 32 << 20;  // bytes
+  constexpr int large = [] {  // packs a thread: a formula that takes long may ask for more
+    if constexpr (requires { F::packs; }) return F::packs;
+    return 1;
+  }();
   const auto go = [&]<int packs>() {
     constexpr std::int64_t tile = std::int64_t{map_threads} * packs * pack_size<T>;
     launch(op, map_kernel<T, packs, outputs, inputs, F>,
@@ -142,7 +146,7 @@ void map(std::string_view op, const F& f, std::int64_t n, Pointers<T, outputs> y
   };
   if constexpr (inputs == 1)
     if (n * std::int64_t{sizeof(T)} <= small) return go.template operator()<2>();
-  go.template operator()<1>();
+  go.template operator()<large>();
 }
 
 template <class T, class F, class... X>

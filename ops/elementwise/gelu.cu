@@ -18,6 +18,7 @@ constexpr double twice_c = 1.59576912160573071176;  // 2 √(2/π)
 template <class T>
 struct GeluTanh {
   using C = Compute<T>;
+  static constexpr int packs = std::is_same_v<T, bf16> ? 2 : 1;
   __device__ C operator()(C x) const {
     const C twice_u = C(twice_c) * x * (1 + C(0.044715) * x * x);
     return x * reciprocal(1 + exponential<T>(-twice_u));
@@ -65,6 +66,7 @@ __device__ C normal_tail(C x, C bell) {
 template <class T>
 struct GeluErf {
   using C = Compute<T>;
+  static constexpr int packs = std::is_same_v<T, bf16> ? 2 : 1;
   __device__ C operator()(C x) const {
     const C size = fabs(x);
     return fma(-fmin(size, C(40)), normal_tail<T>(x, bell<T>(x)), fmax(x, C(0)));

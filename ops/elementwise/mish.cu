@@ -11,6 +11,7 @@ using gpu::reciprocal;
 template <class T>
 struct Mish {
   using C = Compute<T>;
+  static constexpr int packs = std::is_same_v<T, bf16> ? 2 : 1;
   __device__ C operator()(C x) const {
     const C u = exponential<T>(x > 20 ? C(20) : x);
     const C w = u * (u + 2);

@@ -16,6 +16,7 @@ struct Tanh {
 // Within 2e-7 of tanh, with neither branch nor polynomial. Below 2⁻⁶, tanh(x) is x to the nine
 // bits that bf16 keeps.
 struct TanhForBf16 {
+  static constexpr int packs = 2;
   __device__ float operator()(float x) const {
     return fabsf(x) < 0x1p-6f ? x : 1 - 2 * reciprocal(gpu::exponential<bf16>(2 * x) + 1);
   }
