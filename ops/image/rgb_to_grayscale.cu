@@ -37,10 +37,10 @@ __device__ T gray(const Weights<T>& k, T r, T g, T b) {
 // pixel when `width` is 1.
 template <int width, class T>
 __global__ void __launch_bounds__(threads)
-    forward_kernel(Weights<T> weights, std::int64_t plane, std::int64_t tiles, const T* x, T* y) {
+    forward_kernel(Weights<T> weights, std::int64_t plane, unsigned tiles, const T* x, T* y) {
   using P = Pack<T, width>;
   const std::int64_t image = blockIdx.x / tiles;
-  const std::int64_t i = (blockIdx.x % tiles * threads + threadIdx.x) * width;
+  const std::int64_t i = (std::int64_t{blockIdx.x % tiles} * threads + threadIdx.x) * width;
   if (i >= plane) return;
   P in[3];
 #pragma unroll
@@ -51,45 +51,37 @@ __global__ void __launch_bounds__(threads)
   gpu::store(reinterpret_cast<P*>(y + image * plane + i), out);
 }
 
-// Three blocks take a tile, one for each channel, so that a block writes one stretch of memory:
-// many tiles of one channel come before the next channel reads them again from the cache.
-constexpr std::int64_t together = 1024;  // tiles: 4 MiB
-
 template <int width, class T>
-__global__ void __launch_bounds__(threads) backward_kernel(Weights<T> weights, std::int64_t plane,
-                                                           std::int64_t tiles, const T* dy, T* dx) {
+__global__ void __launch_bounds__(threads)
+    backward_kernel(Weights<T> weights, std::int64_t plane, unsigned tiles, const T* dy, T* dx) {
   using P = Pack<T, width>;
-  const std::int64_t all = gridDim.x / 3;
-  const std::int64_t group = blockIdx.x / (3 * together) * together;
-  const std::int64_t n = all - group < together ? all - group : together;
-  const std::int64_t in_group = blockIdx.x - 3 * group;
-  const int c = static_cast<int>(in_group / n);
-  const std::int64_t tile = group + in_group - c * n;
-  const std::int64_t image = tile / tiles;
-  const std::int64_t i = (tile % tiles * threads + threadIdx.x) * width;
+  const std::int64_t image = blockIdx.x / tiles;
+  const std::int64_t i = (std::int64_t{blockIdx.x % tiles} * threads + threadIdx.x) * width;
   if (i >= plane) return;
   const P in = *reinterpret_cast<const P*>(dy + image * plane + i);
-  const Real<T> weight = c == 0 ? weights.w[0] : c == 1 ? weights.w[1] : weights.w[2];
-  P out;
 #pragma unroll
-  for (int j = 0; j < width; ++j) out.v[j] = gpu::narrow<T>(weight * gpu::widen(in.v[j]));
-  gpu::store(reinterpret_cast<P*>(dx + (3 * image + c) * plane + i), out);
+  for (int c = 0; c < 3; ++c) {
+    P out;
+#pragma unroll
+    for (int j = 0; j < width; ++j) out.v[j] = gpu::narrow<T>(weights.w[c] * gpu::widen(in.v[j]));
+    gpu::store(reinterpret_cast<P*>(dx + (3 * image + c) * plane + i), out);
+  }
 }
 
 // Packs only where every plane starts on 16 bytes.
 template <class T>
-using Kernel = void (*)(Weights<T>, std::int64_t, std::int64_t, const T*, T*);
+using Kernel = void (*)(Weights<T>, std::int64_t, unsigned, const T*, T*);
 
 template <class T>
-void start(Kernel<T> packs, Kernel<T> single, int blocks_a_tile, const GrayscaleOptions& options,
-           std::int64_t images, std::int64_t plane, const T* x, T* y) {
+void start(Kernel<T> packs, Kernel<T> single, const GrayscaleOptions& options, std::int64_t images,
+           std::int64_t plane, const T* x, T* y) {
   if (images == 0 || plane == 0) return;
   const bool packed = plane % pack_size<T> == 0;
   const std::int64_t tile = std::int64_t{threads} * (packed ? pack_size<T> : 1);
-  const std::int64_t tiles = gpu::divide_up(plane, tile);
+  const auto tiles = static_cast<unsigned>(gpu::divide_up(plane, tile));
   gpu::launch("rgb_to_grayscale", packed ? packs : single,
-              dim3(static_cast<unsigned>(blocks_a_tile * images * tiles)), threads, 0,
-              Weights<T>(options), plane, tiles, x, y);
+              dim3(static_cast<unsigned>(images * tiles)), threads, 0, Weights<T>(options), plane,
+              tiles, x, y);
 }
 
 std::int64_t pixels(const Tensor& x) { return x.size(-1) * x.size(-2); }
@@ -100,8 +92,8 @@ void gpu::rgb_to_grayscale(const Tensor& x, const GrayscaleOptions& options, Ten
   if (y.numel() == 0) return;
   visit<float, double, bf16, std::uint8_t>(x.dtype(), "rgb_to_grayscale", [&](auto zero) {
     using T = decltype(zero);
-    start<T>(forward_kernel<pack_size<T>, T>, forward_kernel<1, T>, 1, options,
-             y.numel() / pixels(y), pixels(y), x.data<T>(), y.data<T>());
+    start<T>(forward_kernel<pack_size<T>, T>, forward_kernel<1, T>, options, y.numel() / pixels(y),
+             pixels(y), x.data<T>(), y.data<T>());
   });
 }
 
@@ -109,7 +101,7 @@ void gpu::rgb_to_grayscale_backward(const Tensor& dy, const GrayscaleOptions& op
   if (dy.numel() == 0) return;
   visit<float, double, bf16>(dy.dtype(), "rgb_to_grayscale", [&](auto zero) {
     using T = decltype(zero);
-    start<T>(backward_kernel<pack_size<T>, T>, backward_kernel<1, T>, 3, options,
+    start<T>(backward_kernel<pack_size<T>, T>, backward_kernel<1, T>, options,
              dy.numel() / pixels(dy), pixels(dy), dy.data<T>(), dx.data<T>());
   });
 }
