@@ -314,10 +314,9 @@ bool rows_are_packed(const RowLayout& layout) {
 }
 
 // Each row in the registers of 2 to 8 blocks, a slice each.
-template <class T, bool packed, class Body, class... X>
+template <class T, int per_thread, bool packed, class Body, class... X>
 void spread_rows(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
   constexpr int group = 256;
-  constexpr int per_thread = 8;
   const std::int64_t packs = divide_up<std::int64_t>(row.cols, pack_size<T>);
   const std::int64_t slices = divide_up<std::int64_t>(packs, group * per_thread);
   const RowLayout layout{row.rows, row.cols, slices, divide_up(packs, slices) * pack_size<T>};
@@ -344,13 +343,17 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
   if constexpr (fast)
     if (packs <= 512) return go.template operator()<128, 4>();
   if (packs <= 1024) return go.template operator()<128, 8>();
-  if (packs <= 2048) return go.template operator()<256, 8>();
+  constexpr int many = sizeof(T) == 4 ? 512 : 256;
+  if (packs <= 2048) return go.template operator()<many, 2048 / many>();
   if constexpr (fast) {
     if (packs <= 4096) return go.template operator()<512, 8>();
     if constexpr (sizeof...(X) == 1)
       if (packs <= 8192) return go.template operator()<512, 16>();
-    if (row.cols <= most_cluster_blocks * 2048 * pack_size<T> && have_clusters())
-      return spread_rows<T, packed>(op, body, row, x...);
+    constexpr std::int64_t most = most_cluster_blocks * 2048 * pack_size<T>;
+    if constexpr (sizeof...(X) == 2)
+      if (row.cols <= most / 2 && have_clusters())
+        return spread_rows<T, 4, packed>(op, body, row, x...);
+    if (row.cols <= most && have_clusters()) return spread_rows<T, 8, packed>(op, body, row, x...);
   }
   launch_held<T, 256, 4, Held::nowhere, packed>(op, body, row, x...);
 }
