@@ -13,6 +13,8 @@ void check(const Tensor& x, const Tensor& w, const Conv1dOptions& o) {
   require(x.rank() == 3, Kind::shape, "conv1d", "x must be [N,C,L]", x.shape(), "3 dimensions");
   require(w.rank() == 3, Kind::shape, "conv1d", "w must be [K,C/groups,R]", w.shape(),
           "3 dimensions");
+  require(x.size(2) > 0, Kind::shape, "conv1d", "the line has a length of 0", x.shape(),
+          "a length of at least 1");
   require(w.size(2) > 0, Kind::shape, "conv1d", "the kernel has a side of 0", w.shape(),
           "a length of at least 1");
   require(o.stride >= 1, Kind::value, "conv1d", "stride is too small", o.stride, "at least 1");

@@ -21,6 +21,8 @@ void require_options(std::string_view op, const Conv2dOptions& o) {
 void require_channels(std::string_view op, const Tensor& x, const Tensor& w, std::int64_t groups) {
   require(x.rank() == 4, Kind::shape, op, "x must be [N,C,H,W]", x.shape(), "4 dimensions");
   require(w.rank() == 4, Kind::shape, op, "w must be [K,C/groups,R,S]", w.shape(), "4 dimensions");
+  require(x.size(2) > 0 && x.size(3) > 0, Kind::shape, op, "the image has a side of 0", x.shape(),
+          "sides of at least 1");
   require(w.size(2) > 0 && w.size(3) > 0, Kind::shape, op, "the kernel has a side of 0", w.shape(),
           "sides of at least 1");
   require(w.size(2) <= largest && w.size(3) <= largest, Kind::limit, op, "the kernel is too large",

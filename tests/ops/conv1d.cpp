@@ -104,6 +104,7 @@ TEST_CASE("conv1d: errors name conv1d") {
   refuse(Kind::shape, "w must be [K,C/groups,R]", [&] { conv1d(x, zeros({4, 2})); });
   refuse(Kind::shape, "x and w differ in channels", [&] { conv1d(x, zeros({4, 3, 3})); });
   refuse(Kind::shape, "side of 0", [&] { conv1d(x, zeros({4, 2, 0})); });
+  refuse(Kind::shape, "length of 0", [&] { conv1d(zeros({1, 2, 0}), w, {}, {.padding = 3}); });
   refuse(Kind::shape, "b has the wrong shape", [&] { conv1d(x, w, zeros({3})); });
   refuse(Kind::value, "stride is too small; got 0", [&] { conv1d(x, w, {}, {.stride = 0}); });
   refuse(Kind::value, "padding is negative; got -1", [&] { conv1d(x, w, {}, {.padding = -1}); });

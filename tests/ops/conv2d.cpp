@@ -195,7 +195,12 @@ TEST_CASE("conv2d: bad arguments are refused") {
   });
   check_error(Kind::shape, {"conv2d: ", "[N,C,H,W]", "[2,5]"}, [&] { conv2d(z({2, 5}), w); });
   check_error(Kind::shape, {"conv2d: ", "[N,C,H,W]"}, [&] { conv2d(z({1, 1, 2, 5, 5}), w); });
-  check_error(Kind::shape, {"conv2d: ", "a side of 0"}, [&] { conv2d(x, z({4, 2, 0, 3})); });
+  check_error(Kind::shape, {"conv2d: the kernel has a side of 0"}, [&] {
+    conv2d(x, z({4, 2, 0, 3}));
+  });
+  for (const Shape& shape : {Shape{1, 2, 0, 5}, Shape{1, 2, 5, 0}})
+    check_error(Kind::shape, {"conv2d: the image has a side of 0"},
+                [&] { conv2d(z(shape), w, {}, {.padding = 3}); });
   check_error(Kind::shape, {"conv2d: b", "[3]", "[4]"}, [&] { conv2d(x, w, z({3})); });
   for (const std::int64_t padding : {(std::int64_t{1} << 31) - 1, std::int64_t{1} << 62})
     check_error(Kind::limit, {"conv2d: "}, [&] { conv2d(x, w, {}, {.padding = padding}); });
