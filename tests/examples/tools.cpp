@@ -12,6 +12,8 @@ namespace {
 
 using Words = std::vector<std::string>;
 
+const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+
 struct Tools : Folder {
   Surroundings around{path.string(), {}};
 
@@ -44,8 +46,14 @@ TEST_CASE("opcase: what is no case is refused in one short line, without an answ
   const Tools tools;
   tools.make_case("si\nlu\x1b", "{}");
   tools.check_case_refused(5, {"si lu : no such op"});
-  tools.make_case("silu", std::string(100000, '['));
+  tools.make_case("silu", R"({"dim":)");
   tools.check_case_refused(3, {"silu: attrs is not JSON"});
+  tools.make_case("softmax", R"({"dim":)" + deep + "}");
+  tools.check_case_refused(3, {"softmax: attrs is nested too deeply", "at most 8 levels"});
+  tools.make_case("softmax", R"({"dim":")" + std::string(100000, 'x') + "\"}");
+  tools.check_case_refused(3, {"softmax: attribute dim is not of its type"});
+  tools.make_case("reshape", "{}");
+  tools.check_case_refused(3, {"reshape: attribute shape is missing; got none"});
   tools.make_case("silu", R"({"dim":0})");
   tools.check_case_refused(5, {"silu: no attribute `dim`"});
   tools.make_case("sum", R"({"dim":1e300})");
@@ -60,14 +68,41 @@ TEST_CASE("opcase: what is no case is refused in one short line, without an answ
   CHECK(gradcheck.code == 3);
 }
 
+TEST_CASE(
+    "opcase: an answer of an earlier run does not outlive a refusal, and a case is no answer") {
+  const Tools tools;
+  tools.make_case("silu", "{}");
+  CHECK(tools.run("opcase", {"--case", "case", "--out", "case"}).code == 2);
+  CHECK(tools.run("opcase", {"--case", "case", "--out", "answer"}).code == 0);
+  CHECK(std::filesystem::exists(tools.path / "answer"));
+  tools.make_case("silu", R"({"dim":0})");
+  tools.check_case_refused(5, {"silu: no attribute `dim`"});
+}
+
+TEST_CASE("opcase: inputs count by place only where none has a name") {
+  const Tools tools;
+  const ebb::Tensor x = ebb::ones({1, 2}), w = ebb::ones({3, 2}), b = ebb::ones({3});
+  const auto first = [&](const ebb::Checkpoint& of) {
+    ebb::save_safetensors(tools.path / "case", of);
+    CHECK(tools.run("opcase", {"--case", "case", "--out", "answer"}).code == 0);
+    return ebb::load_safetensors(tools.path / "answer").find("out.0")->to_vector<float>()[0];
+  };
+  const std::map<std::string, std::string> op{{"op", "linear"}};
+  CHECK(first({{{"in.x", x}, {"in.weight", w}, {"in.2", b}}, op}) == 2);
+  CHECK(first({{{"in.0", x}, {"in.1", w}, {"in.2", b}}, op}) == 3);
+}
+
 TEST_CASE("opcase: what belongs to no case may be of any type; a list without a gap is a case") {
   const Tools tools;
   const std::string junk = R"("junk":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]})";
   const std::string x = R"("in.x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]})";
-  const std::string header = R"({"__metadata__":{"op":"invert_colors"},)" + junk + "," + x + "}";
+  const std::string gout = R"("gout.0":{"dtype":"BOOL","shape":[1],"data_offsets":[2,3]})";
+  const std::string other = R"("in.other":{"dtype":"BOOL","shape":[1],"data_offsets":[3,4]})";
+  const std::string header = R"({"__metadata__":{"op":"invert_colors"},)" + junk + "," + x + "," +
+                             gout + "," + other + "}";
   const std::uint64_t length = header.size();
   write(tools.path / "case",
-        std::string(reinterpret_cast<const char*>(&length), sizeof length) + header + "\1\2");
+        std::string(reinterpret_cast<const char*>(&length), sizeof length) + header + "\1\2\1\1");
   CHECK(tools.run("opcase", {"--case", "case", "--out", "answer"}).code == 0);
   const ebb::Checkpoint answer = ebb::load_safetensors(tools.path / "answer");
   CHECK(answer.find("out.0")->item() == 253);
@@ -126,6 +161,7 @@ TEST_CASE("opbench: a case that makes no sense is a row with an error, and the n
                      R"({"op":"sum","shape":[2],"keepdim":3})",
                      R"({"op":"dropout","shape":[2],"p":"x"})",
                      R"({"op":"gelu","shape":[2],"approximate":1})",
+                     R"({"op":"silu","shape":)" + deep + "}",
                      R"([])",
                      R"({)"};
   std::string lines;

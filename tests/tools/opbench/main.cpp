@@ -131,15 +131,21 @@ void measure(Json& row, Device device) {
 
 // The row of one line: the case, its figures, or why there are none.
 Json row_of(const std::string& line, Device device) {
-  Json row = Json::object();
+  constexpr int deepest = 8;  // levels: more would take the stack when a case is shown
+  Json row = {{"case", line}};
   try {
-    row = Json::parse(line, nullptr, false);
-    require(row.is_object() && row.contains("op") && row["op"].is_string(), Kind::format, "opbench",
-            "bad case", line, "an object in one line, {\"op\": …}");
+    const auto check = [&](int depth, Json::parse_event_t, Json&) {
+      require(depth <= deepest, Kind::limit, "opbench", "a case is nested too deeply",
+              line.substr(0, 200), text("at most ", deepest, " levels"));
+      return true;
+    };
+    Json json = Json::parse(line, check, false);
+    require(json.is_object() && json.contains("op") && json["op"].is_string(), Kind::format,
+            "opbench", "bad case", line.substr(0, 200), "an object in one line, {\"op\": …}");
+    row = std::move(json);
     allow_tf32(row.contains("dtype") && row["dtype"] == "tf32");
     measure(row, device);
   } catch (const std::exception& error) {
-    if (!row.is_object()) row = {{"case", line}};
     row["error"] = error.what();
   }
   return row;

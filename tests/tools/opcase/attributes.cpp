@@ -6,20 +6,38 @@ namespace opcase {
 
 using ebb::Kind;
 
-Attributes::Attributes(std::string op, const Json& defaults, const Json& given)
-    : op_(std::move(op)), all_(defaults) {
-  ebb::require(given.is_object(), Kind::format, op_, "attrs must be a JSON object",
-               given.type_name(), "an object");
-  for (const auto& [name, value] : given.items()) {
-    if (!all_.contains(name)) throw Unsupported("no attribute `" + name + "`");
+constexpr size_t shown = 200;  // characters of what a case says, in an error's one line
+
+// No attribute is a list of lists; what goes on and on would take the stack when it is shown.
+Json parse_attributes(const std::string& op, const std::string& attrs) {
+  constexpr int deepest = 8;
+  const auto check = [&](int depth, Json::parse_event_t, Json&) {
+    ebb::require(depth <= deepest, Kind::limit, op, "attrs is nested too deeply",
+                 attrs.substr(0, shown), ebb::text("at most ", deepest, " levels"));
+    return true;
+  };
+  Json json = Json::parse(attrs, check, false);
+  ebb::require(!json.is_discarded(), Kind::format, op, "attrs is not JSON", attrs.substr(0, shown),
+               "a JSON object");
+  ebb::require(json.is_object(), Kind::format, op, "attrs must be a JSON object", json.type_name(),
+               "an object");
+  return json;
+}
+
+Attributes::Attributes(std::string op, const Json& defaults, Json given)
+    : op_(std::move(op)), given_(std::move(given)), all_(defaults) {
+  for (const auto& [name, value] : given_.items()) {
+    if (!all_.contains(name)) throw Unsupported("no attribute `" + name.substr(0, shown) + "`");
     if (!value.is_null()) all_[name] = value;
   }
 }
 
 void Attributes::refuse(const char* name, const char* expected) const {
   const Json& value = all_.at(name);
+  ebb::require(!value.is_null(), Kind::value, op_, std::string("attribute ") + name + " is missing",
+               "none", expected);
   ebb::raise(Kind::value, op_, std::string("attribute ") + name + " is not of its type",
-             value.dump(-1, ' ', true, Json::error_handler_t::replace), expected);
+             value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, shown), expected);
 }
 
 std::int64_t Attributes::integer(const char* name, const Json& value) const {

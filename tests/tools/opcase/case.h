@@ -21,8 +21,9 @@ struct Case {
   ebb::Tensor gout;
 };
 
-// Errors: ebb::Error, Unsupported. `op` is what messages begin with.
-Case read_case(const std::string& op, const std::string& path);
+// Errors: ebb::Error, Unsupported. `op` is what messages begin with; without `gradient`, gout.0 is
+// passed over.
+Case read_case(const std::string& op, const std::string& path, bool gradient = true);
 
 // out.0, and with settings.backward grad.NAME, on the CPU. Errors likewise.
 ebb::Checkpoint answer(const Case& c, const Settings& settings);
@@ -35,7 +36,7 @@ struct Outcome {
   std::string error;
 };
 
-// Never throws. The answer is written whole, or not at all.
+// Never throws. The answer is written whole, or not at all: an older one is gone then too.
 Outcome run_case(const std::string& path, const std::string& answer, const Settings& settings);
 
 // The library's gradient check on the case in f64; `worst` is its largest error.

@@ -96,7 +96,6 @@ Json run_one(const fs::path& from, const fs::path& to, const fs::path& file,
   Outcome outcome;
   std::error_code error;
   fs::create_directories((to / file).parent_path(), error);
-  fs::remove(to / file, error);  // no answer of an earlier run stays beside a refusal
   outcome = run_case((from / file).string(), (to / file).string(), settings);
   const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - start;
   return {{"file", file.generic_string()},
@@ -154,6 +153,8 @@ int run(Arguments& a) {
                      : a.dtype == "bf16" ? ebb::Dtype::bf16
                                          : ebb::Dtype::f32;
   if (!a.gradcheck.empty()) return gradcheck(a.gradcheck, a.settings.device);
+  std::error_code unknown;
+  if (fs::equivalent(a.one_case, a.out, unknown)) return wrong_usage("--out is the case");
   if (!a.one_case.empty()) return report(run_case(a.one_case, a.out, a.settings));
   return run_folder(a.folder, a.out, a.settings);
 }

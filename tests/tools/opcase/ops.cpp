@@ -41,7 +41,7 @@ Tensor run_grayscale(const Call& c) {
 
 Tensor run_invert(const Call& c) {
   InvertOptions options;
-  if (!c.attributes.absent("max")) options.max = c.attributes.number("max");
+  if (c.attributes.given("max")) options.max = c.attributes.number("max");
   return invert_colors(c["x"], options);
 }
 
@@ -234,7 +234,7 @@ const std::vector<Op>& ops() {
        }},
       {"swiglu", {"gate", "up"}, none, [](const Call& c) { return swiglu(c["gate"], c["up"]); }},
       {"rgb_to_grayscale", {"x"}, {{"weights", {0.299, 0.587, 0.114}}}, run_grayscale, true},
-      {"invert_colors", {"x"}, {{"max", nullptr}}, run_invert, true},
+      {"invert_colors", {"x"}, {{"max", 1.0}}, run_invert, true},
       {"softmax", {"x"}, {{"dim", -1}}, along<softmax>},
       {"log_softmax", {"x"}, {{"dim", -1}}, along<log_softmax>},
       {"cross_entropy",

@@ -21,11 +21,15 @@ struct Unsupported : std::runtime_error {
   using runtime_error::runtime_error;
 };
 
+// Of a case's metadata `attrs`. Errors: `format` unless it is a JSON object, `limit` for its depth.
+Json parse_attributes(const std::string& op, const std::string& attrs);
+
 // A case's attributes over the op's defaults. null asks for the default.
 class Attributes {
  public:
-  Attributes(std::string op, const Json& defaults, const Json& given);
+  Attributes(std::string op, const Json& defaults, Json given);
 
+  bool given(const char* name) const { return given_.contains(name) && !given_[name].is_null(); }
   bool absent(const char* name) const { return all_.at(name).is_null(); }
   bool is_word(const char* name) const { return all_.at(name).is_string(); }
   bool flag(const char* name) const;
@@ -43,6 +47,7 @@ class Attributes {
   std::int64_t integer(const char* name, const Json& value) const;
 
   std::string op_;
+  Json given_;
   Json all_;
 };
 
