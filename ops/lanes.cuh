@@ -37,8 +37,9 @@ struct Lanes {
   int of_others;  // elements of the first pack that are of another row
 
   __device__ int before() const { return packed ? 0 : of_others; }
-  // Column of the first element of pack k; some of it, all, or one element may be there or not.
+  // Column of the first element of pack k, which may begin before the row and end behind it.
   __device__ int at(int k) const { return (k * group + lane) * width - before(); }
+  // Whether the row has some of the pack, all of it, or its element j.
   __device__ bool has(int k) const { return at(k) < cols; }
   __device__ bool whole(int k) const {
     return packed ? has(k) : at(k) >= 0 && at(k) + width <= cols;

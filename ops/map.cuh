@@ -12,8 +12,8 @@
 // A thread maps one pack of 16 bytes, a block one contiguous tile: with full multiprocessors enough
 // bytes are in flight, and the smaller the tiles, the closer together lie those that run at a time.
 // More packs a thread were slower on an H200, and so were hints to the caches; but a small map of
-// one operand is over before that counts, and two packs need fewer blocks. The last tile goes
-// element by element.
+// one operand is over before that counts, and two packs need fewer blocks. A formula that takes
+// long may ask for more by its own `packs`. The last tile goes element by element.
 #pragma once
 #include <tuple>
 #include <utility>
@@ -134,7 +134,7 @@ void map(std::string_view op, const F& f, std::int64_t n, Pointers<T, outputs> y
   static_assert((std::is_same_v<T, X> && ...), "a map is over one dtype");
   constexpr int inputs = sizeof...(X);
   constexpr std::int64_t small = 32 << 20;  // bytes
-  constexpr int large = [] {  // packs a thread: a formula that takes long may ask for more
+  constexpr int large = [] {                // packs a thread
     if constexpr (requires { F::packs; }) return F::packs;
     return 1;
   }();

@@ -10,8 +10,8 @@
 //   f32 and bf16 on Hopper, from spread_bytes()  norm_spread.cu, all over the GPU
 //   the same, few() in one wave of blocks        norm_few.cu, in clusters of blocks
 //   the same, of more than 512 bytes             norm_ring.cu, in a block or a cluster
-//   others of 64 KB, or few()                    norm_slices.cu, read twice
-//   shorter                                      here
+//   others, too long for a block's registers     norm_slices.cu, read twice
+//   the rest                                     here
 //
 // Rows that fit a group's registers are read once, by a fixed number of groups that each walk many
 // rows, read ahead, and keep the columns' sums, dw and db, in registers; a second stage adds what

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(R::threads* R::groups, 1)
       hopper::copy(place(stage, i, 1), dy + e.first, n, full[stage]);
     }
   };
-  for (int s = 0; s + 1 < R::stages; ++s) fetch(s, row + s * step);
+  for (int k = 0; k + 1 < R::stages; ++k) fetch(k, row + k * step);
   P w[packs];
 #pragma unroll
   for (int k = 0; k < packs; ++k) w[k] = lanes.load(weight, k);
