@@ -5,7 +5,10 @@
 //   map(std::tie(da, db), a, b, dy,
 //       [](auto a, auto b, auto dy) { return std::array{dy * b, dy * a}; });
 //
-// All tensors are f32, f64 or bf16, which is calculated with as f32.
+// All tensors are f32, f64 or bf16, which is calculated with as f32. A formula that asks for it
+// gets a number of their type first:
+//
+//   map(y, x, [](auto type, auto x) { return near_enough(x, type); });
 #pragma once
 #include <algorithm>
 #include <array>
@@ -66,7 +69,13 @@ void map_tensors(const std::array<Tensor*, outputs>& y, const Formula& formula, 
       const std::int64_t at = begin * width;
       std::array<T*, outputs> to;
       for (size_t k = 0; k < outputs; ++k) to[k] = y[k]->template data<T>() + at;
-      map_elements<T>(to, std::min(end * width, n) - at, formula, (x.template data<T>() + at)...);
+      const auto typed = [formula](auto... v) {
+        if constexpr (std::is_invocable_v<const Formula&, decltype(v)...>)
+          return formula(v...);
+        else
+          return formula(T(), v...);
+      };
+      map_elements<T>(to, std::min(end * width, n) - at, typed, (x.template data<T>() + at)...);
     });
   });
 }

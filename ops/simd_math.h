@@ -81,6 +81,15 @@ inline constexpr T ln2_high = sizeof(T) == 8 ? T(6.93147180369123816490e-01)
 template <class T>
 inline constexpr T ln2_low = sizeof(T) == 8 ? T(1.90821492927058770002e-10) : T(9.05800061445e-06);
 
+// 1 / x of such numbers, as exactly as results of type T keep it: bf16 does 14 bits.
+template <class T>
+Simd<Wide<T>> inverse(Simd<Wide<T>> x) {
+  if constexpr (!std::is_same_v<T, Wide<T>> && knows_exponents<Wide<T>>)
+    return near_inverse(x);
+  else
+    return quotient(Simd<Wide<T>>(1), x);
+}
+
 // eˣ = 2ⁿ (1 + p)
 template <class T>
 struct Exponential {

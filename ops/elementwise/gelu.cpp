@@ -40,12 +40,13 @@ cpu::Simd<T> bell(cpu::Simd<T> x) {
   return e * (1 - fma(x, x, -square) * T(0.5));
 }
 
-// Φ(−|x|), the smaller one.
-template <class T>
-cpu::Simd<T> normal_tail(cpu::Simd<T> x, cpu::Simd<T> bell) {
+// Φ(−size), as exactly as results of type T keep it.
+template <class W, class T = W>
+cpu::Simd<W> normal_tail(cpu::Simd<W> size, cpu::Simd<W> bell, T = {}) {
   constexpr NormalTail<T> of;
-  const auto t = quotient(cpu::Simd<T>(1), 1 + abs(x) * of.slope);
-  return cpu::polynomial(t + t - 1, of.q) * t * bell;
+  const auto t = cpu::inverse<T>(1 + size * of.slope);
+  const auto u = fma(t, cpu::Simd<W>(2), cpu::Simd<W>(-1));
+  return cpu::polynomial(u, of.q) * t * bell;
 }
 
 }  // namespace
@@ -54,9 +55,9 @@ void cpu::gelu(const Tensor& x, bool approximate, Tensor& y) {
   if (approximate)
     map(y, x, [](auto x) { return x / (1 + exp(-2 * tanh_argument(x))); });
   else
-    map(y, x, [](auto x) {
-      const auto b = clamp(x, -most, most);
-      return fma(-abs(b), normal_tail(b, bell(b)), zero_where(x < 0, x));
+    map(y, x, [](auto type, auto x) {
+      const auto size = clamp(abs(x), 0, most);
+      return fma(-size, normal_tail(size, bell(size), type), zero_where(x < 0, x));
     });
 }
 
@@ -72,7 +73,7 @@ void cpu::gelu_backward(const Tensor& x, const Tensor& dy, bool approximate, Ten
     map(dx, x, dy, [](auto x, auto dy) {
       const auto b = clamp(x, -most, most), e = bell(b);
       constexpr double scale = 0.39894228040143267794;  // 1/√(2π)
-      const auto tail = normal_tail(b, e);
+      const auto tail = normal_tail(abs(b), e);
       return dy * (select(x < 0, tail, 1 - tail) + b * e * scale);
     });
   }
