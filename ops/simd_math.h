@@ -81,13 +81,16 @@ inline constexpr T ln2_high = sizeof(T) == 8 ? T(6.93147180369123816490e-01)
 template <class T>
 inline constexpr T ln2_low = sizeof(T) == 8 ? T(1.90821492927058770002e-10) : T(9.05800061445e-06);
 
-// 1 / x of such numbers, as exactly as results of type T keep it: bf16 does 14 bits.
+// 1 / x of such numbers, as exactly as results of type T keep it: to 14 bits for bf16, for f32
+// within an ulp.
 template <class T>
 Simd<Wide<T>> inverse(Simd<Wide<T>> x) {
-  if constexpr (!std::is_same_v<T, Wide<T>> && knows_exponents<Wide<T>>)
-    return near_inverse(x);
-  else
+  if constexpr (sizeof(T) == 8 || !knows_exponents<Wide<T>>) {
     return quotient(Simd<Wide<T>>(1), x);
+  } else {
+    const Simd<Wide<T>> y = near_inverse(x);
+    return sizeof(T) == 2 ? y : fma(fma(-x, y, 1), y, y);
+  }
 }
 
 // eˣ = 2ⁿ (1 + p)
