@@ -11,6 +11,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../shallow_json.h"
 #include "ops.h"
 
 namespace {
@@ -131,18 +132,12 @@ void measure(Json& row, Device device) {
 
 // The row of one line: the case, its figures, or why there are none.
 Json row_of(const std::string& line, Device device) {
-  constexpr int deepest = 8;  // levels: more would take the stack when a case is shown
   Json row = {{"case", line}};
   try {
-    const auto check = [&](int depth, Json::parse_event_t, Json&) {
-      require(depth <= deepest, Kind::limit, "opbench", "a case is nested too deeply",
-              line.substr(0, 200), text("at most ", deepest, " levels"));
-      return true;
-    };
-    Json json = Json::parse(line, check, false);
-    require(json.is_object() && json.contains("op") && json["op"].is_string(), Kind::format,
-            "opbench", "bad case", line.substr(0, 200), "an object in one line, {\"op\": …}");
-    row = std::move(json);
+    Json json = parse_shallow<Json>("opbench", "a case", line);
+    if (json.is_object()) row = std::move(json);
+    require(row.contains("op") && row["op"].is_string(), Kind::format, "opbench", "bad case",
+            line.substr(0, json_shown), "an object in one line, {\"op\": …}");
     allow_tf32(row.contains("dtype") && row["dtype"] == "tf32");
     measure(row, device);
   } catch (const std::exception& error) {

@@ -1,24 +1,16 @@
 #include <cmath>
 
+#include "../shallow_json.h"
 #include "ops.h"
 
 namespace opcase {
 
 using ebb::Kind;
 
-constexpr size_t shown = 200;  // characters of what a case says, in an error's one line
-
-// No attribute is a list of lists; what goes on and on would take the stack when it is shown.
 Json parse_attributes(const std::string& op, const std::string& attrs) {
-  constexpr int deepest = 8;
-  const auto check = [&](int depth, Json::parse_event_t, Json&) {
-    ebb::require(depth <= deepest, Kind::limit, op, "attrs is nested too deeply",
-                 attrs.substr(0, shown), ebb::text("at most ", deepest, " levels"));
-    return true;
-  };
-  Json json = Json::parse(attrs, check, false);
-  ebb::require(!json.is_discarded(), Kind::format, op, "attrs is not JSON", attrs.substr(0, shown),
-               "a JSON object");
+  Json json = parse_shallow<Json>(op, "attrs", attrs);
+  ebb::require(!json.is_discarded(), Kind::format, op, "attrs is not JSON",
+               attrs.substr(0, json_shown), "a JSON object");
   ebb::require(json.is_object(), Kind::format, op, "attrs must be a JSON object", json.type_name(),
                "an object");
   return json;
@@ -27,7 +19,8 @@ Json parse_attributes(const std::string& op, const std::string& attrs) {
 Attributes::Attributes(std::string op, const Json& defaults, Json given)
     : op_(std::move(op)), given_(std::move(given)), all_(defaults) {
   for (const auto& [name, value] : given_.items()) {
-    if (!all_.contains(name)) throw Unsupported("no attribute `" + name.substr(0, shown) + "`");
+    if (!all_.contains(name))
+      throw Unsupported("no attribute `" + name.substr(0, json_shown) + "`");
     if (!value.is_null()) all_[name] = value;
   }
 }
@@ -37,7 +30,8 @@ void Attributes::refuse(const char* name, const char* expected) const {
   ebb::require(!value.is_null(), Kind::value, op_, std::string("attribute ") + name + " is missing",
                "none", expected);
   ebb::raise(Kind::value, op_, std::string("attribute ") + name + " is not of its type",
-             value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, shown), expected);
+             value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, json_shown),
+             expected);
 }
 
 std::int64_t Attributes::integer(const char* name, const Json& value) const {
