@@ -105,6 +105,14 @@ __device__ void store(Pack<T, N>* to, const Pack<T, N>& pack) {
 template <class T>
 inline constexpr int pack_size = 16 / sizeof(T);
 
+// 2^x with a relative error of 2⁻²²; 0 below 2⁻¹²⁶.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+inline constexpr float log2_e = 1.4426950408889634f;
+
 // Reductions in a fixed order: the same bits at every run.
 inline constexpr int warp_size = 32;
 

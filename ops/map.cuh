@@ -46,18 +46,13 @@ __device__ inline double reciprocal(double x) { return 1 / x; }
 
 // 2ˣ and eˣ, as exactly as results of type T keep them: 5e-6 of them off is nothing to bf16.
 template <class T>
-__device__ Compute<T> power_of_2(Compute<T> x) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  } else {
-    return exp2(x);
-  }
+__device__ Compute<T> exponential_of_2(Compute<T> x) {
+  if constexpr (std::is_same_v<T, bf16>) return power_of_two(x);
+  return exp2(x);
 }
 template <class T>
 __device__ Compute<T> exponential(Compute<T> x) {
-  if constexpr (std::is_same_v<T, bf16>) return power_of_2<bf16>(x * 1.44269504088896341f);
+  if constexpr (std::is_same_v<T, bf16>) return power_of_two(x * log2_e);
   return exp(x);
 }
 

@@ -33,14 +33,6 @@ __device__ V element(T x) {
   }
 }
 
-// 2^x with a relative error of 2⁻²²; 0 below 2⁻¹²⁶.
-__device__ inline float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-inline constexpr float log2_e = 1.4426950408889634f;
-
 // The random bits of one head's weights, of which flash_attention.h says which has which; of_keys:
 // rows are keys and columns queries.
 template <bool of_keys>

@@ -9,10 +9,8 @@
 
 namespace ebb::gpu::hopper {
 
-using attention::log2_e;
 using attention::odd_of;
 using attention::op;
-using attention::power_of_two;
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 

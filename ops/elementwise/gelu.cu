@@ -9,7 +9,7 @@ namespace {
 
 using gpu::Compute;
 using gpu::exponential;
-using gpu::power_of_2;
+using gpu::exponential_of_2;
 using gpu::reciprocal;
 
 // (1 + tanh(u)) / 2 = 1 / (1 + e⁻²ᵘ): one exponential, and no cancellation where it is small.
@@ -46,7 +46,7 @@ __device__ C clamped(C x) {
 // e^(−x²/2); in f64 with what x² is short of after rounding.
 template <class T, class C>
 __device__ C bell(C x) {
-  if constexpr (sizeof(C) == 4) return power_of_2<T>(x * x * -0.72134752f);  // log₂(e) / 2
+  if constexpr (sizeof(C) == 4) return exponential_of_2<T>(x * x * -0.72134752f);  // log₂(e) / 2
   x = clamped(x);
   const C square = x * x;
   return exp(square * C(-0.5)) * (1 - fma(x, x, -square) * C(0.5));

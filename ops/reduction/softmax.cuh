@@ -8,15 +8,11 @@ namespace ebb::gpu {
 
 // e^x of f32 as 2^(x log2 e): beside the library's 2 ulp an error of |x| / 2^24, which where x <= 0
 // is less than that of rounding 1, in half the instructions.
-__device__ inline float power_of_e(float x) { return exp2f(x * 1.4426950408889634f); }
+__device__ inline float power_of_e(float x) { return exp2f(x * log2_e); }
 __device__ inline double power_of_e(double x) { return exp(x); }
 
 // The same as a term of a sum of at least 1, where it may as well be 0 when it is denormal.
-__device__ inline float term_of_e(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
-  return y;
-}
+__device__ inline float term_of_e(float x) { return power_of_two(x * log2_e); }
 __device__ inline double term_of_e(double x) { return exp(x); }
 
 // exp(x − max) · scale. What is to be rounded to bf16 is 2^24 times too large before it is scaled:
@@ -28,13 +24,10 @@ struct Powers {
   C scale;
 
   __device__ C operator()(C x) const {
-    if constexpr (!std::is_same_v<T, bf16>) {
+    if constexpr (!std::is_same_v<T, bf16>)
       return power_of_e(x - max) * scale;
-    } else {
-      float y;
-      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(fmaf(x - max, 1.4426950408889634f, 24)));
-      return y * (0x1p-24f * scale);
-    }
+    else
+      return power_of_two(fmaf(x - max, log2_e, 24)) * (0x1p-24f * scale);
   }
 };
 
