@@ -314,11 +314,13 @@ bool rows_are_packed(const RowLayout& layout) {
 }
 
 // Each row in the registers of 2 to 8 blocks, a slice each.
-template <class T, int per_thread, bool packed, class Body, class... X>
+constexpr std::int64_t spread_packs = 2048;  // of a block
+template <class T, bool packed, class Body, class... X>
 void spread_rows(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
-  constexpr int group = 256;
+  constexpr int per_thread = 8 / sizeof...(X);
+  constexpr int group = spread_packs / per_thread;
   const std::int64_t packs = divide_up<std::int64_t>(row.cols, pack_size<T>);
-  const std::int64_t slices = divide_up<std::int64_t>(packs, group * per_thread);
+  const std::int64_t slices = divide_up(packs, spread_packs);
   const RowLayout layout{row.rows, row.cols, slices, divide_up(packs, slices) * pack_size<T>};
   launch_held<T, group, per_thread, Held::by_cluster, packed>(op, body, layout, x...);
 }
@@ -349,11 +351,8 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
     if (packs <= 4096) return go.template operator()<512, 8>();
     if constexpr (sizeof...(X) == 1)
       if (packs <= 8192) return go.template operator()<512, 16>();
-    constexpr std::int64_t most = most_cluster_blocks * 2048 * pack_size<T>;
-    if constexpr (sizeof...(X) == 2)
-      if (row.cols <= most / 2 && have_clusters())
-        return spread_rows<T, 4, packed>(op, body, row, x...);
-    if (row.cols <= most && have_clusters()) return spread_rows<T, 8, packed>(op, body, row, x...);
+    constexpr std::int64_t most = most_cluster_blocks * spread_packs * pack_size<T>;
+    if (row.cols <= most && have_clusters()) return spread_rows<T, packed>(op, body, row, x...);
   }
   launch_held<T, 256, 4, Held::nowhere, packed>(op, body, row, x...);
 }
