@@ -17,6 +17,8 @@ class RowSteps {
  public:
   using C = Compute<T>;
   using Wide = Wide_;
+  // Whether blocks of all rows wait for each other to reduce: then each must do it as often.
+  static constexpr bool of_grid = false;
 
   // f(column, x…) for each element this thread sees.
   template <class F>

@@ -47,6 +47,7 @@ template <class T, int inputs, bool shared>
 class StridedRow : public RowSteps<StridedRow<T, inputs, shared>, T> {
  public:
   using C = Compute<T>;
+  static constexpr bool of_grid = shared;
 
   __device__ StridedRow(const LineLayout& s, double* told, const T* const (&x)[inputs])
       : s_(s),

@@ -17,18 +17,31 @@ struct Normalize {
 
   template <class Row>
   __device__ void operator()(Row& row) const {
-    double square = row.sum([](auto, C x) { return x * x; });
-    const bool lost = !(lowest < square && square < highest);
-    if (__syncthreads_or(lost)) {  // the block adds up together, for the rows that need it
-      double exact = 0;
-      row.each([&](auto, C x) { exact += static_cast<double>(x) * static_cast<double>(x); });
-      exact = row.reduce(gpu::Sum{}, exact);
-      if (lost) square = exact;
-    }
-    const double norm = sqrt(square);
+    const double norm = sqrt(square(row));
     const C s = static_cast<C>(norm <= eps ? 1 / eps : 1 / norm);
     row.write(y, [=](auto, C x) { return x * s; });
     if (row.leader()) scale[row.index()] = norm <= eps ? -s : s;
+  }
+
+ private:
+  // Σ x²
+  template <class Row>
+  __device__ double square(Row& row) const {
+    if constexpr (Row::of_grid) {
+      return exact(row);
+    } else {
+      const double fast = row.sum([](auto, C x) { return x * x; });
+      const bool lost = !(lowest < fast && fast < highest);
+      if (!__syncthreads_or(lost)) return fast;
+      const double slow = exact(row);  // the block adds up together, for the rows that need it
+      return lost ? slow : fast;
+    }
+  }
+  template <class Row>
+  __device__ double exact(Row& row) const {
+    double sum = 0;
+    row.each([&](auto, C x) { sum += static_cast<double>(x) * static_cast<double>(x); });
+    return row.reduce(gpu::Sum{}, sum);
   }
 };
 

@@ -49,6 +49,16 @@ TEST_CASE("l2_normalize: a long row between two others, one of them 0 and one Na
     }
 }
 
+// On a GPU blocks share such columns: those of 0 and NaN take no other steps than the rest.
+TEST_CASE("l2_normalize: long columns among others, one of them 0 and one NaN") {
+  Tensor x = randn({5000, 64}, 9, Dtype::f32);
+  for (std::int64_t i = 0; i < 5000; ++i) x.data<float>()[64 * i + 3] = 0;
+  x.data<float>()[64 * 7 + 40] = NAN;
+  const Tensor y = l2_normalize(x.to(Dtype::f64), {.dim = 0});
+  for (const Device device : devices())
+    check_close(l2_normalize(x.to(device), {.dim = 0}), y, row, "y");
+}
+
 TEST_CASE("l2_normalize: squares that f32 cannot hold are no loss") {
   for (const float scale : {1e-30f, 1e-19f, 1e18f, 1e30f})
     for (const std::int64_t cols : {4, 300, 5000, 40000}) {
@@ -67,7 +77,8 @@ TEST_CASE("l2_normalize: twins agree at ragged, 1 and 0 sizes") {
   const TwinTolerance tolerance{row, row_gradient};
   for (const std::int64_t cols : {2, 3, 31, 32, 33, 127, 512, 1025, 9001, 33001, 140000})
     check_twins(f(1), {randn({3, cols}, 3)}, tolerance);
-  for (const Shape& shape : {Shape{2, 7, 3}, Shape{1, 300, 1}, Shape{3, 10, 257}, Shape{700, 2, 2}})
+  for (const Shape& shape : {Shape{2, 7, 3}, Shape{1, 300, 1}, Shape{3, 10, 257}, Shape{700, 2, 2},
+                             Shape{3, 4096, 3}, Shape{2, 9000, 33}})
     check_twins(f(1), {randn(shape, 4)}, tolerance);
   for (const Shape& shape : {Shape{0, 3}, Shape{3, 0}, Shape{2, 0, 3}})
     check_twins(f(1), {randn(shape, 5)}, {exact, exact});
