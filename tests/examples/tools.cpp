@@ -1,6 +1,8 @@
 // opcase and opbench from outside, where they are asked what makes no sense.
 #include <sys/stat.h>
 
+#include <chrono>
+
 #include "ebb/core/safetensors.h"
 #include "folder.h"
 #include "program.h"
@@ -46,6 +48,8 @@ TEST_CASE("opcase: what is no case is refused in one short line, without an answ
   const Tools tools;
   tools.make_case("si\nlu\x1b", "{}");
   tools.check_case_refused(5, {"si lu : no such op"});
+  tools.make_case(std::string(100000, 'x'), "{}");
+  tools.check_case_refused(5, {"xxx: no such op"});
   tools.make_case("silu", R"({"dim":)");
   tools.check_case_refused(3, {"silu: attrs is not JSON"});
   tools.make_case("softmax", R"({"dim":)" + deep + "}");
@@ -111,6 +115,25 @@ TEST_CASE("opcase: what belongs to no case may be of any type; a list without a 
   ebb::save_safetensors(tools.path / "case", {{{"in.xs.0", one}, {"in.xs.2", one}, {"gout.0", one}},
                                               {{"op", "concat"}}});
   tools.check_case_refused(3, {"concat: input xs.1 is missing"});
+}
+
+TEST_CASE("opcase: a header of many tensors, or of many levels, takes no time to speak of") {
+  const Tools tools;
+  const auto refused_soon = [&](const Words& parts) {
+    const auto start = std::chrono::steady_clock::now();
+    tools.check_case_refused(3, parts);
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(2));
+  };
+  const std::string header = R"({"x":)" + std::string(20'000'000, '[');
+  const std::uint64_t size = header.size();
+  write(tools.path / "case",
+        std::string(reinterpret_cast<const char*>(&size), sizeof size) + header);
+  refused_soon({"opcase: ", "case, byte "});
+  ebb::Checkpoint many{{}, {{"op", "silu"}, {"attrs", "{}"}}};
+  for (int i = 0; i < 65'000; ++i)
+    many.tensors.emplace_back("t" + std::to_string(i), ebb::zeros({0}));
+  ebb::save_safetensors(tools.path / "case", many);
+  refused_soon({"silu: input x is missing"});
 }
 
 TEST_CASE("opcase: in a folder each file that is a case is run, whatever lies beside it") {
@@ -196,6 +219,11 @@ TEST_CASE("opcase and opbench: what cannot be read or written is said") {
   const std::string list = tools.run("opcase", {"--list"}).out;
   const size_t invert = list.find("\ninvert_colors(x)");
   CHECK(list.substr(invert, list.find('\n', invert + 1) - invert).find("u8") != std::string::npos);
+  for (const char* folder : {"case", "case/below"}) {
+    const Ended unmade = tools.run("opcase", {"--dir", ".", "--out", folder});
+    CHECK(unmade.code == 3);
+    CHECK(unmade.err.find("opcase: --out cannot be made; got case") == 0);
+  }
   tools.around.output = "/dev/full";
   CHECK(tools.run("opbench", {"--cases", "cases"}).code == 7);
   CHECK(tools.run("opcase", {"--list"}).code == 3);

@@ -6,10 +6,48 @@
 #include <fstream>
 #include <new>
 
+#include "../shallow_json.h"
+
 namespace opcase {
 namespace {
 
 using namespace ebb;
+
+// Keeps nothing of a header but __metadata__'s op, and reads on only until that is known, or until
+// it is deeper than headers are.
+class OpName final : public nlohmann::json_sax<Json> {
+ public:
+  std::string name;
+
+  bool key(string_t& key) override {
+    if (depth_ == 1) in_metadata_ = key == "__metadata__";
+    at_op_ = depth_ == 2 && in_metadata_ && key == "op";
+    return true;
+  }
+  bool string(string_t& value) override {
+    if (at_op_) name = value;
+    return !at_op_;
+  }
+  bool start_object(size_t) override { return deeper(); }
+  bool start_array(size_t) override { return deeper(); }
+  bool end_object() override { return depth_-- > 0; }
+  bool end_array() override { return depth_-- > 0; }
+  bool null() override { return !at_op_; }
+  bool boolean(bool) override { return !at_op_; }
+  bool number_integer(number_integer_t) override { return !at_op_; }
+  bool number_unsigned(number_unsigned_t) override { return !at_op_; }
+  bool number_float(number_float_t, const string_t&) override { return !at_op_; }
+  bool binary(binary_t&) override { return !at_op_; }
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception&) override {
+    return false;
+  }
+
+ private:
+  static constexpr int deepest = 3;  // a tensor's shape
+  bool deeper() { return !at_op_ && ++depth_ <= deepest; }
+  int depth_ = 0;
+  bool in_metadata_ = false, at_op_ = false;
+};
 
 // The name in a file's header, however wrong the rest is, so that refusals can begin with it; empty
 // when there is none. The file is read again, strictly, afterwards.
@@ -22,16 +60,14 @@ std::string peek_op(const std::string& path) {
   if (!file.read(reinterpret_cast<char*>(&size), sizeof size) || size > most) return {};
   std::string header(size, ' ');
   if (!file.read(header.data(), static_cast<std::streamsize>(size))) return {};
-  const Json json = Json::parse(header, nullptr, false);
-  if (!json.is_object() || !json.contains("__metadata__")) return {};
-  const Json& metadata = json["__metadata__"];
-  if (!metadata.is_object() || !metadata.contains("op") || !metadata["op"].is_string()) return {};
-  return metadata["op"].get<std::string>();
+  OpName op;
+  Json::sax_parse(header, &op);
+  return op.name;
 }
 
 // A failure as one line that begins with the op's name.
 std::string line(const std::string& op, std::string message) {
-  const std::string name = op.empty() ? "opcase" : op;
+  const std::string name = op.empty() ? "opcase" : op.substr(0, json_shown);
   if (message.rfind(name + ":", 0) != 0) message = name + ": " + message;
   for (char& c : message)
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';

@@ -106,13 +106,19 @@ Json run_one(const fs::path& from, const fs::path& to, const fs::path& file,
 
 int run_folder(const fs::path& from, const fs::path& to, const Settings& settings) {
   if (!fs::is_directory(from)) return wrong_usage("--dir " + from.string() + " is no folder");
-  fs::create_directories(to);
+  std::error_code unmade;
+  fs::create_directories(to, unmade);
+  if (unmade)
+    return report({refused, "opcase: --out cannot be made; got " + to.string() + ", " +
+                                unmade.message() + "; expected a folder, or room for one"});
   if (fs::equivalent(from, to)) return wrong_usage("--out is the folder of the cases");
   const std::vector<fs::path> files = cases_in(from, to);
   std::ofstream status(to / "status.jsonl", std::ios::trunc);
   for (const fs::path& file : files)
     status << shown(run_one(from, to, file, settings)) + '\n' << std::flush;
-  if (!status) return wrong_usage("cannot write " + (to / "status.jsonl").string());
+  if (!status)
+    return report({refused, "opcase: status.jsonl cannot be written; got " + to.string() +
+                                "; expected a folder to write in"});
   return ran;
 }
 
