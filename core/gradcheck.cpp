@@ -232,8 +232,8 @@ class Check {
 
   template <class Where>
   void compare(double a, double n, size_t input, const Where& where, const Values& u) {
-    const double error = std::abs(a - n);
-    result_.worst = std::max(result_.worst, error / (1 + std::abs(n)));
+    const double error = std::abs(a - n), share = error / (1 + std::abs(n));
+    if (!(share <= result_.worst) && !std::isnan(result_.worst)) result_.worst = share;
     if (error <= options_.atol + options_.rtol * std::abs(n)) return;
     fail(text("input ", input, ", ", where, ": backward says ", a,
               std::isnan(a) ? " or nothing" : "", ", differences say ", n),

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <functional>
@@ -87,7 +88,6 @@ inline void check_gradients(const Function& f, const Tensors& inputs,
     const GradcheckResult result = gradcheck(f, there, options);
     INFO("device ", static_cast<std::ostringstream&&>(std::ostringstream() << device).str());
     CHECK_MESSAGE(result.ok, result.report);
-    CHECK(result.worst <= 2 * options.atol);
   }
 }
 
@@ -162,6 +162,12 @@ inline bool ends_in_poison(const Tensor& x) {
   return std::ranges::all_of(behind, [](unsigned char byte) { return byte == 0xFF; });
 }
 
+inline bool same_bytes(const Tensor& a, const Tensor& b) {
+  const Tensor x = a.to(cpu_device), y = b.to(cpu_device);
+  return x.shape() == y.shape() && x.dtype() == y.dtype() &&
+         (x.bytes() == 0 || std::memcmp(x.raw(), y.raw(), static_cast<size_t>(x.bytes())) == 0);
+}
+
 struct TwinTolerance {
   Tolerance value = pointwise;
   Tolerance gradient = pointwise_gradient;
@@ -205,14 +211,14 @@ inline void check_twins(const Function& f, const Tensors& inputs, TwinTolerance 
     where << device;
     for (const Tensor& x : inputs) where << ' ' << x;
     check_close(result.y, reference.y, tolerance.value, "y on " + where.str());
-    check_close(again.y, result.y, exact, "y again on " + where.str());
+    CHECK_MESSAGE(same_bytes(again.y, result.y), "y again on ", where.str());
     CHECK_MESSAGE(ends_in_poison(result.y), "past the end of y on ", where.str());
     for (size_t i = 0; i < inputs.size(); ++i) {
       REQUIRE(result.gradients[i].defined() == reference.gradients[i].defined());
       if (!result.gradients[i].defined()) continue;
       const std::string name = "gradient " + std::to_string(i) + " on " + where.str();
       check_close(result.gradients[i], reference.gradients[i], tolerance.gradient, name);
-      check_close(again.gradients[i], result.gradients[i], exact, name + ", again");
+      CHECK_MESSAGE(same_bytes(again.gradients[i], result.gradients[i]), name, ", again");
       CHECK_MESSAGE(ends_in_poison(result.gradients[i]), "past the end of ", name);
     }
   }

@@ -67,6 +67,7 @@ TEST_CASE("gradcheck: planted mistakes are caught, in full and by projections") 
     caught([](double, double) { return 0.0; });                               // nothing at all
     caught([](double x, double dy) { return x > 1 ? NAN : 3 * x * x * dy; });
     caught([](double x, double dy) { return 3 * x * x * dy + 1e-6; });  // not linear in dy
+    CHECK(std::isnan(check(shape, [](double, double) { return NAN; }).worst));
     int calls = 0;
     caught([&](double x, double dy) { return 3 * x * x * dy * (1 + 1e-15 * (++calls % 7)); });
   }
