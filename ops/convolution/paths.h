@@ -5,8 +5,8 @@
 // convolve() is the forward pass, or `transposed` the input gradient: `in` is x or dy then, and
 // `out` y or dx.
 //
-// Infinities and NaN reach what sees them. Only an infinite weight may meet zeros beside an image,
-// or between dy's pixels, and gives NaN there.
+// Infinities and NaN reach what sees them. Only such a weight may meet zeros beside an image, or
+// between dy's pixels, and gives NaN there.
 #pragma once
 #include "ebb/ops/convolution/conv2d.h"
 
