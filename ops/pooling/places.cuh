@@ -9,7 +9,7 @@
 
 namespace ebb::gpu {
 
-inline constexpr int pool_threads = 256;  // of a block, at most
+inline constexpr int pool_threads = 256;  // of a block, at most; half for lines
 
 template <class Index>
 struct Place {
@@ -28,7 +28,9 @@ struct Places {
         rows(std::max<std::int64_t>(1, rows)),
         columns(std::max<std::int64_t>(1, columns)) {}
   // The fewer there are, the more multiprocessors they should be spread over.
-  int threads() const { return size <= 1 << 16 ? 64 : pool_threads; }
+  int threads() const {
+    return size <= 1 << 16 ? 64 : rows.d == 1 ? pool_threads / 2 : pool_threads;
+  }
   dim3 blocks(int threads) const {
     return dim3(static_cast<unsigned>(divide_up(size, static_cast<Word>(threads))));
   }
