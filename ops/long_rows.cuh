@@ -300,11 +300,15 @@ bool launch_long_rows(std::string_view op, const Body& body, LongRows s, int mem
 }
 
 // Two blocks a multiprocessor where slices of 64 KB are enough, one of twice the threads otherwise.
+// That also for f32 of nearly twice 128 KB: clusters of two leave no multiprocessor out.
 template <class T, bool packed, class Body, class... X>
 bool long_rows_as(std::string_view op, const Body& body, LongRows s, const X*... x) {
   const std::int64_t elements = packed ? s.cols : s.cols + pack_size<T> - 1;
   const std::int64_t packs = divide_up<std::int64_t>(elements, pack_size<T>);
-  constexpr std::int64_t most = 4 * 16384 / 16 / sizeof...(X);
+  constexpr std::int64_t slice = 4096;
+  const bool halves =
+      packed && sizeof(T) == 4 && sizeof...(X) == 1 && packs > 3 * slice && packs <= 4 * slice;
+  const std::int64_t most = halves ? 2 * slice : slice / sizeof...(X);
   while (s.blocks < largest_cluster &&
          (packs > s.blocks * most ||
           (packs > s.blocks * 512 && s.rows * s.blocks * 2 <= multiprocessors_used)))
