@@ -25,6 +25,15 @@ class RowSteps {
   __device__ void each(F f) {
     static_cast<Row&>(*this).windows([&](auto visit) { visit(f); });
   }
+  // windows() that come with the largest number of one input: f(visit, largest)
+  template <class F>
+  __device__ void windows_and_largest(F f) {
+    static_cast<Row&>(*this).windows([&](auto visit) {
+      C largest = -std::numeric_limits<C>::infinity();
+      visit([&](auto, C x) { largest = fmax(largest, x); });
+      f(visit, largest);
+    });
+  }
   template <class F>
   __device__ C max(F f) {
     C m = -std::numeric_limits<C>::infinity();

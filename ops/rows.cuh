@@ -122,16 +122,31 @@ class Row : public RowSteps<Row<T, inputs, group, packs, held, packed_>, T,
   template <class F>
   __device__ void windows(F f) {
     each_window([&](const Window& w, Index start, int left) {
-      f([&](auto g) {
-        const auto at = [&](Index place, auto... x) { g(column(place), x...); };
-        head(start, at);
+      f([&](auto g) { visit_window(w, start, left, g); });
+    });
+  }
+  // bf16 by pairs, as they lie there.
+  template <class F>
+  __device__ void windows_and_largest(F f) {
+    if constexpr (!std::is_same_v<T, bf16>) {
+      this->RowSteps<Row, T, typename Row::Wide>::windows_and_largest(f);
+    } else {
+      each_window([&](const Window& w, Index start, int left) {
+        C largest = -std::numeric_limits<C>::infinity();
+        const auto one = [&](Index, C x) { largest = fmax(largest, x); };
+        head(start, one);
+        tail(start, one);
+        __nv_bfloat162 both = __float2bfloat162_rn(largest);
 #pragma unroll
         for (int k = 0; k < packs; ++k)
           if (at_pack(k) < left)
-            visit(w, k, [&](int j, auto... x) { at(start + at_pack(k) + j, x...); });
-        tail(start, at);
+#pragma unroll
+            for (const unsigned word : w[0][k].w)
+              both = __hmax2(both, reinterpret_cast<const __nv_bfloat162&>(word));
+        f([&](auto g) { visit_window(w, start, left, g); },
+          fmax(__low2float(both), __high2float(both)));
       });
-    });
+    }
   }
 
   template <class Op, class A>
@@ -255,6 +270,17 @@ class Row : public RowSteps<Row<T, inputs, group, packs, held, packed_>, T,
     }
   }
 
+  // f(column, x…) on the window's elements.
+  template <class F>
+  __device__ void visit_window(const Window& w, Index start, int left, F f) const {
+    const auto at = [&](Index place, auto... x) { f(column(place), x...); };
+    head(start, at);
+#pragma unroll
+    for (int k = 0; k < packs; ++k)
+      if (at_pack(k) < left)
+        visit(w, k, [&](int j, auto... x) { at(start + at_pack(k) + j, x...); });
+    tail(start, at);
+  }
   // f(j, x…) on the elements of the window's pack k; j is a constant once unrolled.
   template <class F>
   __device__ void visit(const Window& w, int k, F f) const {
@@ -313,7 +339,7 @@ bool rows_are_packed(const RowLayout& layout) {
   return layout.cols % pack_size<T> == 0 && layout.chunk % pack_size<T> == 0;
 }
 
-// Each row in the registers of 2 to 8 blocks, a slice each.
+// Each row in the registers of up to 8 blocks, a slice each.
 constexpr std::int64_t spread_packs = 2048;  // of a block
 template <class T, bool packed, class Body, class... X>
 void spread_rows(std::string_view op, const Body& body, const RowLayout& row, const X*... x) {
@@ -340,7 +366,7 @@ void keep_rows_as(std::string_view op, const Body& body, const RowLayout& row, c
     if (packs <= 64) return go.template operator()<32, 2>();
     if (packs <= 96) return go.template operator()<32, 3>();
   }
-  if (packs <= 128) return go.template operator()<64, 2>();
+  if (packs <= 128) return go.template operator()<32, 4>();
   if (packs <= 256) return go.template operator()<128, 2>();
   if constexpr (fast)
     if (packs <= 512) return go.template operator()<128, 4>();

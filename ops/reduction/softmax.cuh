@@ -45,9 +45,8 @@ __device__ MaxAndSum<C> max_and_sum(Row& row) {
   constexpr C lowest = -std::numeric_limits<C>::infinity();
   C mine = lowest;
   typename Row::Wide sum = 0;
-  row.windows([&](auto visit) {
-    C top = mine;
-    visit([&](auto, C x) { top = fmax(top, x); });
+  row.windows_and_largest([&](auto visit, C largest) {
+    const C top = fmax(mine, largest);
     if (top > mine) sum *= power_of_e(mine - top);
     mine = top;
     const C base = top == lowest ? C(0) : top;
