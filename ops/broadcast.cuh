@@ -9,6 +9,7 @@
 #include "ebb/ops/divider.cuh"
 #include "ebb/ops/elementwise/broadcast.h"
 #include "ebb/ops/map.cuh"
+#include "ebb/ops/packs.cuh"
 
 namespace ebb::gpu {
 
@@ -103,22 +104,64 @@ __global__ void __launch_bounds__(map_threads)
 #pragma unroll
   for (int p = 0; p < packs; ++p) {
     if (at(p) >= n) return;
-    P out;
+    Compute<T> value[width];
 #pragma unroll
-    for (int j = 0; j < width; ++j) {
-      Values<T, inputs> x;
-#pragma unroll
-      for (int k = 0; k < inputs; ++k) x.v[k] = in[p][k].v[j];
-      out.v[j] = apply<T, 1>(f, x, std::make_index_sequence<inputs>()).v[0];
-    }
+    for (int j = 0; j < width; ++j)
+      value[j] = of_packs(f, in[p], j, std::make_index_sequence<inputs>());
+    const P out = narrow<T>(value);
     if (n - at(p) >= width) {
-      store(reinterpret_cast<P*>(y + at(p)), out);
+      store_words(y + at(p), out);
     } else {
 #pragma unroll
       for (int j = 0; j < width; ++j)
         if (j < n - at(p)) y[at(p) + j] = out.v[j];
     }
   }
+}
+
+// The same where one operand is a row, as a bias is, and the other lies as y does: a thread has a
+// pack of columns, of two rows.
+template <class T, bool row_first, class F>
+__global__ void __launch_bounds__(map_threads)
+    row_kernel(F f, std::int64_t rows, unsigned packs, const T* row, const T* x, T* y) {
+  constexpr int width = pack_size<T>;
+  using P = Pack<T, width>;
+  const unsigned tiles = divide_up<unsigned>(packs, map_threads);
+  const unsigned pair = blockIdx.x / tiles;
+  const unsigned column = (blockIdx.x - pair * tiles) * map_threads + threadIdx.x;
+  if (column >= packs) return;
+  const std::int64_t at = std::int64_t{pair} * 2 * packs + column;
+  const bool both = pair * std::int64_t{2} + 1 < rows;
+  P in[2][2];  // of a row: operands in their order
+  in[0][row_first] = load_if<width>(true, x + at * width);
+  in[1][row_first] = load_if<width>(both, x + (at + packs) * width);
+  in[0][!row_first] = in[1][!row_first] = load_if<width>(true, row + column * std::int64_t{width});
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    if (u == 1 && !both) return;
+    Compute<T> value[width];
+#pragma unroll
+    for (int j = 0; j < width; ++j) value[j] = of_packs(f, in[u], j, std::make_index_sequence<2>());
+    store_words(y + (at + u * packs) * width, narrow<T>(value));
+  }
+}
+
+// False where none is a row, or not one that is worth a kernel of its own.
+template <class T, class F>
+bool broadcast_row(std::string_view op, const F& f, const Layout& layout, std::int64_t n, T* y,
+                   const T* a, const T* b) {
+  constexpr std::int64_t worth = 32 << 20;  // bytes
+  const Periodic p(layout);
+  const std::int64_t packs = p.period / pack_size<T>, rows = n / p.period;
+  const std::int64_t blocks =
+      divide_up<std::int64_t>(packs, map_threads) * divide_up<std::int64_t>(rows, 2);
+  if (!p.found || p.inner != 1 || p.period % pack_size<T> != 0 || packs < map_threads / 2 ||
+      n * std::int64_t{sizeof(T)} <= worth || blocks >= std::int64_t{1} << 31)
+    return false;
+  const auto kernel = p.first ? row_kernel<T, true, F> : row_kernel<T, false, F>;
+  launch(op, kernel, dim3(static_cast<unsigned>(blocks)), map_threads, 0, f, rows,
+         static_cast<unsigned>(packs), p.first ? a : b, p.first ? b : a, y);
+  return true;
 }
 
 // More packs a thread where there is little to read.
@@ -128,6 +171,8 @@ void broadcast(std::string_view op, const F& f, const Layout& layout, std::int64
   if (n == 0) return;
   if (layout.equal()) return map<T>(op, f, n, y, x...);
   constexpr int inputs = sizeof...(X);
+  if constexpr (inputs == 2)
+    if (broadcast_row<T>(op, f, layout, n, y, x...)) return;
   const auto go = [&]<int packs, class Word, int most>() {
     constexpr std::int64_t tile = std::int64_t{map_threads} * packs * pack_size<T>;
     launch(op, broadcast_kernel<T, packs, Word, most, F, inputs>,

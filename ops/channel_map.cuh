@@ -56,13 +56,6 @@ struct ChannelPacks {
   std::int64_t tiles = 0;  // blocks of a step
 };
 
-// f of element j of every input's pack
-template <class F, class T, int inputs, int width, size_t... I>
-__device__ Compute<T> of_packs(const F& f, const Pack<T, width> (&in)[inputs], int j,
-                               std::index_sequence<I...>) {
-  return f(widen(in[I], j)...);
-}
-
 // Backwards, so that what a sum of the same tensor has read last is still in the cache.
 template <class T, int shared, int width, class Body, class... X>
 __global__ void __launch_bounds__(map_threads)

@@ -1,6 +1,8 @@
 // Packs of elements between memory and arithmetic on the GPU. bf16 goes by pairs in one word, as
 // taking a word apart and putting it together would cost as much as the arithmetic.
 #pragma once
+#include <utility>
+
 #include "ebb/core/cuda.cuh"
 
 namespace ebb::gpu {
@@ -52,6 +54,13 @@ __device__ Compute<T> widen(const Pack<T, N>& pack, int j) {
     return widen(pack.v[j]);
   }
 }
+// f of element j of every input's pack
+template <class F, class T, int inputs, int width, size_t... I>
+__device__ Compute<T> of_packs(const F& f, const Pack<T, width> (&in)[inputs], int j,
+                               std::index_sequence<I...>) {
+  return f(widen(in[I], j)...);
+}
+
 // The pack of the elements v.
 template <class T, int N>
 __device__ Pack<T, N> narrow(const Compute<T> (&v)[N]) {

@@ -137,6 +137,17 @@ TEST_CASE("arithmetic: short and long rows meet the elements that the rule of br
   }
 }
 
+TEST_CASE("arithmetic: a row beside a large matrix, on either side") {
+  if (gpu_missing()) return;
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const std::int64_t rows : {2050, 2051}) {
+      const Tensor x = randn({rows, 8200}, 1, dtype), row = randn({8200}, 2, dtype);
+      const Tensor there = x.to(cuda_device), row_there = row.to(cuda_device);
+      CHECK(same_bytes(there - row_there, x - row));
+      CHECK(same_bytes(row_there - there, row - x));
+    }
+}
+
 TEST_CASE("div: zeros, infinities and denormals divide as IEEE 754 says") {
   for (const Device device : devices()) {
     const Tensor a = leaf(tensor<float>({0, 1, 1, inff, 1, 1e-40f}, {6}, device));
