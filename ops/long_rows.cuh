@@ -39,6 +39,7 @@ class LongRow : public RowSteps<LongRow<T, inputs, threads, packed_>, T> {
   using C = Compute<T>;
   static constexpr bool packed = packed_;
   static constexpr int width = pack_size<T>;
+  static_assert(inputs <= 2);
   static constexpr int per_thread = threads == 1024 ? 1 : 2 / inputs;  // packs in a chunk
   static constexpr int chunk = per_thread * threads;
   static constexpr int slot_bytes = inputs * chunk * 16;

@@ -105,6 +105,7 @@ inline constexpr Tolerance pointwise{2e-6, 2e-6};
 inline constexpr Tolerance pointwise_gradient{8e-6, 4e-6};
 inline constexpr Tolerance row{0, 2e-6, true};
 inline constexpr Tolerance row_gradient{0, 4e-6, true};
+inline constexpr Tolerance rounded_to_bf16{2e-5, 1.0 / 255};  // once: by 2^-8, and f32's error
 
 // The larger error of two, and NaN once there is one: std::max would drop it.
 inline double worse(double a, double b) { return a != a || b <= a ? a : b; }
@@ -172,6 +173,7 @@ struct TwinTolerance {
   Tolerance value = pointwise;
   Tolerance gradient = pointwise_gradient;
 };
+inline constexpr TwinTolerance two_products{{4e-6, 4e-6}, {0, 8e-6, true}};  // of matrices, in turn
 
 // Runs f on the inputs in f32 on each device, forward and backward with a random dy, into poisoned
 // memory that stays so behind each result, and compares with the CPU in f64 on the same

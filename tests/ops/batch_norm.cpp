@@ -152,8 +152,7 @@ TEST_CASE("batch_norm: f64 is exact, and bf16 rounds only results, at every widt
     for (const Device device : devices())
       for (const Dtype dtype : {Dtype::f64, Dtype::bf16}) {
         const Tensors got = run(dtype, shape, device);
-        const Tolerance tolerance =
-            dtype == Dtype::f64 ? Tolerance{1e-11, 1e-11} : Tolerance{2e-5, 1.0 / 255};
+        const Tolerance tolerance = dtype == Dtype::f64 ? Tolerance{1e-11, 1e-11} : rounded_to_bf16;
         for (size_t i = 0; i < got.size(); ++i) check_close(got[i], exact[i], tolerance, "");
       }
   }

@@ -203,7 +203,7 @@ TEST_CASE("layer_norm: bf16 rounds only the result, and gradients, whatever the 
       };
       const Tensors got = run(Dtype::bf16);
       const Tensors exact = run(Dtype::f64);
-      for (size_t i = 0; i < got.size(); ++i) check_close(got[i], exact[i], {2e-5, 1.0 / 255}, "");
+      for (size_t i = 0; i < got.size(); ++i) check_close(got[i], exact[i], rounded_to_bf16, "");
     }
 }
 

@@ -85,7 +85,7 @@ TEST_CASE("linear_cross_entropy: twins agree at ragged and 1 sizes, and in parts
   for (const auto& [n, width, classes] : sizes)
     for (const std::int64_t at_a_time : logits)
       check_twins(f({.logits_at_a_time = at_a_time}), arguments(n, width, classes, 10),
-                  {{4e-6, 4e-6}, {0, 8e-6, true}});
+                  two_products);
 }
 
 // In parts dw is added up part by part, so only its last digits may differ.
