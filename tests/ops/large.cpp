@@ -41,7 +41,7 @@ Tensor zeros_then(const Tensor& last, std::int64_t before) {
 
 constexpr Tolerance bf16_apart{1e-30, 0x1p-7};             // two roundings
 constexpr Tolerance bf16_gradient{1e-7, 0x1p-6};           // of a y rounded to bf16, rounded itself
-constexpr Tolerance few_products{1e-5, 0};                 // up to 6, of numbers up to 5
+constexpr Tolerance few_products{1e-5, 0};                 // up to 4, of numbers up to 5
 constexpr Tolerance sum_over_images{2e-3, 4e-6};           // 260,000 products of such numbers
 constexpr Tolerance short_row_gradient{1e-4, 4e-6, true};  // 1/σ of 5 numbers may be large
 constexpr Tolerance tiny_row{1e-5, 0};  // of 1 to 40 numbers: 1/σ up to 1/√eps
